@@ -1,0 +1,232 @@
+"""A checkpoint as a value: config and tensor table, read from headers. No tensor is loaded, torch isn't needed.
+
+Passes (`depth.py`, `width.py`, `dtype.py`) take a Checkpoint and return another one whose tensors may be fewer or
+have other names, but still know where their bytes lie in the source; `write.py` moves those bytes.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transform.architectures import Architecture, Settings, architecture_of, lookup
+from transform.errors import CheckpointError
+from transform.safetensors_header import read_header
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+MAX_JSON_BYTES = 64_000_000
+# What may travel with a variant besides weights and config. Code of the source never does.
+SIDE_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "tokenizer.model", "generation_config.json", "preprocessor_config.json", "processor_config.json",
+    "chat_template.json", "chat_template.jinja", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE",
+)  # fmt: skip
+
+
+class Tensor(NamedTuple):
+    """One tensor: what it will be called and typed, and where its bytes lie now."""
+
+    name: str
+    dtype: str  # safetensors spelling, as it will be written
+    shape: tuple[int, ...]
+    file: Path  # where the bytes lie
+    start: int  # absolute position in that file
+    nbytes: int  # length there
+    stored: str  # dtype there; differs from `dtype` where a cast is planned
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Config, tensors in file order, and the side files that travel along."""
+
+    path: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    side_files: tuple[str, ...]
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """The family's data file."""
+        return architecture_of(self.config)
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The decoder's numbers."""
+        return self.architecture.settings(self.config)
+
+    @cached_property
+    def _spelling(self) -> dict[str, str]:
+        """Role -> the spelling of its name that this checkpoint uses."""
+        chosen = {}
+        for role, (names, _) in self.architecture.roles.items():
+            first = [name.format(i=0, e=0, j=0) for name in names]
+            at = next((n for n, name in enumerate(first) if name in self.tensors), 0)
+            chosen[role] = names[at]
+        return chosen
+
+    def name(self, role: str, i: int = 0, e: int = 0, j: int = 0) -> str:
+        """The tensor name of a role such as `expert.gate` (block i, expert e; j counts vision blocks)."""
+        return self._spelling[role].format(i=i, e=e, j=j)
+
+    def tensor(self, role: str, i: int = 0, e: int = 0, j: int = 0) -> Tensor:
+        """The tensor of a role; raises CheckpointError where it is missing."""
+        name = self.name(role, i, e, j)
+        if name not in self.tensors:
+            raise CheckpointError(f"tensor {name!r} ({role}) is missing. The checkpoint is incomplete.")
+        return self.tensors[name]
+
+    def expected(self) -> dict[str, tuple[str, tuple[str, ...]]]:
+        """Every tensor name the architecture and the config ask for -> (role, shape in symbols)."""
+        wanted = {}
+        vision = self.count("j")
+        for role, (_, shape) in self.architecture.roles.items():
+            pattern = self._spelling[role]
+            blocks = range(self.settings.layers if "{i}" in pattern else 1)
+            experts = range(self.settings.experts if "{e}" in pattern else 1)
+            for i in blocks:
+                for e in experts:
+                    for j in range(vision if "{j}" in pattern else 1):
+                        wanted[pattern.format(i=i, e=e, j=j)] = (role, shape)
+        return wanted
+
+    def count(self, index: str) -> int:
+        """How far an index of the roles other than block and expert runs (`j`: vision blocks)."""
+        key = self.architecture.counts.get(index)
+        if key is None:
+            return 0
+        value = lookup(self.config, key)
+        if type(value) is not int or not 1 <= value <= 1000:
+            raise CheckpointError(f"config.json: {key} must be a whole number from 1 to 1000, got {value!r}.")
+        return value
+
+    @property
+    def layout_digest(self) -> str:
+        """SHA-256 over config and tensor table: what a plan can know without reading weights."""
+        table = [(t.name, t.dtype, t.shape) for t in self.tensors.values()]
+        text = json.dumps([self.config, table], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of bounded size."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path.name}: at most {MAX_JSON_BYTES:,} bytes are read, it is larger.")
+        value = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path.name}: not valid JSON ({error}). Download it again.") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path.name}: must hold one JSON object. Download it again.")
+    return value
+
+
+def weight_files(directory: Path) -> tuple[dict[str, str] | None, tuple[str, ...]]:
+    """(weight map of the index or None, weight file names): exactly what counts as weights in a directory.
+
+    Names are confined to the directory: a shard elsewhere would be copied into a published variant.
+    """
+    if (directory / INDEX).is_file():
+        weight_map = read_json(directory / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{INDEX}: must hold a weight_map of tensor names to files. Download it again.")
+        names = []
+        for name in dict.fromkeys(weight_map.values()):
+            if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors", name):
+                raise CheckpointError(
+                    f"{INDEX}: weight files must lie in the checkpoint's own directory and end in .safetensors, "
+                    f"got {name!r}. Don't use this checkpoint."
+                )
+            names.append(name)
+        return weight_map, tuple(names)
+    if (directory / SINGLE).is_file():
+        return None, (SINGLE,)
+    pickles = sorted(p.name for p in directory.glob("*.bin")) + sorted(p.name for p in directory.glob("*.pt*"))
+    if pickles:
+        raise CheckpointError(
+            f"{directory}: weights must be safetensors, found only pickles ({', '.join(pickles[:3])}), which run code "
+            "when opened. Convert them with transformers' save_pretrained first."
+        )
+    raise CheckpointError(f"{directory}: no {SINGLE} and no {INDEX}. Give the directory of a checkpoint.")
+
+
+def read_checkpoint(directory: Path) -> Checkpoint:
+    """Read and check config, index and headers; raises CheckpointError with the rule that was broken."""
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: not a directory. Give the directory of a checkpoint.")
+    config = read_json(directory / "config.json")
+    architecture_of(config)  # before the weights: an unknown family is the more useful message
+    weight_map, files = weight_files(directory)
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        path = directory / file
+        if not path.is_file():
+            raise CheckpointError(
+                f"{file}: the index names {len(files)} weight files, this one is missing. Download it again."
+            )
+        for entry in read_header(path):
+            if weight_map is not None and weight_map.get(entry.name) != file:
+                raise CheckpointError(
+                    f"{file}: holds {entry.name!r}, which the index puts into {weight_map.get(entry.name)!r}. "
+                    "Index and files belong to different checkpoints: download both again."
+                )
+            tensors[entry.name] = Tensor(
+                entry.name, entry.dtype, entry.shape, path, entry.start, entry.nbytes, entry.dtype
+            )
+    if weight_map is not None and len(weight_map) != len(tensors):
+        absent = sorted(weight_map.keys() - tensors.keys())
+        raise CheckpointError(
+            f"the index names {len(weight_map)} tensors, the files hold {len(tensors)}; the first missing one is "
+            f"{absent[0]!r}. Download the checkpoint again."
+        )
+    side = tuple(name for name in SIDE_FILES if (directory / name).is_file())
+    checkpoint = Checkpoint(directory, config, tensors, side)
+    check_tensors(checkpoint)
+    return checkpoint
+
+
+def check_tensors(checkpoint: Checkpoint) -> None:
+    """Every tensor the architecture asks for is there with a consistent shape, and no other."""
+    settings = checkpoint.settings
+    if settings.layers > 10_000 or settings.experts > 100_000:
+        raise CheckpointError(f"config.json: {settings.layers} blocks of {settings.experts} experts are not plausible.")
+    expected = checkpoint.expected()
+    missing = [name for name in expected if name not in checkpoint.tensors]
+    unexpected = [name for name in checkpoint.tensors if name not in expected]
+    if missing or unexpected:
+        first = f"; first missing: {missing[0]!r}" if missing else ""
+        first += f"; first unexpected: {unexpected[0]!r}" if unexpected else ""
+        raise CheckpointError(
+            f"config.json describes {len(expected)} tensors, the files hold {len(checkpoint.tensors)}: "
+            f"{len(missing)} missing, {len(unexpected)} unexpected{first}. "
+            "Config and weights must be of one checkpoint."
+        )
+    bound = {symbol: getattr(settings, setting) for symbol, setting in checkpoint.architecture.dims.items()}
+    for name, (_, symbols) in expected.items():
+        shape = checkpoint.tensors[name].shape
+        if len(shape) != len(symbols) or not all(
+            _fits(symbol, size, bound) for symbol, size in zip(symbols, shape, strict=True)
+        ):
+            raise CheckpointError(
+                f"{name!r} must have the shape [{', '.join(symbols)}] with {bound}, it has {list(shape)}. "
+                "Config and weights must be of one checkpoint."
+            )
+    floats = {t.dtype for t in checkpoint.tensors.values()} - {"F32", "F16", "BF16"}
+    if floats:
+        raise CheckpointError(
+            f"weights must be F32, F16 or BF16, found {', '.join(sorted(floats))}. Convert the checkpoint first."
+        )
+
+
+def _fits(symbol: str, size: int, bound: dict[str, int]) -> bool:
+    if symbol.isdigit():
+        return size == int(symbol)
+    factor, _, name = symbol.rpartition("*")
+    times = int(factor or 1)
+    return size % times == 0 and bound.setdefault(name, size // times) == size // times

@@ -1,0 +1,67 @@
+"""The knob settings as a frozen value: parsed and checked at the edge, named canonically (`k4-b12-t432`).
+
+`k` and `tokens` are what the user typed, `keep` the chosen blocks; None means "as the source has it".
+"""
+
+from dataclasses import dataclass
+from itertools import groupby
+
+from transform.errors import KnobError
+
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """One setting. `k`: global or one value per kept block; `keep`: kept block indices of the source, ascending;
+    `tokens`: nominal vision tokens per image, or a tier; `dtype`: `source` or a key of DTYPES."""
+
+    k: int | tuple[int, ...] | None = None
+    keep: tuple[int, ...] | None = None
+    tokens: int | str | None = None
+    dtype: str = "source"
+
+    def __post_init__(self) -> None:
+        if self.dtype != "source" and self.dtype not in DTYPES:
+            raise KnobError(f"dtype must be source, {', '.join(DTYPES)}, got {self.dtype!r}.")
+
+
+def parse_k(text: str | int | None) -> int | tuple[int, ...] | None:
+    """`"4"` -> 4, `"8,4,4"` -> (8, 4, 4); raises KnobError for anything but whole numbers from 1."""
+    if text is None:
+        return None
+    parts = str(text).split(",")
+    if not all(part.strip().isascii() and part.strip().isdigit() and int(part) >= 1 for part in parts):
+        raise KnobError(f"k must be a whole number from 1, or one per kept block as in 8,4,4, got {text!r}.")
+    values = tuple(int(part) for part in parts)
+    return values[0] if len(values) == 1 else values
+
+
+def parse_blocks(text: str | None, option: str) -> tuple[int, ...] | None:
+    """`"0,1,3"` -> (0, 1, 3); raises KnobError for anything but block indices."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise KnobError(f"{option} takes block indices from 0 as in 0,1,3, got {text!r}.")
+    return tuple(int(part) for part in parts)
+
+
+def parse_tokens(text: str | int | None) -> int | str | None:
+    """`"432"` -> 432, a tier as it is; whether the number is a possible budget is the tiling's to say."""
+    if text is None:
+        return None
+    word = str(text).strip()
+    if word in ("low", "medium", "high"):
+        return word
+    if not (word.isascii() and word.isdigit()):
+        raise KnobError(f"tokens must be a multiple of 144 from 288, or low, medium, high, got {text!r}.")
+    return int(word)
+
+
+def canonical_name(top_k: tuple[int, ...], tokens: int | str | None) -> str:
+    """`k4-b12-t432`; per-block k is written in runs (`k8x1.4x11`), stock tiling leaves the tokens out."""
+    runs = [(value, len(list(group))) for value, group in groupby(top_k)]
+    width = str(runs[0][0]) if len(runs) == 1 else ".".join(f"{value}x{count}" for value, count in runs)
+    name = f"k{width}-b{len(top_k)}"
+    return name if tokens is None else f"{name}-t{tokens}"
