@@ -5,7 +5,6 @@ coalesces neighbouring ranges, converts dtypes while streaming. A file whose ten
 whole, header included, so that variants that differ only in k have byte-identical weights.
 """
 
-import itertools
 import json
 import math
 import os
@@ -160,10 +159,10 @@ def _convert(tensor: Tensor, source: int, out: int, at: int, progress: Callable[
     kinds = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
     before, after = kinds[tensor.stored], kinds[tensor.dtype]
     done = 0
-    for offset in itertools.count(0, _CHUNK):
+    for offset in range(0, tensor.nbytes, _CHUNK):
         data = os.pread(source, min(_CHUNK, tensor.nbytes - offset), tensor.start + offset)
-        if not data:
-            break
+        if len(data) < min(_CHUNK, tensor.nbytes - offset):
+            raise CheckpointError(f"{tensor.file.name}: ended early: it changed while it was read.")
         values = np.frombuffer(data, before).astype(np.float32)
         with np.errstate(over="ignore"):
             cast = values.astype(after)
