@@ -1,0 +1,26 @@
+"""ONNX graphs, emitted from config and safetensors headers: no weight is read, torch isn't needed.
+
+Every graph's weights are external data inside the variant's own `.safetensors` files.
+"""
+
+from pathlib import Path
+
+from export.graph.decoder import text_graph
+from export.graph.embedding import embedding_graph
+from export.graph.vision import vision_graph
+from export.special_tokens import image_token_ids
+from transform.checkpoint import Checkpoint
+
+
+def emit_graphs(checkpoint: Checkpoint, directory: Path, crops: int | None) -> list[Path]:
+    """Write the graphs of a finished variant beside its weights; `crops` fixes vision.onnx to so many crops."""
+    graphs = {}
+    if checkpoint.architecture.multimodal:
+        patch = image_token_ids(directory, checkpoint.settings).patch
+        graphs = {"vision.onnx": vision_graph(checkpoint, crops), "embedding.onnx": embedding_graph(checkpoint, patch)}
+    graphs["text.onnx"] = text_graph(checkpoint)
+    written = []
+    for name, graph in graphs.items():
+        graph.write(directory / name)
+        written.append(directory / name)
+    return written

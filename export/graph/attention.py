@@ -1,0 +1,117 @@
+"""The decoder's attention: positions and mask from `attention_mask`, rotary embedding, cache, grouped heads.
+
+b batch, s new tokens, p cached ones, t = p + s, H heads, G key/value heads, h head width, n = b*s.
+Cached keys are normed and rotated.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from export.graph.builder import BOOL, FLOAT, Graph
+from export.graph.norm import rms_norm
+from transform.architectures import Settings
+from transform.checkpoint import Checkpoint
+
+LOWEST = float(np.finfo(np.float32).min)  # finite: a row that may see nothing must not become NaN
+INT64_MAX = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every block shares."""
+
+    cos: str  # [b, s, 1, h/2]
+    sin: str  # [b, s, 1, h/2]
+    bias: str  # [b, 1, s, t], or [b, 1, 1, s, t] with grouped heads
+    query_shape: str  # b, s, H, h
+    key_shape: str  # b, s, G, h
+
+
+def attention_context(g: Graph, settings: Settings, batch_and_new: str, mask: str) -> Context:
+    """Angles and mask for the last s of t tokens; `batch_and_new` holds b and s.
+
+    Positions count the valid tokens only, causality goes by place in the cache: so left-padded, right-padded and
+    holed masks all mean what they mean in the model.
+    """
+    new = g.op("Slice", batch_and_new, g.ints(1), g.ints(2))  # [1]
+    counted = g.op("Sub", g.op("CumSum", mask, g.int(1)), g.int(1))
+    positions = g.op("Max", counted, g.int(0))  # [b, t]
+    positions = g.op("Slice", positions, g.op("Neg", new), g.ints(INT64_MAX), g.ints(1))  # [b, s]
+    half = np.arange(0, settings.head_dim, 2, dtype=np.float32) / np.float32(settings.head_dim)
+    frequencies = g.constant((1.0 / np.float64(settings.rope_theta) ** half).astype(np.float32))  # [h/2]
+    angles = g.op("Unsqueeze", g.op("Cast", positions, to=FLOAT), g.ints(2, 3))
+    angles = g.op("Mul", angles, frequencies)
+
+    total = g.op("Shape", mask, start=1, end=2)  # [1]
+    columns = g.op("Range", g.int(0), g.op("Squeeze", total, g.ints(0)), g.int(1))  # [t]
+    rows = g.op("Slice", columns, g.op("Neg", new), g.ints(INT64_MAX), g.ints(0))  # [s]
+    causal = g.op("LessOrEqual", columns, g.op("Unsqueeze", rows, g.ints(1)))  # [s, t]
+    grouped = settings.kv_heads < settings.heads
+    valid = g.op("Unsqueeze", g.op("Cast", mask, to=BOOL), g.ints(*((1, 2, 3) if grouped else (1, 2))))
+    bias = g.op("Where", g.op("And", causal, valid), g.float(0.0), g.float(LOWEST))
+    return Context(
+        cos=g.op("Cos", angles),
+        sin=g.op("Sin", angles),
+        bias=bias,
+        query_shape=g.op("Concat", batch_and_new, g.ints(settings.heads, settings.head_dim), axis=0),
+        key_shape=g.op("Concat", batch_and_new, g.ints(settings.kv_heads, settings.head_dim), axis=0),
+    )
+
+
+def attention(
+    g: Graph, checkpoint: Checkpoint, i: int, x: str, context: Context, past: tuple[str, str]
+) -> tuple[str, str, str]:
+    """Attention of block i on x [n, d] (already normed) -> (its output [n, d], present keys, present values)."""
+    settings = checkpoint.settings
+    q, k, v = _project(g, checkpoint, i, x)
+    q = rms_norm(g, q, checkpoint.tensor("attention.q_norm", i), settings.eps)
+    k = rms_norm(g, k, checkpoint.tensor("attention.k_norm", i), settings.eps)
+    if settings.clip_qkv is not None:  # after the norms, as transformers has it
+        low, high = g.float(-settings.clip_qkv), g.float(settings.clip_qkv)
+        q, k, v = (g.op("Clip", value, low, high) for value in (q, k, v))
+    q = _rotate(g, g.op("Reshape", q, context.query_shape), context)  # [b, s, H, h]
+    k = _rotate(g, g.op("Reshape", k, context.key_shape), context)  # [b, s, G, h]
+    v = g.op("Reshape", v, context.key_shape)
+    q, k, v = (g.op("Transpose", value, perm=[0, 2, 1, 3]) for value in (q, k, v))
+    keys = g.op("Concat", past[0], k, axis=2)  # [b, G, t, h]
+    values = g.op("Concat", past[1], v, axis=2)
+
+    q = g.op("Mul", q, g.float(settings.head_dim**-0.5))
+    grouped = settings.kv_heads < settings.heads
+    if grouped:  # [b, G, H/G, s, h] against [b, G, 1, t, h]
+        shape = g.ints(0, settings.kv_heads, settings.heads // settings.kv_heads, -1, settings.head_dim)
+        q = g.op("Reshape", q, shape)
+        k, v = (g.op("Unsqueeze", value, g.ints(2)) for value in (keys, values))
+        flip = [0, 1, 2, 4, 3]
+    else:
+        k, v = keys, values
+        flip = [0, 1, 3, 2]
+    scores = g.op("Add", g.op("MatMul", q, g.op("Transpose", k, perm=flip)), context.bias)
+    mixed = g.op("MatMul", g.op("Softmax", scores, axis=-1), v)  # [b, H, s, h], heads in two axes if grouped
+    if grouped:
+        mixed = g.op("Reshape", mixed, g.ints(0, settings.heads, -1, settings.head_dim))
+    mixed = g.op("Transpose", mixed, perm=[0, 2, 1, 3])
+    mixed = g.op("Reshape", mixed, g.ints(-1, settings.heads * settings.head_dim))  # [n, H*h]
+    return g.linear(mixed, checkpoint.tensor("attention.out", i)), keys, values
+
+
+def _project(g: Graph, checkpoint: Checkpoint, i: int, x: str) -> tuple[str, str, str]:
+    """q [n, H*h], k and v [n, G*h], from one fused weight or from three."""
+    settings = checkpoint.settings
+    if "attention.qkv" in checkpoint.architecture.roles:
+        fused = g.linear(x, checkpoint.tensor("attention.qkv", i))
+        narrow = settings.kv_heads * settings.head_dim
+        sizes = g.ints(settings.heads * settings.head_dim, narrow, narrow)
+        q, k, v = g.ops("Split", 3, fused, sizes, axis=1)
+        return q, k, v
+    q, k, v = (g.linear(x, checkpoint.tensor(f"attention.{part}", i)) for part in "qkv")
+    return q, k, v
+
+
+def _rotate(g: Graph, x: str, context: Context) -> str:
+    """Rotary embedding, half-split layout: the two halves of each head are the two coordinates."""
+    first, second = g.ops("Split", 2, x, axis=-1, num_outputs=2)
+    left = g.op("Sub", g.op("Mul", first, context.cos), g.op("Mul", second, context.sin))
+    right = g.op("Add", g.op("Mul", second, context.cos), g.op("Mul", first, context.sin))
+    return g.op("Concat", left, right, axis=-1)

@@ -1,0 +1,53 @@
+"""`text.onnx`: the decoder with its cache. Embeddings come in for image models, token ids for text models.
+
+The residual stream stays [n, d], n = batch * new tokens, so that every projection is one Gemm on a stored weight.
+"""
+
+from export.graph.attention import attention, attention_context
+from export.graph.builder import FLOAT, INT64, Graph
+from export.graph.moe import mixture
+from export.graph.norm import rms_norm
+from transform.checkpoint import Checkpoint
+
+
+def text_graph(checkpoint: Checkpoint) -> Graph:
+    """The whole decoder of a checkpoint."""
+    settings = checkpoint.settings
+    g = Graph("text")
+    if checkpoint.architecture.multimodal:
+        given = g.input("inputs_embeds", FLOAT, ["batch", "sequence", settings.hidden])
+        hidden = given
+    else:
+        given = g.input("input_ids", INT64, ["batch", "sequence"])
+        ids = g.op("Max", given, g.int(0))  # padding of -1 is embedded as id 0
+        hidden = g.op("Gather", g.stored(checkpoint.tensor("embedding")), ids, axis=0)
+        if checkpoint.tensor("embedding").stored != "F32":
+            hidden = g.op("Cast", hidden, to=FLOAT)
+    mask = g.input("attention_mask", INT64, ["batch", "total"])
+    size = [settings.kv_heads, settings.head_dim]
+    past = [
+        tuple(
+            g.input(f"past_key_values.{i}.{part}", FLOAT, ["batch", size[0], "past", size[1]])
+            for part in ("key", "value")
+        )
+        for i in range(settings.layers)
+    ]
+    batch_and_new = g.op("Shape", given, start=0, end=2)
+    context = attention_context(g, settings, batch_and_new, mask)
+    x = g.op("Reshape", hidden, g.ints(-1, settings.hidden))  # [n, d]
+    present: list[tuple[str, str]] = []
+    for i in range(settings.layers):
+        normed = rms_norm(g, x, checkpoint.tensor("attention.norm", i), settings.eps)
+        mixed, keys, values = attention(g, checkpoint, i, normed, context, (past[i][0], past[i][1]))
+        present.append((keys, values))
+        x = g.op("Add", x, mixed)
+        normed = rms_norm(g, x, checkpoint.tensor("mlp.norm", i), settings.eps)
+        x = g.op("Add", x, mixture(g, checkpoint, i, normed))
+    head = checkpoint.tensor("head")
+    logits = g.linear(rms_norm(g, x, checkpoint.tensor("norm"), settings.eps), head)
+    shape = g.op("Concat", batch_and_new, g.ints(head.shape[0]), axis=0)
+    g.output("logits", g.op("Reshape", logits, shape), FLOAT, ["batch", "sequence", head.shape[0]])
+    for i, pair in enumerate(present):
+        for part, value in zip(("key", "value"), pair, strict=True):
+            g.output(f"present.{i}.{part}", value, FLOAT, ["batch", size[0], "total", size[1]])
+    return g
