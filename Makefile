@@ -1,0 +1,65 @@
+# The main job:  make export K=4 BLOCKS=12 TOKENS=432 [MODEL=…] [SCORES=…] [DTYPE=…] [OUT=…] [FORCE=1]
+# Every target creates .venv and installs by itself when pyproject.toml changed.
+.PHONY: setup export test test-all check fix bench genai-env nano clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+GENAI := .venv-genai
+export PYTHONHASHSEED := 0
+
+# Without an NVIDIA driver, and unless pip is configured to look elsewhere, ask for torch's CPU build.
+define install
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or later is needed, this is {v[0]}.{v[1]}; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	@if ! command -v nvidia-smi >/dev/null 2>&1 && [ "$$(uname -s)" = Linux ] && [ -z "$$($(BIN)/pip config list 2>/dev/null)" ] \
+	  && [ -z "$$PIP_INDEX_URL$$PIP_EXTRA_INDEX_URL$$PIP_FIND_LINKS" ]; then \
+	  $(BIN)/pip install -q "torch>=2.8,<2.14" --index-url https://download.pytorch.org/whl/cpu; fi
+	$(BIN)/pip install -q -e ".[dev]"
+	@touch $(STAMP)
+endef
+
+$(STAMP): pyproject.toml
+	$(install)
+
+setup: $(STAMP)
+
+export: $(STAMP)
+	@$(BIN)/knobcast export $(MODEL) $(if $(K),--k $(K)) $(if $(BLOCKS),--blocks $(BLOCKS)) $(if $(KEEP),--keep-blocks $(KEEP)) \
+	  $(if $(DROP),--drop-blocks $(DROP)) $(if $(TOKENS),--tokens $(TOKENS)) $(if $(SCORES),--scores $(SCORES)) \
+	  $(if $(DTYPE),--dtype $(DTYPE)) $(if $(OUT),--out $(OUT)) $(if $(FORCE),--force) $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/pytest -q -m "not extra"
+
+test-all: $(STAMP) $(GENAI)/.installed
+	$(BIN)/pytest -q -m extra
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)
+	$(BIN)/python tests/bench.py
+
+# onnxruntime-genai pulls in the CPU onnxruntime, which would overwrite onnxruntime-gpu's files: a place of its own.
+genai-env: $(GENAI)/.installed
+
+$(GENAI)/.installed:
+	$(PYTHON) -m venv $(GENAI)
+	$(GENAI)/bin/pip install -q "onnxruntime-genai>=0.14,<0.19" "numpy>=2,<3" "safetensors>=0.6,<1"
+	@touch $@
+
+# Rebuild the embedded default model and its scores from nothing.
+nano: $(STAMP)
+	$(BIN)/python artifacts/nano/build.py
+	$(BIN)/python artifacts/nano/score.py
+
+clean:
+	rm -rf $(VENV) $(GENAI) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,157 @@
+"""What a setting will do, before anything is done: a printable value computed from headers and config alone.
+
+Checkpoint and knobs in; the planned checkpoint, the vision policy, parameter counts, bytes and warnings out.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from transform.checkpoint import Checkpoint
+from transform.depth import drop_blocks
+from transform.dtype import cast
+from transform.errors import KnobError
+from transform.knobs import Knobs, canonical_name
+from transform.molmoe import tiling
+from transform.width import beyond_training, set_top_k
+from transform.write import written_bytes
+
+
+@dataclass(frozen=True)
+class Vision:
+    """How an image becomes tokens in the variant. `tokens`: the nominal budget, a tier, or None (stock tiling);
+    `crops`: tiles without the global view, or None where an image may take fewer than `max_crops`."""
+
+    tokens: int | str | None
+    crops: int | None
+    max_crops: int
+    resize: str
+    rule: str
+    tilings: tuple[tuple[int, int], ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For plan, manifest and io.json; token counts are real ones, per (rows, columns)."""
+        return {
+            "tokens": self.tokens,
+            "crops": self.crops,
+            "max_crops": self.max_crops,
+            "resize": self.resize,
+            "rule": self.rule,
+            "tilings": [
+                {
+                    "rows": r,
+                    "columns": c,
+                    "nominal_tokens": (r * c + 1) * tiling.TOKENS_PER_CROP,
+                    "patch_tokens": tiling.patch_tokens(r, c),
+                    "image_tokens": tiling.image_tokens(r, c),
+                }
+                for r, c in self.tilings
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Source, planned target, and everything a user wants to see before the work starts."""
+
+    source: Checkpoint
+    target: Checkpoint
+    knobs: Knobs
+    keep: tuple[int, ...]
+    vision: Vision | None
+    warnings: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """`molmoe-nano-k4-b12-t432`."""
+        name = f"{self.source.path.name}-{canonical_name(self.target.settings.top_k, self.knobs.tokens)}"
+        return name if self.knobs.dtype == "source" else f"{name}-{self.knobs.dtype}"
+
+    @property
+    def removed(self) -> tuple[int, ...]:
+        """Block indices of the source that the variant lacks."""
+        return tuple(i for i in range(self.source.settings.layers) if i not in self.keep)
+
+    def as_dict(self) -> dict[str, Any]:
+        """One JSON object; the words are those of flags and manifest."""
+        target = self.target
+        return {
+            "name": self.name,
+            "model_type": target.architecture.model_type,
+            "source": {
+                "layout_digest": self.source.layout_digest,
+                "blocks": self.source.settings.layers,
+                "top_k": list(self.source.settings.top_k),
+                "parameters": parameters(self.source),
+                "active_parameters": active_parameters(self.source),
+                "bytes": weight_bytes(self.source),
+            },
+            "knobs": {
+                "k": self.knobs.k if not isinstance(self.knobs.k, tuple) else list(self.knobs.k),
+                "blocks": target.settings.layers,
+                "tokens": self.knobs.tokens,
+                "dtype": self.knobs.dtype,
+            },
+            "blocks_kept": list(self.keep),
+            "blocks_removed": list(self.removed),
+            "top_k": list(target.settings.top_k),
+            "vision": self.vision.as_dict() if self.vision else None,
+            "parameters": parameters(target),
+            "active_parameters": active_parameters(target),
+            "bytes": weight_bytes(target),
+            "layout_digest": target.layout_digest,
+            "warnings": list(self.warnings),
+        }
+
+
+def parameters(checkpoint: Checkpoint) -> int:
+    """Every stored number."""
+    return sum(math.prod(t.shape) for t in checkpoint.tensors.values())
+
+
+def active_parameters(checkpoint: Checkpoint) -> int:
+    """Parameters that one token's way can touch: all but the experts that a block does not select."""
+    idle = 0
+    for i, k in enumerate(checkpoint.settings.top_k):
+        expert = sum(math.prod(checkpoint.tensor(f"expert.{part}", i).shape) for part in ("gate", "up", "down"))
+        idle += (checkpoint.settings.experts - k) * expert
+    return parameters(checkpoint) - idle
+
+
+def weight_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes of all tensors as they will be stored."""
+    return sum(written_bytes(t) for t in checkpoint.tensors.values())
+
+
+def make_plan(source: Checkpoint, knobs: Knobs, resize: str = "pad", rule: str = "canvas") -> Plan:
+    """Apply the passes (blocks, then k, then dtype) to the headers; raises KnobError or BudgetError."""
+    keep = knobs.keep if knobs.keep is not None else tuple(range(source.settings.layers))
+    warnings = []
+    target = drop_blocks(source, keep)
+    if knobs.k is not None:
+        target = set_top_k(target, knobs.k)
+        warnings += [beyond_training(source, target.settings.top_k, keep)]
+    target = cast(target, knobs.dtype)
+    vision = None
+    if source.architecture.multimodal:
+        vision = plan_vision(source, knobs.tokens, resize, rule)
+        if isinstance(knobs.tokens, int) and vision.crops is not None:
+            warnings += [tiling.budget_warning(vision.crops)]
+    elif knobs.tokens is not None:
+        raise KnobError(
+            f"tokens are a vision budget, and {source.architecture.model_type!r} models see no images. Leave it out."
+        )
+    if source.architecture.multimodal and "tokenizer.json" not in source.side_files:
+        warnings.append("the source has no tokenizer.json: the variant has no processor and `run` can't use it")
+    return Plan(source, target, knobs, tuple(keep), vision, tuple(w for w in warnings if w))
+
+
+def plan_vision(source: Checkpoint, tokens: int | str | None, resize: str, rule: str) -> Vision:
+    """Check the budget against the model's longest sequence and list the tilings it allows."""
+    most = source.config.get("max_crops", 12)
+    if tokens is None:
+        tilings = tuple(t for n in range(1, most + 1) for t in tiling.tilings(n))
+        return Vision(None, None, most, resize, rule, tilings)
+    budget = tiling.check_budget(tokens, source.settings.max_positions)
+    exact = budget.crops if isinstance(tokens, int) else None
+    return Vision(tokens, exact, budget.max_crops, resize, rule, tuple(budget.tilings))
