@@ -39,7 +39,9 @@ def attention_context(g: Graph, settings: Settings, batch_and_new: str, mask: st
     positions = g.op("Max", counted, g.int(0))  # [b, t]
     positions = g.op("Slice", positions, g.op("Neg", new), g.ints(INT64_MAX), g.ints(1))  # [b, s]
     half = np.arange(0, settings.head_dim, 2, dtype=np.float32) / np.float32(settings.head_dim)
-    frequencies = g.constant((1.0 / np.float64(settings.rope_theta) ** half).astype(np.float32))  # [h/2]
+    # Rounded where torch rounds: at position 4000 one bit more or less is an angle of 2e-4.
+    powers = (np.float64(settings.rope_theta) ** half).astype(np.float32)
+    frequencies = g.constant(np.float32(1.0) / powers)  # [h/2]
     angles = g.op("Unsqueeze", g.op("Cast", positions, to=FLOAT), g.ints(2, 3))
     angles = g.op("Mul", angles, frequencies)
 

@@ -1,0 +1,66 @@
+"""`io.json`: all that a runtime needs to know about a variant's graphs. Names, dtypes, shapes, options, special ids.
+
+Inputs and outputs are read back from the graphs themselves, so the file can't say anything else than they do.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from export.special_tokens import begin_id, end_ids, image_token_ids
+from transform.checkpoint import Checkpoint
+from transform.errors import CheckpointError
+from transform.write import write_json
+
+FILES = ("vision.onnx", "embedding.onnx", "text.onnx")
+DTYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT64: "int64"}
+# Without these onnxruntime expands 16-bit weights to float32 for good and keeps a repacked copy of every matrix.
+SESSION_OPTIONS = {
+    "session.disable_prepacking": "1",
+    "optimization.disable_specified_optimizers": "ConstantFolding",
+}
+
+
+def io_spec(checkpoint: Checkpoint, directory: Path, vision: Mapping[str, object] | None = None) -> dict[str, Any]:
+    """The content of io.json for the graphs in `directory`; `vision` is the preprocessing policy of image models."""
+    ends = end_ids(checkpoint, directory)
+    ids: dict[str, object] = {"bos": begin_id(checkpoint, directory), "eos": list(ends)}
+    if checkpoint.architecture.multimodal:
+        start, end, patch, column = image_token_ids(directory, checkpoint.settings)
+        ids |= {"image_start": start, "image_end": end, "image_patch": patch, "image_column": column}
+    spec: dict[str, Any] = {
+        "schema": 1,
+        "model_type": checkpoint.architecture.model_type,
+        "layers": checkpoint.settings.layers,
+        "top_k": list(checkpoint.settings.top_k),
+        "max_positions": checkpoint.settings.max_positions,
+        "session_options": dict(SESSION_OPTIONS),
+        "special_ids": ids,
+        "graphs": {name: _signature(directory / name) for name in FILES if (directory / name).is_file()},
+    }
+    if checkpoint.architecture.multimodal:
+        spec["vision"] = dict(vision or {})
+    return spec
+
+
+def write_io(checkpoint: Checkpoint, directory: Path, vision: Mapping[str, object] | None = None) -> Path:
+    """Write io.json beside the graphs."""
+    path = directory / "io.json"
+    write_json(path, io_spec(checkpoint, directory, vision))
+    return path
+
+
+def _signature(path: Path) -> dict[str, Any]:
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except Exception as error:  # protobuf's own exception type depends on its implementation
+        raise CheckpointError(f"{path.name}: not an ONNX file ({error}). Export the variant again.") from error
+    return {"inputs": [_value(v) for v in graph.input], "outputs": [_value(v) for v in graph.output]}
+
+
+def _value(info: Any) -> dict[str, object]:
+    tensor = info.type.tensor_type
+    shape = [d.dim_param or d.dim_value for d in tensor.shape.dim]
+    return {"name": info.name, "dtype": DTYPES[tensor.elem_type], "shape": shape}

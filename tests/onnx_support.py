@@ -1,0 +1,83 @@
+"""Variants with graphs for the ONNX tests, and a plain greedy loop over them as any runtime would write it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from export.genai import write_genai_config
+from export.graph import emit_graphs
+from export.io_spec import write_io
+from transform.checkpoint import Checkpoint, read_checkpoint
+from transform.depth import drop_blocks
+from transform.width import set_top_k
+from transform.write import write_checkpoint
+
+FIXTURES = Path(__file__).parent / "fixtures" / "molmo"
+Array = np.ndarray[Any, Any]
+
+
+def write_variant(
+    source: Path, target: Path, keep: Sequence[int] | None = None, k: Any = None, crops: int | None = None
+) -> Path:
+    """A variant of `source` with its graphs, io.json and genai_config.json; k counts kept blocks if it is a list."""
+    checkpoint: Checkpoint = read_checkpoint(source)
+    if keep is not None:
+        checkpoint = drop_blocks(checkpoint, keep)
+    if k is not None:
+        checkpoint = set_top_k(checkpoint, k)
+    target.mkdir(parents=True)
+    write_checkpoint(checkpoint, target)
+    written = read_checkpoint(target)
+    emit_graphs(written, target, crops)
+    write_io(written, target, {"tokens": None if crops is None else 144 * crops})
+    write_genai_config(written, target)
+    return target
+
+
+def session(directory: Path, name: str) -> Any:
+    """A session with the options io.json asks for."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    for key, value in json.loads((directory / "io.json").read_text())["session_options"].items():
+        options.add_session_config_entry(key, value)
+    return onnxruntime.InferenceSession(str(directory / name), options, providers=["CPUExecutionProvider"])
+
+
+def empty_cache(text: Any, batch: int) -> dict[str, Array]:
+    """Zero cached tokens for every block."""
+    return {
+        i.name: np.zeros((batch, i.shape[1], 0, i.shape[3]), np.float32)
+        for i in text.get_inputs()
+        if i.name.startswith("past_key_values.")
+    }
+
+
+def step(
+    text: Any, given: Mapping[str, Array], mask: Array, cache: Mapping[str, Array]
+) -> tuple[Array, dict[str, Array]]:
+    """One run of text.onnx -> (logits, the cache for the next one)."""
+    names = [output.name for output in text.get_outputs()]
+    results = dict(zip(names, text.run(names, {**given, "attention_mask": mask, **cache}), strict=True))
+    logits = results.pop("logits")
+    return logits, {name.replace("present.", "past_key_values."): value for name, value in results.items()}
+
+
+def greedy(text: Any, embed: Any, prefill: Mapping[str, Array], mask: Array, count: int) -> tuple[Array, Array]:
+    """Greedy ids [b, count] after a right-padded (or unpadded) prefill, and the prefill's logits."""
+    batch = mask.shape[0]
+    logits, cache = step(text, prefill, mask, empty_cache(text, batch))
+    prefill_logits = logits
+    last = mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1)  # the last valid token of every row
+    chosen = logits[np.arange(batch), last].argmax(axis=-1)
+    ids = [chosen]
+    while len(ids) < count:
+        mask = np.concatenate([mask, np.ones((batch, 1), np.int64)], axis=1)
+        logits, cache = step(text, embed(chosen[:, None]), mask, cache)
+        chosen = logits[:, -1].argmax(axis=-1)
+        ids.append(chosen)
+    return np.stack(ids, axis=1), prefill_logits
