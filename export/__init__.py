@@ -1,0 +1,1 @@
+"""A variant becomes something deployable: graphs, verification, manifest, card, command line."""

@@ -66,6 +66,12 @@ def check_sums(directory: Path, progress: Callable[[int], None] | None = None) -
     return len(listed)
 
 
+def check_before_torch(directory: Path) -> None:
+    """What needs no model: a variant's manifest is there. A cheap answer before slow imports."""
+    if not (directory / MANIFEST).is_file():
+        raise VerificationError(f"{directory}: no {MANIFEST}, so it is no variant. Give the directory of an export.")
+
+
 def external_tensors(graph: Any) -> Iterator[Any]:
     """Every initializer of a graph and of the branches inside it that keeps its data in another file."""
     import onnx
@@ -103,8 +109,8 @@ def check_graph_bounds(directory: Path) -> dict[str, int]:
             size = target.stat().st_size
             if length != wanted or offset < 0 or offset + length > size:
                 raise VerificationError(
-                    f"{path.name}: {tensor.name} must be {wanted:,} bytes inside {location} ({size:,} bytes), the graph "
-                    f"points to {length:,} bytes from {offset:,}. A file was truncated or replaced: export again."
+                    f"{path.name}: {tensor.name} must be {wanted:,} bytes inside {location} ({size:,} bytes), the "
+                    f"graph points to {length:,} bytes from {offset:,}. A file was truncated or replaced: export again."
                 )
             count += 1
         counts[path.name] = count

@@ -1,0 +1,1 @@
+"""A checkpoint becomes a smaller checkpoint, and what a static variant must equal at run time."""

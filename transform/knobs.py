@@ -47,6 +47,15 @@ def parse_blocks(text: str | None, option: str) -> tuple[int, ...] | None:
     return tuple(int(part) for part in parts)
 
 
+def parse_count(text: str | None, option: str) -> int | None:
+    """`"12"` -> 12; raises KnobError for anything but a whole number."""
+    if text is None:
+        return None
+    if not (text.isascii() and text.strip().isdigit()):
+        raise KnobError(f"{option} must be a whole number from 1, got {text!r}.")
+    return int(text)
+
+
 def parse_tokens(text: str | int | None) -> int | str | None:
     """`"432"` -> 432, a tier as it is; whether the number is a possible budget is the tiling's to say."""
     if text is None:

@@ -1,0 +1,98 @@
+"""`README.md` of a variant: what it is, how it was made, what was measured, how to run it."""
+
+from pathlib import Path
+from typing import Any
+
+from transform.plan import Plan
+
+
+def write_card(directory: Path, plan: Plan, verification: dict[str, Any] | str, onnx: bool) -> None:
+    """Write the card; the numbers are the plan's and the gate's."""
+    facts = plan.as_dict()
+    source = facts["source"]
+    k = facts["top_k"]
+    lines = [
+        "---",
+        "library_name: transformers",
+        f"tags: [knobcast, {facts['model_type']}, mixture-of-experts]",
+        "---",
+        "",
+        f"# {facts['name']}",
+        "",
+        f"A fixed variant of `{plan.source.path.name}`, made by knobcast: fewer experts per token, fewer blocks or",
+        "fewer vision tokens, without masks or run-time switches; equal to the source with the same knobs at run time.",
+        "",
+        "| | source | variant |",
+        "|---|---|---|",
+        f"| blocks | {source['blocks']} | {len(k)} (removed: {_list(facts['blocks_removed'])}) |",
+        f"| experts per token | {_k(source['top_k'])} | {_k(k)} |",
+        f"| parameters | {source['parameters']:,} | {facts['parameters']:,} |",
+        f"| parameters active per token | {source['active_parameters']:,} | {facts['active_parameters']:,} |",
+        f"| weight bytes | {source['bytes']:,} | {facts['bytes']:,} |",
+        "",
+    ]
+    if facts["vision"]:
+        lines += _vision(facts["vision"])
+    lines += ["## Verification", "", *_verification(verification), "", "## Use", "", *_use(plan, directory, onnx), ""]
+    if facts["warnings"]:
+        lines += ["## Warnings", "", *(f"- {warning}" for warning in facts["warnings"]), ""]
+    (directory / "README.md").write_text("\n".join(lines), "utf-8")
+
+
+def _list(values: list[int]) -> str:
+    return ", ".join(map(str, values)) or "none"
+
+
+def _k(values: list[int]) -> str:
+    return str(values[0]) if len(set(values)) == 1 else _list(values)
+
+
+def _vision(vision: dict[str, Any]) -> list[str]:
+    tilings = vision["tilings"]
+    if vision["tokens"] is None:
+        return [f"Images: stock tiling, at most {vision['max_crops']} crops and the global view.", ""]
+    rows = [
+        f"| {t['rows']}×{t['columns']} | {t['nominal_tokens']} | {t['patch_tokens']} | {t['image_tokens']} |"
+        for t in tilings
+    ]
+    return [
+        f"Images: budget {vision['tokens']}, resize `{vision['resize']}`, tiling by the `{vision['rule']}` rule.",
+        "",
+        "| tiling (rows×columns) | nominal tokens | image-patch tokens | whole image stream |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+    ]
+
+
+def _verification(verification: dict[str, Any] | str) -> list[str]:
+    if isinstance(verification, str):
+        return [f"`{verification}`: this variant was **not** verified."]
+    lines = [
+        f"Mode `{verification['mode']}`. Fresh reload: 0 missing, 0 unexpected, 0 mismatched tensors.",
+        "",
+        "| comparison | largest difference |",
+        "|---|---|",
+    ]
+    for group, title in (
+        ("static_vs_dynamic", "variant == source with dynamic knobs"),
+        ("onnx_vs_torch", "ONNX == PyTorch"),
+    ):
+        for name, value in verification.get(group, {}).items():
+            if name != "tolerance":
+                lines.append(f"| {title}: {name} | {value:.3g} |")
+    other = verification.get("other_k", {}).get("difference")
+    if other is not None:
+        lines.append(f"| another k (must differ) | {other:.3g} |")
+    return lines
+
+
+def _use(plan: Plan, directory: Path, onnx: bool) -> list[str]:
+    image = plan.vision is not None
+    auto = "AutoModelForImageTextToText" if image else "AutoModelForCausalLM"
+    trust = ", trust_remote_code=True" if image else ""
+    lines = ["```python", f"from transformers import {auto}", f'model = {auto}.from_pretrained("."{trust})', "```"]
+    if onnx and (directory / "tokenizer.json").is_file():
+        flag = " --image photo.jpg" if image else ""
+        lines += ["", "```", f'knobcast run .{flag} --prompt "What is this?"', "```"]
+    return lines

@@ -1,0 +1,196 @@
+"""The command line: `knobcast export|plan|verify|run`. Each command is a few lines around one function.
+
+`--json` prints one JSON object on stdout; progress and messages go to stderr. Nothing here imports torch.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from transform.errors import KnobcastError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+stderr = Console(stderr=True, highlight=False)
+
+Model = Annotated[str | None, typer.Argument(help="Directory or hub id; absent: the embedded default model.")]
+K = Annotated[str | None, typer.Option("--k", help="Experts per token: 4, or one per kept block: 8,4,4,…")]
+Blocks = Annotated[str | None, typer.Option("--blocks", help="How many blocks to keep, chosen by scores.")]
+Keep = Annotated[str | None, typer.Option("--keep-blocks", help="Block indices to keep: 0,1,3")]
+Drop = Annotated[str | None, typer.Option("--drop-blocks", help="Block indices to drop: 2,5")]
+Tokens = Annotated[
+    str | None, typer.Option("--tokens", help="Vision tokens per image: 288, 432, …; low, medium, high.")
+]
+Scores = Annotated[str | None, typer.Option("--scores", help="FILE or preset:NAME; absent: scores.json of the model.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="source, float32, float16 or bfloat16.")]
+Resize = Annotated[str, typer.Option("--resize", help="pad (letterbox, as trained) or fill (cover and crop).")]
+Rule = Annotated[str, typer.Option("--rule", help="Tiling by the canvas rule, or the documentation's linear rule.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+
+
+@app.command()
+def plan(
+    model: Model = None,
+    k: K = None,
+    blocks: Blocks = None,
+    keep_blocks: Keep = None,
+    drop_blocks: Drop = None,
+    tokens: Tokens = None,
+    scores: Scores = None,
+    dtype: Dtype = "source",
+    resize: Resize = "pad",
+    rule: Rule = "canvas",
+    as_json: Json = False,
+) -> None:
+    """Show what a setting would do, from headers alone."""
+    made = _plan(model, k, blocks, keep_blocks, drop_blocks, tokens, scores, dtype, resize, rule)
+    if as_json:
+        _print_json(made.as_dict())
+    else:
+        from export.show import show_plan
+
+        show_plan(made, Console(highlight=False))
+
+
+@app.command()
+def export(
+    model: Model = None,
+    k: K = None,
+    blocks: Blocks = None,
+    keep_blocks: Keep = None,
+    drop_blocks: Drop = None,
+    tokens: Tokens = None,
+    scores: Scores = None,
+    dtype: Dtype = "source",
+    resize: Resize = "pad",
+    rule: Rule = "canvas",
+    out: Annotated[Path | None, typer.Option("--out", help="Default: artifacts/MODEL-k4-b12-t432.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing variant.")] = False,
+    onnx: Annotated[bool, typer.Option("--onnx/--no-onnx", help="Emit ONNX graphs.")] = True,
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Prove the variant before it appears.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a fixed, verified, standalone variant."""
+    from export.show import progress_bars, show_plan, show_result
+    from export.variant import export_variant
+    from transform.plan import weight_bytes
+
+    made = _plan(model, k, blocks, keep_blocks, drop_blocks, tokens, scores, dtype, resize, rule)
+    target = out or Path("artifacts") / made.name
+    if not as_json or not dry_run:
+        show_plan(made, Console(highlight=False) if dry_run else stderr)
+    if dry_run:
+        if as_json:
+            _print_json({**made.as_dict(), "out": str(target)})
+        return
+    with progress_bars(stderr, weight_bytes(made.target)) as (say, progress):
+        manifest = export_variant(made, target, onnx=onnx, verify=verify, force=force, say=say, progress=progress)
+    if as_json:
+        _print_json({**manifest, "out": str(target)})
+    else:
+        show_result(manifest, target, Console(highlight=False))
+
+
+@app.command()
+def verify(
+    directory: Annotated[Path, typer.Argument(help="A variant.")],
+    as_json: Json = False,
+) -> None:
+    """Check a variant: its sums, its graphs' ranges, a fresh reload, its golden outputs."""
+    from export.integrity import check_before_torch
+    from export.show import progress_bars
+
+    check_before_torch(directory)
+    from export.verify import verify_directory
+
+    with progress_bars(stderr, None) as (say, _):
+        results = verify_directory(directory, say)
+    if as_json:
+        _print_json({"directory": str(directory), "verification": "passed", **results})
+    else:
+        Console(highlight=False).print(f"[green]verified[/green] {directory}")
+
+
+@app.command()
+def run(
+    directory: Annotated[Path, typer.Argument(help="A variant.")],
+    prompt: Annotated[str, typer.Option("--prompt", help="The question.")],
+    image: Annotated[Path | None, typer.Option("--image", help="A picture file.")] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 64,
+    as_json: Json = False,
+) -> None:
+    """Answer a prompt about an image with onnxruntime alone."""
+    from export.run import answer
+
+    stream: Callable[[str], None] | None = None if as_json else lambda piece: print(piece, end="", flush=True)
+    given = answer(directory, image, prompt, max_new_tokens=max_new_tokens, stream=stream)
+    if as_json:
+        _print_json(given.as_dict())
+    else:
+        print()
+        stderr.print(given.speed(), style="dim")
+
+
+def _plan(
+    model: str | None,
+    k: str | None,
+    blocks: str | None,
+    keep: str | None,
+    drop: str | None,
+    tokens: str | None,
+    scores: str | None,
+    dtype: str,
+    resize: str,
+    rule: str,
+) -> Any:
+    """Parse the knobs, read the headers, choose the blocks, make the plan."""
+    from importance.choose import choose_blocks
+
+    from transform.checkpoint import read_checkpoint
+    from transform.knobs import Knobs, parse_blocks, parse_count, parse_k, parse_tokens
+    from transform.plan import make_plan
+    from transform.source import resolve
+
+    knobs = Knobs(parse_k(k), None, parse_tokens(tokens), dtype)
+    wanted = parse_count(blocks, "--blocks")
+    kept, dropped = parse_blocks(keep, "--keep-blocks"), parse_blocks(drop, "--drop-blocks")
+    source = read_checkpoint(resolve(model))
+    chosen = choose_blocks(source, blocks=wanted, keep=kept, drop=dropped, scores=scores)
+    return make_plan(source, replace(knobs, keep=chosen), resize, rule)
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """One message on stderr and exit code 1 for everything knobcast refuses; 130 for Ctrl-C."""
+    from transform.molmoe.preprocessing import ImageError
+    from transform.molmoe.tiling import BudgetError
+
+    try:
+        yield
+    except (KnobcastError, BudgetError, ImageError) as error:
+        stderr.print(f"[red]error:[/red] {error}", markup=True, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        stderr.print("interrupted; nothing was written")
+        sys.exit(130)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    with plain_errors():
+        app()
+
+
+if __name__ == "__main__":
+    main()

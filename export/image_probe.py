@@ -1,0 +1,52 @@
+"""The gate's picture as the model sees it: crops, masks, index map and token ids for the variant's own policy."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transform.molmoe.preprocessing import preprocess
+
+from export.probe import picture
+from export.special_tokens import image_token_ids
+from transform.checkpoint import Checkpoint
+
+TEXT = 6
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class ImageProbe:
+    """One prompt with one picture: `input_ids` [1, s] with BOS, `image_input_idx` [1, n, 144] counting it,
+    `images` [1, n, 576, 588], `image_masks` [1, n, 576], `feature_index` [t] for the vision graph."""
+
+    input_ids: Array
+    images: Array
+    image_masks: Array
+    image_input_idx: Array
+    feature_index: Array
+
+    def for_torch(self) -> dict[str, Any]:
+        """Keyword arguments of the PyTorch model."""
+        import torch
+
+        return {
+            name: torch.from_numpy(getattr(self, name))
+            for name in ("input_ids", "images", "image_masks", "image_input_idx")
+        }
+
+
+def image_probe(checkpoint: Checkpoint, directory: Path, vision: dict[str, Any], seed: int) -> ImageProbe:
+    """The drawn picture under the policy `vision` (as io.json records it), followed by a few random tokens."""
+    ids = image_token_ids(directory, checkpoint.settings)
+    options = {"resize": vision["resize"], "rule": vision["rule"]}
+    tokens = vision["tokens"]
+    image = preprocess(picture(), tokens=tokens, max_crops=vision["max_crops"], **options)
+    stream = image.image_tokens(**ids._asdict())
+    vocab = checkpoint.settings.vocab
+    text = np.random.Generator(np.random.PCG64(seed)).integers(0, vocab - 1, TEXT)
+    input_ids = np.concatenate(([vocab - 1], stream, text)).astype(np.int64)[None]
+    index = np.where(image.image_input_idx < 0, image.image_input_idx, image.image_input_idx + 1)
+    return ImageProbe(
+        input_ids, image.images[None], image.image_masks[None], index[None].astype(np.int32), image.feature_index
+    )

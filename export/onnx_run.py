@@ -1,0 +1,79 @@
+"""Run a variant's graphs with onnxruntime and numpy alone. No torch.
+
+b batch, s new tokens, p cached tokens, d width, V vocabulary, L blocks, t kept image features.
+"""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.session import open_session
+from transform.checkpoint import read_json
+
+Array = np.ndarray[Any, Any]
+
+
+class Graphs:
+    """The sessions of one variant directory, opened when first needed."""
+
+    def __init__(self, directory: Path, providers: tuple[str, ...] = ("CPUExecutionProvider",), threads: int = 0):
+        self.directory, self.providers, self.threads = directory, providers, threads
+        self.io = read_json(directory / "io.json")
+
+    def _open(self, part: str) -> Any:
+        path = self.directory / f"{part}.onnx"
+        return open_session(path, self.io["session_options"], self.providers, self.threads)
+
+    @cached_property
+    def text(self) -> Any:
+        """The decoder."""
+        return self._open("text")
+
+    @cached_property
+    def embedding(self) -> Any:
+        """Token ids and image features to embeddings; only image models have it."""
+        return self._open("embedding")
+
+    @cached_property
+    def vision(self) -> Any:
+        """Crops to image features; only image models have it."""
+        return self._open("vision")
+
+    @property
+    def multimodal(self) -> bool:
+        """Whether the variant sees images."""
+        return (self.directory / "vision.onnx").is_file()
+
+    def empty_cache(self, batch: int) -> dict[str, Array]:
+        """A cache of no tokens."""
+        cache = {}
+        for given in self.text.get_inputs():
+            if given.name.startswith("past_key_values."):
+                _, heads, _, width = given.shape
+                cache[given.name] = np.zeros((batch, heads, 0, width), np.float32)
+        return cache
+
+    def image_features(self, images: Array, masks: Array, feature_index: Array) -> Array:
+        """[n, 576, 588] crops, their masks [n, 576] and the features to keep [t] -> [t, d]."""
+        feed = {"images": images, "image_masks": masks, "feature_index": feature_index.astype(np.int64)}
+        return self.vision.run(["image_features"], feed)[0]
+
+    def embed(self, input_ids: Array, features: Array | None = None) -> Array:
+        """[b, s] ids and [t, d] features -> [b, s, d]; feature j is added to the j-th image-patch token."""
+        if features is None:
+            features = np.zeros((0, self.embedding.get_outputs()[0].shape[-1]), np.float32)
+        return self.embedding.run(["inputs_embeds"], {"input_ids": input_ids, "image_features": features})[0]
+
+    def step(self, inputs: Array, mask: Array, cache: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
+        """One decoder call: ids [b, s] (or embeddings [b, s, d]), mask [b, p + s] -> logits [b, s, V], new cache."""
+        if self.multimodal and inputs.ndim == 2:
+            inputs = self.embed(inputs)
+        name = "inputs_embeds" if self.multimodal else "input_ids"
+        outputs = [output.name for output in self.text.get_outputs()]
+        values = self.text.run(outputs, {name: inputs, "attention_mask": mask, **cache})
+        found = dict(zip(outputs, values, strict=True))
+        logits = found.pop("logits")
+        return logits, {name.replace("present.", "past_key_values."): value for name, value in found.items()}

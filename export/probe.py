@@ -1,0 +1,79 @@
+"""What the gate feeds to both sides: short token sequences and one drawn picture, deterministic.
+
+An expert choice is decided by the gap between the k-th and the next router probability. Where that gap is smaller
+than what float32 can tell apart, two correct programs may choose differently: such a probe proves nothing, so
+another seed is taken.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+PROMPT, DECODE = 14, 4
+MIN_MARGIN = 2e-7  # router probabilities of two correct programs differ by about 1e-8
+SEEDS = range(40)
+
+
+@dataclass(frozen=True)
+class TextProbe:
+    """`ids` [1, PROMPT + DECODE]; `batch` [2, PROMPT], whose second row is `short` tokens long and right-padded."""
+
+    seed: int
+    ids: torch.Tensor
+    batch: torch.Tensor
+    mask: torch.Tensor
+    short: int
+
+
+def text_probe(vocab: int, seed: int) -> TextProbe:
+    """Tokens drawn uniformly from the ordinary ids."""
+    generator = np.random.Generator(np.random.PCG64(seed))
+    ids = torch.from_numpy(generator.integers(0, vocab - 1, (1, PROMPT + DECODE)))
+    batch = torch.from_numpy(generator.integers(0, vocab - 1, (2, PROMPT)))
+    short = PROMPT - 5
+    mask = torch.ones(2, PROMPT, dtype=torch.int64)
+    mask[1, short:] = 0
+    batch[1, short:] = 0
+    return TextProbe(seed, ids, batch, mask, short)
+
+
+def picture(width: int = 150, height: int = 110) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    """A small drawn picture, uint8 [h, w, 3]: gradients, a disc and stripes."""
+    y, x = np.mgrid[0:height, 0:width]
+    disc = (x - width // 3) ** 2 + (y - height // 2) ** 2 < (height // 4) ** 2
+    channels = (
+        255 * x // (width - 1),
+        255 * y // (height - 1),
+        np.where(disc, 230, 40 + 150 * ((x // 9 + y // 7) % 2)),
+    )
+    return np.stack(channels, -1).astype(np.uint8)
+
+
+def routers(model: Any) -> list[Any]:
+    """The router modules of a transformers MoE model, in block order."""
+    return [m for m in model.modules() if type(m).__name__.endswith("TopKRouter")]
+
+
+class MarginWatch:
+    """Context manager: the smallest gap between the k-th and the (k+1)-th router probability seen meanwhile."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.smallest = model, float("inf")
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> "MarginWatch":
+        for router in routers(self.model):
+            self._handles.append(router.register_forward_hook(self._look))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _look(self, router: Any, _inputs: Any, outputs: Any) -> None:
+        probabilities = torch.softmax(outputs[0].float(), -1)
+        if router.top_k < probabilities.shape[-1]:
+            top = probabilities.topk(router.top_k + 1, -1).values
+            self.smallest = min(self.smallest, float((top[:, -2] - top[:, -1]).min()))

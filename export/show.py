@@ -1,0 +1,83 @@
+"""What people see: the plan as a table, progress while it is carried out, the result."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from transform.plan import Plan
+
+_MANY_TILINGS = 8
+
+
+def show_plan(plan: Plan, console: Console) -> None:
+    """Blocks, k, tokens nominal and real, parameters total and active, bytes; warnings last."""
+    facts = plan.as_dict()
+    source = facts["source"]
+    removed = " ".join(map(str, facts["blocks_removed"])) or "none"
+    rows = [
+        ("drop blocks", f"{removed}   ({len(facts['blocks_removed'])} of {source['blocks']})"),
+        ("router top-k", f"{_k(source['top_k'])} -> {_k(facts['top_k'])}"),
+        ("parameters", f"{source['parameters']:,} -> {facts['parameters']:,}"),
+        ("active per token", f"{source['active_parameters']:,} -> {facts['active_parameters']:,}"),
+        ("weight bytes", f"{source['bytes']:,} -> {facts['bytes']:,}   ({facts['knobs']['dtype']} dtype)"),
+    ]
+    if facts["vision"]:
+        rows += _vision_rows(facts["vision"])
+    table = Table(title=facts["name"], show_header=False, box=None, title_justify="left", pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    for warning in facts["warnings"]:
+        console.print(f"[yellow]warning:[/yellow] {warning}", soft_wrap=True)
+
+
+def _k(values: list[int]) -> str:
+    return str(values[0]) if len(set(values)) == 1 else ",".join(map(str, values))
+
+
+def _vision_rows(vision: dict[str, Any]) -> list[tuple[str, str]]:
+    tilings = vision["tilings"]
+    if vision["tokens"] is None or len(tilings) > _MANY_TILINGS:
+        least = min(tilings, key=lambda t: t["image_tokens"])
+        most = max(tilings, key=lambda t: t["image_tokens"])
+        name = "stock tiling" if vision["tokens"] is None else f"tier {vision['tokens']}"
+        real = f"{least['image_tokens']} to {most['image_tokens']}"
+        return [("vision tokens", f"{name}, at most {vision['max_crops']} crops: {real} in the sequence")]
+    rows = [("vision tokens", f"{vision['tokens']} nominal, by tiling:")]
+    for t in tilings:
+        real = f"{t['patch_tokens']} image patches, {t['image_tokens']} in the sequence"
+        rows.append(("", f"{t['rows']}×{t['columns']}: {real}"))
+    return rows
+
+
+@contextmanager
+def progress_bars(console: Console, total: int | None) -> Iterator[tuple[Callable[[str], None], Callable[[int], None]]]:
+    """(say, advance): a bar of bytes with the current step's name; plain lines where no terminal watches."""
+    columns = (TextColumn("{task.description:24}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=total)
+
+        def say(step: str) -> None:
+            progress.update(task, description=step)
+            if not console.is_terminal:
+                console.print(f"… {step}", style="dim")
+
+        yield say, lambda count: progress.advance(task, count)
+
+
+def show_result(manifest: dict[str, Any], target: Path, console: Console) -> None:
+    """Where the variant is and what the gate measured."""
+    checked = manifest["verification"]
+    if isinstance(checked, str):
+        console.print(f"[yellow]not verified[/yellow] {target}")
+        return
+    console.print(f"[green]verified[/green] {target}")
+    for group in ("static_vs_dynamic", "onnx_vs_torch"):
+        values = {k: v for k, v in checked.get(group, {}).items() if k != "tolerance"}
+        if values:
+            console.print(f"  {group.replace('_', ' ')}: largest difference {max(values.values()):.3g}", style="dim")

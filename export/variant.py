@@ -1,0 +1,90 @@
+"""The main job: a plan becomes a directory that is complete by itself, verified, or nothing at all.
+
+weights and config -> travelling code -> graphs over the same bytes -> gate -> card -> sums -> manifest -> rename.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from export.card import write_card
+from export.graph import emit_graphs
+from export.integrity import write_sums
+from export.manifest import write_manifest
+from transform import molmoe
+from transform.checkpoint import Checkpoint, read_checkpoint
+from transform.errors import WriteError
+from transform.plan import Plan
+from transform.stage import check_target, staged
+from transform.write import write_checkpoint, write_json
+
+Say = Callable[[str], None]
+Progress = Callable[[int], None]
+
+
+def export_variant(
+    plan: Plan,
+    out: Path,
+    *,
+    onnx: bool = True,
+    verify: bool = True,
+    force: bool = False,
+    say: Say = lambda _: None,
+    progress: Progress = lambda _: None,
+) -> dict[str, Any]:
+    """Write the variant to `out` and return its manifest; on any error `out` is as it was."""
+    check_target(out, force)
+    source = plan.source.path.resolve()
+    if out.resolve() == source or out.resolve() in source.parents:
+        raise WriteError(f"{out} is the source or holds it; choose another --out.")
+    with staged(out, force) as stage:
+        say("weights")
+        target = travelling(plan)
+        write_checkpoint(target, stage, progress)
+        if plan.vision:
+            _write_code(plan, stage)
+        if onnx:
+            say("graphs")
+            _write_graphs(plan, stage)
+        verification: dict[str, Any] | str = "skipped"
+        if verify:
+            from export.gate import run_gate  # torch takes seconds to import
+
+            verification = run_gate(plan, stage, onnx, say)
+        say("card, sums, manifest")
+        write_card(stage, plan, verification, onnx)
+        sums = write_sums(stage) if verify else "not computed"
+        return write_manifest(stage, plan, verification, sums)
+
+
+def travelling(plan: Plan) -> Checkpoint:
+    """The planned checkpoint, whose config names the code that travels along (and none of the source's)."""
+    config = {key: value for key, value in plan.target.config.items() if key != "auto_map"}
+    if plan.vision:
+        config["auto_map"] = dict(molmoe.AUTO_MAP)
+    side = tuple(n for n in plan.target.side_files if n not in ("preprocessor_config.json", "processor_config.json"))
+    return replace(plan.target, config=config, side_files=side if plan.vision else plan.target.side_files)
+
+
+def _write_code(plan: Plan, stage: Path) -> None:
+    vision = plan.vision
+    assert vision is not None
+    home = Path(molmoe.__file__).parent
+    for name in molmoe.TRAVELLING_FILES:
+        shutil.copyfile(home / name, stage / name)
+    if (stage / "tokenizer.json").is_file():
+        policy = molmoe.processor_config(vision.tokens, vision.resize, vision.rule, vision.max_crops)
+        write_json(stage / "processor_config.json", policy)
+
+
+def _write_graphs(plan: Plan, stage: Path) -> None:
+    from export.genai import write_genai_config
+    from export.io_spec import write_io
+
+    written = read_checkpoint(stage)
+    crops = plan.vision.crops + 1 if plan.vision and plan.vision.crops is not None else None
+    emit_graphs(written, stage, crops)
+    write_io(written, stage, plan.vision.as_dict() if plan.vision else None)
+    write_genai_config(written, stage)

@@ -1,0 +1,55 @@
+"""Fixtures shared by the tests: the reference's parity checkpoint, and small OLMoE checkpoints made by transformers."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FIXTURES = Path(__file__).parent / "fixtures" / "molmo"
+Header = dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def molmo() -> Path:
+    """The reference's tiny MolmoE checkpoint: 4 blocks, 8 experts, top-4, float32, no tokenizer."""
+    return FIXTURES
+
+
+@pytest.fixture(scope="session")
+def olmoe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny OLMoE checkpoint of 6 blocks, sharded, written by transformers."""
+    import torch
+    from transformers import OlmoeConfig, OlmoeForCausalLM
+
+    torch.manual_seed(0)
+    config = OlmoeConfig(
+        vocab_size=128, hidden_size=64, intermediate_size=32, num_hidden_layers=6, num_attention_heads=4,
+        num_experts=8, num_experts_per_tok=4, max_position_embeddings=512, pad_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    directory = tmp_path_factory.mktemp("models") / "olmoe-tiny"
+    OlmoeForCausalLM(config).save_pretrained(directory, max_shard_size="300KB")
+    return directory
+
+
+def write_raw(path: Path, header: Header, data: bytes, length: int | None = None) -> None:
+    """A safetensors file with any header, right or wrong."""
+    text = json.dumps(header).encode()
+    path.write_bytes((len(text) if length is None else length).to_bytes(8, "little") + text + data)
+
+
+@pytest.fixture
+def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
+    """Copies of a checkpoint directory, to be damaged."""
+    import shutil
+
+    def copy(source: Path) -> Path:
+        target = tmp_path / f"copy-{len(list(tmp_path.iterdir()))}"
+        target.mkdir()
+        for file in source.iterdir():
+            if file.name in ("config.json", "generation_config.json") or file.name.startswith("model"):
+                shutil.copy(file, target / file.name)
+        return target
+
+    return copy

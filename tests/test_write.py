@@ -1,0 +1,240 @@
+"""Passes and writer: the right bytes under the right names, whole or not at all."""
+
+import hashlib
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from transform import copying
+from transform.checkpoint import Checkpoint, read_checkpoint
+from transform.copying import RangeCopier
+from transform.depth import drop_blocks
+from transform.dtype import cast
+from transform.errors import CheckpointError, KnobError, WriteError
+from transform.stage import staged
+from transform.width import set_top_k
+from transform.write import coalesce, shards_of, write_checkpoint
+
+ROOT = Path(__file__).parent.parent
+
+
+def write(checkpoint: Checkpoint, target: Path) -> Checkpoint:
+    with staged(target, force=False) as stage:
+        write_checkpoint(checkpoint, stage)
+    return read_checkpoint(target)
+
+
+def arrays(directory: Path) -> dict[str, np.ndarray]:
+    return {name: a for file in sorted(directory.glob("*.safetensors")) for name, a in load_file(file).items()}
+
+
+def digests(directory: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(directory.iterdir())}
+
+
+@pytest.mark.parametrize("keep", [(0, 1, 3), (1, 2), (0, 2, 5), (3,)])
+def test_dropped_blocks_leave_the_others_untouched(olmoe: Path, tmp_path: Path, keep: tuple[int, ...]) -> None:
+    written = write(drop_blocks(read_checkpoint(olmoe), keep), tmp_path / "v")
+    before, after = arrays(olmoe), arrays(tmp_path / "v")
+    for name, array in after.items():
+        old = name
+        if name.startswith("model.layers."):
+            index, rest = name.removeprefix("model.layers.").split(".", 1)
+            old = f"model.layers.{keep[int(index)]}.{rest}"
+        assert np.array_equal(array, before[old])
+    assert written.settings.layers == len(keep)
+    assert len(after) == len(written.expected())
+
+
+def test_the_sources_setting_writes_the_sources_weight_bytes(molmo: Path, olmoe: Path, tmp_path: Path) -> None:
+    for source in (molmo, olmoe):
+        checkpoint = read_checkpoint(source)
+        same = set_top_k(drop_blocks(checkpoint, range(checkpoint.settings.layers)), 2)
+        write(same, tmp_path / source.name)
+        before = {
+            p.name: d
+            for p, d in ((p, hashlib.sha256(p.read_bytes()).hexdigest()) for p in source.glob("model*.safetensors"))
+        }
+        after = {
+            p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (tmp_path / source.name).glob("*.safetensors")
+        }
+        assert sorted(before.values()) == sorted(after.values())
+
+
+def test_neighbouring_tensors_move_as_one_range(molmo: Path) -> None:
+    source = read_checkpoint(molmo)
+    assert len(coalesce(shards_of(source)[0].tensors)) == 1
+    assert len(coalesce(shards_of(drop_blocks(source, (0, 1, 3)))[0].tensors)) <= 4
+
+
+def test_shards_that_lose_all_tensors_vanish_and_the_index_follows(olmoe: Path, tmp_path: Path) -> None:
+    write(drop_blocks(read_checkpoint(olmoe), (0,)), tmp_path / "v")
+    index = json.loads((tmp_path / "v" / "model.safetensors.index.json").read_text())
+    files = {p.name for p in (tmp_path / "v").glob("*.safetensors")}
+    assert set(index["weight_map"].values()) == files
+    assert index["metadata"]["total_size"] == sum(a.nbytes for a in arrays(tmp_path / "v").values())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_casts_round_as_numpy_does(molmo: Path, tmp_path: Path, dtype: str) -> None:
+    written = write(cast(read_checkpoint(molmo), dtype), tmp_path / "v")
+    kind = np.dtype(np.float16 if dtype == "float16" else ml_dtypes.bfloat16)
+    data = (tmp_path / "v" / "model.safetensors").read_bytes()
+    for name, theirs in load_file(molmo / "model.safetensors").items():
+        t = written.tensors[name]
+        assert data[t.start : t.start + t.nbytes] == theirs.astype(kind).tobytes()
+
+
+def test_a_cast_that_would_overflow_is_refused(molmo: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    tensors = load_file(molmo / "model.safetensors")
+    tensors["lm_head.weight"][0, 0] = 1e6
+    (tmp_path / "big").mkdir()
+    save_file(tensors, tmp_path / "big" / "model.safetensors")
+    (tmp_path / "big" / "config.json").write_bytes((molmo / "config.json").read_bytes())
+    with pytest.raises(CheckpointError, match=r"lm_head.*F16 can't hold 1e\+06"):
+        write(cast(read_checkpoint(tmp_path / "big"), "float16"), tmp_path / "v")
+    assert not (tmp_path / "v").exists()
+
+
+def test_per_block_k_is_sliced_with_the_blocks(molmo: Path) -> None:
+    source = set_top_k(read_checkpoint(molmo), (4, 3, 2, 1))
+    assert drop_blocks(source, (0, 2, 3)).config["moe_top_k"] == [4, 2, 1]
+    assert set_top_k(source, (2, 2, 2, 2)).config["moe_top_k"] == 2
+
+
+def test_a_format_that_can_not_carry_per_block_k_refuses_it(olmoe: Path) -> None:
+    with pytest.raises(KnobError, match="can't carry"):
+        set_top_k(read_checkpoint(olmoe), (4, 4, 4, 4, 4, 2))
+
+
+@pytest.mark.parametrize("k", [0, 9, (4, 4), (4, 4, 4, 0)])
+def test_impossible_k_is_refused(molmo: Path, k: int | tuple[int, ...]) -> None:
+    with pytest.raises(KnobError):
+        set_top_k(read_checkpoint(molmo), k)
+
+
+@pytest.mark.parametrize("keep", [(), (4,), (1, 0), (0, 0), (-1, 0)])
+def test_impossible_blocks_are_refused(molmo: Path, keep: tuple[int, ...]) -> None:
+    with pytest.raises(KnobError):
+        drop_blocks(read_checkpoint(molmo), keep)
+
+
+@pytest.mark.parametrize("ways", ["copy_file_range", "sendfile", "read_write"])
+def test_every_way_of_copying_gives_the_same_bytes(tmp_path: Path, ways: str) -> None:
+    data = os.urandom(3_000_001)
+    (tmp_path / "a").write_bytes(data)
+    with (tmp_path / "a").open("rb") as a, (tmp_path / "b").open("w+b") as b:
+        copier = RangeCopier(a.fileno(), b.fileno(), lambda _: None)
+        copier._ladder = [rung for rung in copier._ladder if rung[0] == ways]
+        copier._reflink = False
+        copier.copy(5, 11, 2_999_990)
+        assert copier.ways == {ways: 2_999_990}
+    assert (tmp_path / "b").read_bytes()[11:] == data[5:2_999_995]
+
+
+def test_a_way_the_file_system_lacks_falls_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: object) -> int:
+        raise OSError(95, "not supported")
+
+    monkeypatch.setattr(copying.os, "copy_file_range", unsupported)
+    (tmp_path / "a").write_bytes(b"x" * 100_000)
+    with (tmp_path / "a").open("rb") as a, (tmp_path / "b").open("w+b") as b:
+        copier = RangeCopier(a.fileno(), b.fileno(), lambda _: None)
+        copier._reflink = False
+        copier.copy(0, 0, 100_000)
+        assert "copy_file_range" not in copier.ways
+    assert (tmp_path / "b").read_bytes() == b"x" * 100_000
+
+
+def test_a_failed_run_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="broken"), staged(tmp_path / "v", force=False) as stage:
+        (stage / "x").write_text("x")
+        raise ValueError("broken")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_target_is_never_touched(tmp_path: Path) -> None:
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / "mine").write_text("mine")
+    for force in (False, True):  # --force replaces variants only
+        with pytest.raises(WriteError, match="exists|--force replaces"), staged(tmp_path / "v", force=force):
+            pass
+    assert (tmp_path / "v" / "mine").read_text() == "mine"
+
+
+def test_force_replaces_a_variant_in_one_step(tmp_path: Path) -> None:
+    for text in ("old", "new"):
+        with staged(tmp_path / "v", force=True) as stage:
+            (stage / "manifest.json").write_text(text)
+    assert (tmp_path / "v" / "manifest.json").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["v"]
+
+
+def test_of_two_runs_at_once_the_second_loses_cleanly(tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match="exists|appeared"), staged(tmp_path / "v", force=False) as late:
+        (late / "manifest.json").write_text("late")
+        with staged(tmp_path / "v", force=False) as early:
+            (early / "manifest.json").write_text("early")
+    assert (tmp_path / "v" / "manifest.json").read_text() == "early"
+    assert [p.name for p in tmp_path.iterdir()] == ["v"]
+
+
+def test_a_killed_run_leaves_no_target_and_the_next_one_sweeps(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom transform.stage import staged\n"
+        "with staged(Path(sys.argv[1]), force=False) as stage:\n"
+        "    (stage / 'big').write_bytes(b'0' * 1000)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    target = tmp_path / "v"
+    done = subprocess.run([sys.executable, "-c", script, str(target)], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not target.exists()
+    assert len(list(tmp_path.iterdir())) == 1
+    with staged(target, force=False) as stage:
+        (stage / "x").write_text("x")
+    assert [p.name for p in tmp_path.iterdir()] == ["v"]
+
+
+def test_modes_follow_the_umask(molmo: Path, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write(drop_blocks(read_checkpoint(molmo), (0, 3)), tmp_path / "v")
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "v").iterdir()} == {0o640}
+
+
+def test_a_full_disk_is_said_before_anything_is_written(
+    molmo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("usage", (), {"free": 1000})
+    monkeypatch.setattr("transform.write.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(WriteError, match="1,000 are free"):
+        write(drop_blocks(read_checkpoint(molmo), (0, 3)), tmp_path / "v")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_input_gives_the_same_bytes(olmoe: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(set_top_k(drop_blocks(read_checkpoint(olmoe), (0, 2, 5)), 2), tmp_path / name)
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+
+
+def test_an_upgrade_of_k_alone_is_byte_identical_between_variants(molmo: Path, tmp_path: Path) -> None:
+    base = drop_blocks(read_checkpoint(molmo), (0, 1, 3))
+    for k in (1, 2):
+        write(set_top_k(base, k), tmp_path / str(k))
+    one, two = digests(tmp_path / "1"), digests(tmp_path / "2")
+    assert one["model.safetensors"] == two["model.safetensors"]
+    assert one["config.json"] != two["config.json"]
