@@ -168,7 +168,7 @@ def test_an_existing_target_is_never_touched(tmp_path: Path) -> None:
     (tmp_path / "v").mkdir()
     (tmp_path / "v" / "mine").write_text("mine")
     for force in (False, True):  # --force replaces variants only
-        with pytest.raises(WriteError, match="exists|--force replaces"), staged(tmp_path / "v", force=force):
+        with pytest.raises(WriteError, match=r"exists|--force replaces"), staged(tmp_path / "v", force=force):
             pass
     assert (tmp_path / "v" / "mine").read_text() == "mine"
 
@@ -182,7 +182,7 @@ def test_force_replaces_a_variant_in_one_step(tmp_path: Path) -> None:
 
 
 def test_of_two_runs_at_once_the_second_loses_cleanly(tmp_path: Path) -> None:
-    with pytest.raises(WriteError, match="exists|appeared"), staged(tmp_path / "v", force=False) as late:
+    with pytest.raises(WriteError, match=r"exists|appeared"), staged(tmp_path / "v", force=False) as late:
         (late / "manifest.json").write_text("late")
         with staged(tmp_path / "v", force=False) as early:
             (early / "manifest.json").write_text("early")
