@@ -1,0 +1,34 @@
+"""Which blocks matter: scores, how they are read, and how a number of blocks becomes a choice of blocks.
+
+Nothing here needs torch to be imported; names are resolved on first use, so that a plan answers at once.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_WHERE = {
+    "Scores": "importance.scores",
+    "model_digest": "importance.scores",
+    "read_scores": "importance.scores",
+    "BlockSets": "importance.presets",
+    "load_preset": "importance.presets",
+    "preset_names": "importance.presets",
+    "resolve": "importance.presets",
+    "choose_blocks": "importance.choice",
+    "find_scores": "importance.choice",
+    "keep_top_k": "importance.search.top_k",
+    "select_top_k_blocks": "importance.search.top_k",
+    "select_by_threshold": "importance.search.threshold",
+    "select_sequential_blocks": "importance.search.sequential",
+}
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'importance' has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHERE})

@@ -1,0 +1,1 @@
+"""Selection strategies, one per file: from scores to the blocks that stay."""

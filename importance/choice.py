@@ -1,0 +1,96 @@
+"""From what a user asks for (a number of blocks, a list to keep, a list to drop) to the blocks that stay.
+
+Without scores a number of blocks is refused: there is no default order, least of all the first N.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from importance.presets import BlockSets, load_preset, preset_names
+from importance.scores import PREFIX, Scores, read_scores
+from importance.search.top_k import keep_top_k
+from transform.errors import KnobError, ScoresError
+
+SCORES = "scores.json"
+Source = Scores | BlockSets
+
+
+def find_scores(
+    model_dir: Path, option: str | Path | None, layers: int, model_digest: str | Callable[[], str] | None = None
+) -> Source:
+    """What decides which blocks go: the file or `preset:NAME` asked for, else `scores.json` beside the model.
+
+    `model_digest` may be a function: it is called only where there is a file to compare with.
+    """
+    if option is not None and str(option).startswith(PREFIX):
+        return load_preset(str(option), layers)
+    path = model_dir / SCORES if option is None else Path(option)
+    if option is None and not path.is_file():
+        raise ScoresError(
+            f"a number of blocks needs scores that say which to drop; there is no {SCORES} in {model_dir}. "
+            f"Give --scores FILE or --scores preset:NAME ({', '.join(preset_names())}), or name the blocks with "
+            "--keep-blocks or --drop-blocks."
+        )
+    return read_scores(path, layers, model_digest() if callable(model_digest) else model_digest)
+
+
+def choose_blocks(
+    layers: int,
+    *,
+    blocks: int | None = None,
+    keep: Sequence[int] | None = None,
+    drop: Sequence[int] | None = None,
+    scores: Source | Callable[[], Source] | None = None,
+    keep_first: bool = True,
+    keep_last: bool = True,
+) -> tuple[int, ...]:
+    """The original indices of the blocks that stay, ascending; all of them when nothing is asked for.
+
+    At most one of `blocks` (how many stay, chosen by `scores`), `keep` and `drop` (original indices, in any order).
+    `scores` may be a function: it is called only where blocks must be ranked.
+    """
+    asked = {
+        name: value
+        for name, value in (("--blocks", blocks), ("--keep-blocks", keep), ("--drop-blocks", drop))
+        if value is not None
+    }
+    if len(asked) > 1:
+        raise KnobError(f"blocks are chosen in one way, got {len(asked)}: {', '.join(asked)}. Use one of them.")
+    if keep is not None:
+        return tuple(sorted(_indices(keep, layers, "--keep-blocks")))
+    if drop is not None:
+        dropped = _indices(drop, layers, "--drop-blocks")
+        if len(dropped) == layers:
+            raise KnobError(f"at least one block must stay: all {layers} would be dropped. Drop fewer.")
+        return tuple(block for block in range(layers) if block not in dropped)
+    if blocks is None:
+        return tuple(range(layers))
+    if type(blocks) is not int or not 1 <= blocks <= layers:
+        raise KnobError(f"blocks must be from 1 to {layers} (the model's blocks), got {blocks!r}. Choose one of these.")
+    if blocks == layers:
+        return tuple(range(layers))
+    found = scores() if callable(scores) else scores
+    if found is None:
+        raise ScoresError(
+            f"a number of blocks ({blocks} of {layers}) needs scores that say which to drop. Give --scores FILE or "
+            f"--scores preset:NAME ({', '.join(preset_names())}), or name the blocks with --keep-blocks or "
+            "--drop-blocks."
+        )
+    if isinstance(found, BlockSets):
+        return found.kept(blocks)
+    return keep_top_k(found.importance, blocks, layers, keep_first, keep_last)
+
+
+def _indices(chosen: Sequence[int], layers: int, flag: str) -> set[int]:
+    if not chosen:
+        raise KnobError(f"{flag} needs at least one block index from 0 to {layers - 1}, got none. Name the blocks.")
+    wrong = [block for block in chosen if type(block) is not int or not 0 <= block < layers]
+    if wrong:
+        raise KnobError(
+            f"{flag}: block indices run from 0 to {layers - 1} (the model has {layers} blocks), got "
+            f"{', '.join(map(repr, wrong))}. Correct the list."
+        )
+    twice = sorted({block for block in chosen if list(chosen).count(block) > 1})
+    if twice:
+        raise KnobError(f"{flag}: each block is named once, {', '.join(map(str, twice))} occur twice. Remove one.")
+    return set(chosen)

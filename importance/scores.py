@@ -1,0 +1,247 @@
+"""Scores: one number per block that says how much the model needs it, and where the number comes from.
+
+Read from knobcast's own form (schema 1) and from foreign ones: a plain `{"3": 0.0092, ...}`, possibly partial, or
+that nested under `merged_scores`, `train_scores` or `importance_scores`. Whether the entries suffice is not
+decided here but by the choice that needs them (`importance/search/`).
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transform.checkpoint import Checkpoint
+from transform.errors import ScoresError
+
+PRESETS = Path(__file__).parent / "presets"
+PREFIX = "preset:"
+NESTED = ("merged_scores", "train_scores", "importance_scores")
+MORE, LESS = "more important", "less important"
+MAX_BYTES = 1_000_000
+# Enough to tell checkpoints apart: training moves every tensor. Hashing all 27 GB would take minutes.
+DIGEST_TENSORS, DIGEST_BYTES = 256, 4096
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of some or all blocks, by original block index.
+
+    metric, unit: what was measured. higher_means: `more important` or `less important`. samples: how many items
+    were scored. model_digest: `model_digest()` of the checkpoint they were measured on, None where unknown.
+    notes: whatever else the file says, such as provenance and noise.
+    """
+
+    values: Mapping[int, float]
+    metric: str = "unknown"
+    unit: str = "unknown"
+    higher_means: str = MORE
+    stderr: Mapping[int, float] = field(default_factory=dict)
+    baseline: float | None = None
+    samples: int | None = None
+    model_digest: str | None = None
+    data_digest: str | None = None
+    source: str = "scores"
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def importance(self) -> dict[int, float]:
+        """Values with one direction: the higher, the more the model needs the block."""
+        sign = 1.0 if self.higher_means == MORE else -1.0
+        return {block: sign * value for block, value in self.values.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """The canonical form, schema 1."""
+        entries: list[dict[str, float]] = []
+        for block, value in sorted(self.values.items()):
+            entry: dict[str, float] = {"index": block, "score": value}
+            if block in self.stderr:
+                entry["stderr"] = self.stderr[block]
+            entries.append(entry)
+        return {
+            "schema": 1,
+            "metric": self.metric,
+            "unit": self.unit,
+            "higher_means": self.higher_means,
+            "baseline": self.baseline,
+            "samples": self.samples,
+            "model_digest": self.model_digest,
+            "data_digest": self.data_digest,
+            **self.notes,
+            "blocks": entries,
+        }
+
+
+def model_digest(checkpoint: Checkpoint) -> str:
+    """SHA-256 that ties scores to weights: the tensor table and the first 4096 bytes of 256 evenly spread tensors.
+
+    Reads at most 1 MB, so that a plan for a 27 GB checkpoint still answers at once. The config isn't part of it:
+    the same weights under another top-k keep their scores.
+    """
+    tensors = [checkpoint.tensors[name] for name in sorted(checkpoint.tensors)]
+    table = [(t.name, t.dtype, t.shape) for t in tensors]
+    digest = hashlib.sha256(json.dumps(table, separators=(",", ":")).encode())
+    picked = min(len(tensors), DIGEST_TENSORS)
+    for n in range(picked):
+        tensor = tensors[n * len(tensors) // picked]
+        with tensor.file.open("rb") as file:
+            file.seek(tensor.start)
+            digest.update(file.read(min(tensor.nbytes, DIGEST_BYTES)))
+    return digest.hexdigest()
+
+
+def read_scores(source: str | Path, layers: int, model_digest: str | None = None) -> Scores:
+    """Scores from a file or `preset:NAME`, checked for a model of `layers` blocks; ScoresError says what is wrong.
+
+    `model_digest`: the model's own; a file measured on another model is refused.
+    """
+    scores = parse_scores(read_object(source), label(source), layers)
+    if None not in (model_digest, scores.model_digest) and model_digest != scores.model_digest:
+        raise ScoresError(
+            f"{scores.source}: scores must come from the model they are used for. They were measured on "
+            f"{str(scores.model_digest)[:12]}…, this model is {str(model_digest)[:12]}…. Score this model, or set "
+            '"model_digest" in the file to null if you mean to use scores of another model.'
+        )
+    return scores
+
+
+def preset_names() -> tuple[str, ...]:
+    """The presets that `preset:NAME` knows."""
+    return tuple(sorted(path.stem for path in PRESETS.glob("*.json")))
+
+
+def label(source: str | Path) -> str:
+    """How messages call a source: `preset:NAME` or the file's name."""
+    return str(source) if str(source).startswith(PREFIX) else Path(source).name
+
+
+def read_object(source: str | Path) -> dict[str, Any]:
+    """The JSON object of a scores file or preset, without duplicate keys, NaN or infinities."""
+    path = Path(source)
+    if str(source).startswith(PREFIX):
+        name = str(source).removeprefix(PREFIX)
+        if name not in preset_names():
+            raise ScoresError(
+                f"preset:NAME needs one of the {len(preset_names())} presets, got {name!r}. "
+                f"Use {', '.join(preset_names())}."
+            )
+        path = PRESETS / f"{name}.json"
+    shown = label(source)
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ScoresError(f"{shown}: a scores file has at most {MAX_BYTES:,} bytes, this one is larger.")
+        found = json.loads(path.read_text("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse)
+    except OSError as error:
+        raise ScoresError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
+    except ScoresError as error:
+        raise ScoresError(f"{shown}: {error}") from error.__cause__
+    except (ValueError, RecursionError) as error:
+        raise ScoresError(f"{shown}: must be JSON ({error}). Export the scores again.") from error
+    if not isinstance(found, dict):
+        raise ScoresError(f"{shown}: must hold a JSON object, got a {type(found).__name__}. {_FORMS}")
+    return found
+
+
+def parse_scores(raw: Mapping[str, Any], source: str, layers: int) -> Scores:
+    """Scores from a parsed file of any accepted form."""
+    if "sets" in raw:
+        raise ScoresError(
+            f"{source}: holds sets of blocks, not one score per block. Use it with a number of blocks it has: "
+            f"{', '.join(sorted(raw['sets'], key=int))}."
+        )
+    if "schema" in raw or "blocks" in raw:
+        return _canonical(raw, source, layers)
+    nested = next((key for key in NESTED if key in raw), None)
+    entries = raw if nested is None else raw[nested]
+    if not isinstance(entries, Mapping):
+        raise ScoresError(f"{source}: {nested} must hold an object of block index to score. {_FORMS}")
+    values = {_index(key, source, layers): _number(value, f"block {key}", source) for key, value in entries.items()}
+    return Scores(values=_some(values, source), metric=nested or "unknown", source=source)
+
+
+_FORMS = 'Accepted: {"schema": 1, ..., "blocks": [{"index", "score", "stderr"}]} or {"3": 0.0092, ...}.'
+_DIRECTIONS = {MORE: MORE, "more_important": MORE, "keep": MORE, LESS: LESS, "less_important": LESS, "drop": LESS}
+
+
+def _canonical(raw: Mapping[str, Any], source: str, layers: int) -> Scores:
+    if type(raw.get("schema")) is not int or raw["schema"] != 1:
+        raise ScoresError(f"{source}: schema must be 1, got {raw.get('schema')!r}. {_FORMS}")
+    blocks = raw.get("blocks")
+    if not isinstance(blocks, list) or not all(
+        isinstance(b, Mapping) and {"index", "score"} <= b.keys() for b in blocks
+    ):
+        raise ScoresError(f"{source}: blocks must be a list of objects with index and score. {_FORMS}")
+    direction = raw.get("higher_means", MORE)
+    if not isinstance(direction, str) or direction not in _DIRECTIONS:
+        raise ScoresError(
+            f"{source}: higher_means must be {MORE!r} or {LESS!r}, got {direction!r}. Say which way the scores run."
+        )
+    values: dict[int, float] = {}
+    stderr: dict[int, float] = {}
+    for entry in blocks:
+        index = _index(entry["index"], source, layers)
+        if index in values:
+            raise ScoresError(f"{source}: each block has one score, block {index} has two. Remove one of them.")
+        values[index] = _number(entry["score"], f"block {index}", source)
+        if entry.get("stderr") is not None:
+            stderr[index] = _number(entry["stderr"], f"stderr of block {index}", source)
+    for key, kind in (("metric", str), ("unit", str), ("samples", int), ("model_digest", str), ("data_digest", str)):
+        if raw.get(key) is not None and type(raw[key]) is not kind:
+            raise ScoresError(f"{source}: {key} must be a {kind.__name__} or null, got {raw[key]!r}. {_FORMS}")
+    known = {"schema", "metric", "unit", "higher_means", "baseline", "samples", "model_digest", "data_digest", "blocks"}
+    return Scores(
+        values=_some(values, source),
+        metric=raw.get("metric") or "unknown",
+        unit=raw.get("unit") or "unknown",
+        higher_means=_DIRECTIONS[direction],
+        stderr=stderr,
+        baseline=None if raw.get("baseline") is None else _number(raw["baseline"], "baseline", source),
+        samples=raw.get("samples"),
+        model_digest=raw.get("model_digest"),
+        data_digest=raw.get("data_digest"),
+        source=source,
+        notes={key: value for key, value in raw.items() if key not in known},
+    )
+
+
+def _index(key: object, source: str, layers: int) -> int:
+    # One spelling per index, so that "3" and "03" can't be two scores of one block.
+    if isinstance(key, str) and re.fullmatch(r"0|[1-9][0-9]{0,5}", key, re.ASCII):
+        key = int(key)
+    if type(key) is not int or not 0 <= key < layers:
+        raise ScoresError(
+            f"{source}: block indices run from 0 to {layers - 1} (the model has {layers} blocks), got {key!r}. "
+            "Use scores of this model, numbered from 0."
+        )
+    return key
+
+
+def _number(value: object, what: str, source: str) -> float:
+    try:
+        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    except OverflowError:
+        number = math.inf
+    if number is None or not math.isfinite(number):
+        raise ScoresError(f"{source}: scores must be finite numbers, {what} has {value!r}. Score it again.")
+    return number
+
+
+def _some(values: dict[int, float], source: str) -> dict[int, float]:
+    if not values:
+        raise ScoresError(f"{source}: at least one block must have a score, 0 have one. {_FORMS}")
+    return values
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for n, (key, _) in enumerate(pairs) if key in {k for k, _ in pairs[:n]})
+        raise ScoresError(f"each key may occur once, {twice!r} occurs twice. Remove one of them.")
+    return found
+
+
+def _refuse(constant: str) -> float:
+    raise ScoresError(f"scores must be finite numbers, the file has {constant}. Score that block again.")
