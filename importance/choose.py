@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from importance.presets import BlockSets, load_preset, preset_names
-from importance.scores import PREFIX, Scores, read_scores
+from importance.scores import PREFIX, Scores, model_digest, read_scores
 from importance.search.top_k import keep_top_k
+from transform.checkpoint import Checkpoint
 from transform.errors import KnobError, ScoresError
 
 SCORES = "scores.json"
@@ -16,39 +17,41 @@ Source = Scores | BlockSets
 
 
 def find_scores(
-    model_dir: Path, option: str | Path | None, layers: int, model_digest: str | Callable[[], str] | None = None
+    model_dir: Path | None, option: str | Path | None, layers: int, digest: Callable[[], str] | None = None
 ) -> Source:
     """What decides which blocks go: the file or `preset:NAME` asked for, else `scores.json` beside the model.
 
-    `model_digest` may be a function: it is called only where there is a file to compare with.
+    `digest` computes the model's `model_digest`; it is called only where there is a file to compare with.
     """
     if option is not None and str(option).startswith(PREFIX):
         return load_preset(str(option), layers)
-    path = model_dir / SCORES if option is None else Path(option)
-    if option is None and not path.is_file():
+    path = Path(option) if option is not None else model_dir / SCORES if model_dir else None
+    if path is None or (option is None and not path.is_file()):
         raise ScoresError(
-            f"a number of blocks needs scores that say which to drop; there is no {SCORES} in {model_dir}. "
+            f"a number of blocks needs scores that say which to drop; there is no {SCORES} beside the model. "
             f"Give --scores FILE or --scores preset:NAME ({', '.join(preset_names())}), or name the blocks with "
             "--keep-blocks or --drop-blocks."
         )
-    return read_scores(path, layers, model_digest() if callable(model_digest) else model_digest)
+    return read_scores(path, layers, digest() if digest else None)
 
 
 def choose_blocks(
-    layers: int,
+    model: Checkpoint | int,
     *,
     blocks: int | None = None,
     keep: Sequence[int] | None = None,
     drop: Sequence[int] | None = None,
-    scores: Source | Callable[[], Source] | None = None,
+    scores: Source | str | Path | None = None,
     keep_first: bool = True,
     keep_last: bool = True,
 ) -> tuple[int, ...]:
     """The original indices of the blocks that stay, ascending; all of them when nothing is asked for.
 
-    At most one of `blocks` (how many stay, chosen by `scores`), `keep` and `drop` (original indices, in any order).
-    `scores` may be a function: it is called only where blocks must be ranked.
+    model: a checkpoint, or just how many blocks there are. At most one of `blocks` (how many stay, chosen by
+    `scores`), `keep` and `drop` (original indices, in any order). scores: as read, or a file or `preset:NAME`;
+    None means `scores.json` beside the checkpoint. They are looked up only where blocks must be ranked.
     """
+    layers = model if isinstance(model, int) else model.settings.layers
     asked = {
         name: value
         for name, value in (("--blocks", blocks), ("--keep-blocks", keep), ("--drop-blocks", drop))
@@ -69,16 +72,16 @@ def choose_blocks(
         raise KnobError(f"blocks must be from 1 to {layers} (the model's blocks), got {blocks!r}. Choose one of these.")
     if blocks == layers:
         return tuple(range(layers))
-    found = scores() if callable(scores) else scores
-    if found is None:
-        raise ScoresError(
-            f"a number of blocks ({blocks} of {layers}) needs scores that say which to drop. Give --scores FILE or "
-            f"--scores preset:NAME ({', '.join(preset_names())}), or name the blocks with --keep-blocks or "
-            "--drop-blocks."
-        )
+    found = scores if isinstance(scores, Scores | BlockSets) else _find(model, scores)
     if isinstance(found, BlockSets):
         return found.kept(blocks)
     return keep_top_k(found.importance, blocks, layers, keep_first, keep_last)
+
+
+def _find(model: Checkpoint | int, option: str | Path | None) -> Source:
+    if isinstance(model, int):
+        return find_scores(None, option, model)
+    return find_scores(model.path, option, model.settings.layers, lambda: model_digest(model))
 
 
 def _indices(chosen: Sequence[int], layers: int, flag: str) -> set[int]:
