@@ -1,0 +1,91 @@
+"""Variants generate in onnxruntime-genai what they generate elsewhere. It lives in an environment of its own."""
+
+import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from tests.onnx_support import FIXTURES, Array, write_variant
+from tests.test_onnx_olmoe import random_ids, save_source
+from tests.test_onnx_parity import crops_of, kept_features
+from transform.checkpoint import read_checkpoint
+
+ROOT = Path(__file__).parents[1]
+PYTHON = ROOT / ".venv-genai" / "bin" / "python"
+pytestmark = [
+    pytest.mark.extra,
+    pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-genai: `make genai-env` creates it"),
+]
+
+CASES = json.loads((FIXTURES / "parity_cases.json").read_text())
+END = CASES["special_token_ids"]["eos"]
+INPUTS = load_file(FIXTURES / "parity_inputs.safetensors")
+OUTPUTS = load_file(FIXTURES / "parity_outputs.safetensors")
+
+
+def until_end(ids: Sequence[int], end: int) -> list[int]:
+    """What comes before the end token: runtimes differ in whether they return the token itself."""
+    listed = [int(i) for i in ids]
+    return listed[: listed.index(end)] if end in listed else listed
+
+
+def generate(directory: Path, inputs: dict[str, Array], count: int, end: int) -> list[int]:
+    file = directory / "test_inputs.safetensors"
+    save_file({name: np.ascontiguousarray(value) for name, value in inputs.items()}, file)
+    command = [str(PYTHON), str(ROOT / "tests" / "genai_generate.py"), str(directory), str(file), str(count)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    file.unlink()
+    assert done.returncode == 0, done.stderr
+    return until_end(json.loads(done.stdout), end)
+
+
+def variant_of(name: str, target: Path, crops: int | None = None) -> Path:
+    knobs: dict[str, Any] = CASES["variants"][name]
+    k = knobs["top_k"]
+    k = [k[i] for i in knobs["keep_blocks"]] if isinstance(k, list) else k
+    return write_variant(FIXTURES, target, knobs["keep_blocks"], k, crops)
+
+
+@pytest.mark.parametrize("variant", [v for v in CASES["variants"] if v in ("full", "k2_keep013", "k4212")])
+def test_molmoe_text_without_image(variant: str, tmp_path: Path) -> None:
+    theirs = OUTPUTS[f"text_only/{variant}/greedy"][0]
+    inputs = {"input_ids": INPUTS["text_only/input_ids"]}
+    assert generate(variant_of(variant, tmp_path / "v"), inputs, len(theirs), END) == until_end(theirs, END)
+
+
+@pytest.mark.parametrize("fixed", [False, True], ids=["any_crops", "fixed_crops"])
+@pytest.mark.parametrize("case", [c for c, r in CASES["cases"].items() if r["kind"] == "formula_crops"])
+def test_molmoe_with_an_image(case: str, fixed: bool, tmp_path: Path) -> None:
+    for variant in [v for v in ("full", "k2_keep013") if v in CASES["cases"][case]["variants"]]:
+        crops = crops_of(case)[0]
+        inputs = {
+            "input_ids": INPUTS[f"{case}/input_ids"],
+            "images": crops,
+            "image_masks": INPUTS[f"{case}/image_masks"][0],
+            "feature_index": kept_features(INPUTS[f"{case}/image_input_idx"][0]),
+        }
+        theirs = OUTPUTS[f"{case}/{variant}/greedy"][0]
+        directory = variant_of(variant, tmp_path / variant, len(crops) if fixed else None)
+        assert generate(directory, inputs, len(theirs), END) == until_end(theirs, END)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_olmoe_variant_generates_as_transformers(dtype: torch.dtype, tmp_path: Path) -> None:
+    from transformers import OlmoeForCausalLM
+
+    save_source(tmp_path / "source", dtype, num_key_value_heads=2, norm_topk_prob=True)
+    variant = write_variant(tmp_path / "source", tmp_path / "variant", keep=[0, 2], k=2)
+    assert read_checkpoint(variant).settings.top_k == (2, 2)
+    model = OlmoeForCausalLM.from_pretrained(variant, dtype=torch.float32).eval()
+    ids = torch.from_numpy(random_ids(1, 12))
+    with torch.no_grad():
+        theirs = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False)
+    expected = until_end(theirs[0, 12:].tolist(), 95)
+    assert len(expected) > 8  # else the prompt tests nothing
+    assert generate(variant, {"input_ids": ids.numpy()}, 24, 95) == expected
