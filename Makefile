@@ -46,7 +46,7 @@ fix: $(STAMP)
 	$(BIN)/ruff format .
 
 bench: $(STAMP)
-	$(BIN)/python tests/bench.py
+	$(BIN)/python -m tests.bench $(ARGS)
 
 # onnxruntime-genai pulls in the CPU onnxruntime, which would overwrite onnxruntime-gpu's files: a place of its own.
 genai-env: $(GENAI)/.installed

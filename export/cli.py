@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from transform.errors import KnobcastError
 
@@ -152,7 +153,6 @@ def _plan(
 ) -> Any:
     """Parse the knobs, read the headers, choose the blocks, make the plan."""
     from importance.choose import choose_blocks
-
     from transform.checkpoint import read_checkpoint
     from transform.knobs import Knobs, parse_blocks, parse_count, parse_k, parse_tokens
     from transform.plan import make_plan
@@ -179,7 +179,7 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except (KnobcastError, BudgetError, ImageError) as error:
-        stderr.print(f"[red]error:[/red] {error}", markup=True, soft_wrap=True)
+        stderr.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         stderr.print("interrupted; nothing was written")

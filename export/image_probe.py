@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transform.molmoe.preprocessing import preprocess
 
 from export.probe import picture
 from export.special_tokens import image_token_ids
 from transform.checkpoint import Checkpoint
+from transform.molmoe.preprocessing import preprocess
 
 TEXT = 6
 Array = np.ndarray[Any, Any]

@@ -19,28 +19,33 @@ Array = np.ndarray[Any, Any]
 class Graphs:
     """The sessions of one variant directory, opened when first needed."""
 
-    def __init__(self, directory: Path, providers: tuple[str, ...] = ("CPUExecutionProvider",), threads: int = 0):
-        self.directory, self.providers, self.threads = directory, providers, threads
+    def __init__(
+        self,
+        directory: Path,
+        providers: tuple[str, ...] = ("CPUExecutionProvider",),
+        threads: int = 0,
+        text: str = "text.onnx",
+    ) -> None:
+        self.directory, self.providers, self.threads, self._text = directory, providers, threads, text
         self.io = read_json(directory / "io.json")
 
-    def _open(self, part: str) -> Any:
-        path = self.directory / f"{part}.onnx"
-        return open_session(path, self.io["session_options"], self.providers, self.threads)
+    def _open(self, name: str) -> Any:
+        return open_session(self.directory / name, self.io["session_options"], self.providers, self.threads)
 
     @cached_property
     def text(self) -> Any:
         """The decoder."""
-        return self._open("text")
+        return self._open(self._text)
 
     @cached_property
     def embedding(self) -> Any:
         """Token ids and image features to embeddings; only image models have it."""
-        return self._open("embedding")
+        return self._open("embedding.onnx")
 
     @cached_property
     def vision(self) -> Any:
         """Crops to image features; only image models have it."""
-        return self._open("vision")
+        return self._open("vision.onnx")
 
     @property
     def multimodal(self) -> bool:
@@ -77,3 +82,19 @@ class Graphs:
         found = dict(zip(outputs, values, strict=True))
         logits = found.pop("logits")
         return logits, {name.replace("present.", "past_key_values."): value for name, value in found.items()}
+
+    def run_text(self, probe: Any) -> dict[str, Array]:
+        """Logits for the gate's text probe: prefill, decode with the cache, a right-padded batch."""
+        ids = probe.ids.numpy()
+        prompt, total = probe.batch.shape[1], ids.shape[1]
+        prefill, cache = self.step(ids[:, :prompt], np.ones((1, prompt), np.int64), self.empty_cache(1))
+        steps = []
+        for at in range(prompt, total):
+            logits, cache = self.step(ids[:, at : at + 1], np.ones((1, at + 1), np.int64), cache)
+            steps.append(logits)
+        padded, _ = self.step(probe.batch.numpy(), probe.mask.numpy(), self.empty_cache(2))
+        return {
+            "prefill": prefill,
+            "decode": np.concatenate(steps, 1),
+            "padded": np.concatenate((padded[0], padded[1, : probe.short])),
+        }

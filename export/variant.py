@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from export.card import write_card
-from export.graph import emit_graphs
 from export.integrity import write_sums
 from export.manifest import write_manifest
 from transform import molmoe
@@ -81,6 +80,7 @@ def _write_code(plan: Plan, stage: Path) -> None:
 
 def _write_graphs(plan: Plan, stage: Path) -> None:
     from export.genai import write_genai_config
+    from export.graph import emit_graphs
     from export.io_spec import write_io
 
     written = read_checkpoint(stage)

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transform.load import load_model
-from transform.runtime import BlockMaskWrapper, moe_top_k, set_moe_top_k
 
 from export.golden import check_graphs, check_torch, load_golden, record, torch_image, write_golden
 from export.image_probe import ImageProbe, image_probe
@@ -22,7 +20,9 @@ from export.probe import DECODE, MIN_MARGIN, PROMPT, SEEDS, MarginWatch, TextPro
 from transform.checkpoint import Checkpoint, read_checkpoint, read_json
 from transform.errors import VerificationError
 from transform.knobs import DTYPES
+from transform.load import load_model
 from transform.plan import Plan
+from transform.runtime import BlockMaskWrapper, moe_top_k, set_moe_top_k
 
 # Two float32 programs of the same arithmetic in another order: 4e-6 was seen at |logits| of 8.
 TOLERANCE = 1e-5
@@ -50,7 +50,7 @@ def gate(plan: Plan, directory: Path, onnx: bool, say: Say) -> dict[str, Any]:
     }
     del dynamic
     say("another k must differ")
-    results["other_k"] = _other_k(static, plan.target, probe)
+    results["other_k"] = other_k(static, plan.target, probe)
     write_golden(directory, golden := record(static, probe.ids.numpy(), image))
     if onnx:
         say("ONNX == PyTorch")
@@ -68,8 +68,8 @@ def reload(directory: Path) -> Any:
 
 def _dynamic_twin(plan: Plan) -> Any:
     """The source with the knobs applied at run time, its weights rounded as the variant's are."""
-    rounded = next((name for name, code in DTYPES.items() if code == _dtype(plan.target)), "float32")
-    model = load_model(plan.source.path, dtype=rounded if plan.knobs.dtype != "source" else "float32").float().eval()
+    rounded = "float32" if plan.knobs.dtype == "source" else stored_dtype(plan.target)
+    model = load_model(plan.source.path, dtype=rounded).float().eval()
     k = list(plan.source.settings.top_k)
     for i, value in zip(plan.keep, plan.target.settings.top_k, strict=True):
         k[i] = value
@@ -79,8 +79,10 @@ def _dynamic_twin(plan: Plan) -> Any:
     return model
 
 
-def _dtype(checkpoint: Checkpoint) -> str:
-    return next(iter(checkpoint.tensors.values())).dtype
+def stored_dtype(checkpoint: Checkpoint) -> str:
+    """The dtype all tensors of a cast checkpoint have, as torch spells it."""
+    code = next(iter(checkpoint.tensors.values())).dtype
+    return next(name for name, known in DTYPES.items() if known == code)
 
 
 def find_probe(model: Any, checkpoint: Checkpoint) -> TextProbe:
@@ -135,6 +137,11 @@ def _static_vs_dynamic(static: Any, dynamic: Any, probe: TextProbe, image: Image
     if image is not None:
         ours["image"] = torch.from_numpy(torch_image(static, image)[2])
         theirs["image"] = torch.from_numpy(torch_image(dynamic, image)[2])
+    return exactly_equal(ours, theirs)
+
+
+def exactly_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> dict[str, float]:
+    """All differences, which must be 0."""
     differences = {name: largest_difference(ours[name], theirs[name], name) for name in ours}
     wrong = {name: value for name, value in differences.items() if value != 0}
     if wrong:
@@ -145,7 +152,7 @@ def _static_vs_dynamic(static: Any, dynamic: Any, probe: TextProbe, image: Image
     return differences
 
 
-def _other_k(static: Any, target: Checkpoint, probe: TextProbe) -> dict[str, Any]:
+def other_k(static: Any, target: Checkpoint, probe: TextProbe) -> dict[str, Any]:
     """The comparison can tell one k from another: changing it must change the result."""
     k = target.settings.top_k
     other = [value - 1 if value > 1 else value + 1 for value in k]

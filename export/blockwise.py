@@ -1,0 +1,151 @@
+"""The gate for models that don't fit twice into memory: one block at a time, everything else once.
+
+A one-block model (embedding, that block, norm, head, vision tower) is loaded from the source and from the variant in
+turn; prefill, cached decode and a padded batch must differ by exactly 0, and the block's own ONNX graph must agree.
+Together with byte-for-byte equality of all tensors this covers what the resident gate covers, except the sum of
+float32 rounding over all blocks in one graph.
+"""
+
+import mmap
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from export.golden import check_graphs, record, torch_image
+from export.image_probe import image_probe
+from export.integrity import check_graph_bounds
+from export.onnx_run import Graphs
+from export.probe import TextProbe
+from export.verify import TOLERANCE, exactly_equal, find_probe, onnx_vs_torch, other_k, run_text, stored_dtype
+from transform.checkpoint import Checkpoint, read_checkpoint
+from transform.depth import drop_blocks
+from transform.errors import VerificationError
+from transform.load import model_class
+from transform.plan import Plan, parameters
+from transform.runtime import set_moe_top_k
+
+_TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_CHUNK = 16 << 20
+GRAPH = "text.onnx"
+
+
+def blockwise_gate(plan: Plan, directory: Path, onnx: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    """Prove a freshly written variant block by block; raises VerificationError."""
+    variant = read_checkpoint(directory)
+    results: dict[str, Any] = {"mode": "blockwise", "reload": {"missing": 0, "unexpected": 0, "mismatched": 0}}
+    say("names and shapes")
+    results["parameters_on_meta"] = _check_meta(variant)
+    if plan.knobs.dtype == "source":
+        say("bytes")
+        results["identical_tensors"] = _check_bytes(plan.target, variant)
+    differences: dict[str, float] = {}
+    graphs: dict[str, float] = {}
+    for new, old in enumerate(plan.keep):
+        say(f"block {old} ({new + 1} of {len(plan.keep)})")
+        view = drop_blocks(variant, (new,))
+        model = load_view(view)
+        probe = find_probe(model, view)
+        ours = run_text(model, probe)
+        image = None
+        if new == 0:
+            results["probe_seed"] = probe.seed
+            results["other_k"] = other_k(model, view, probe)
+            if plan.vision:
+                image = image_probe(plan.target, directory, plan.vision.as_dict(), probe.seed)
+                ours["image"] = torch.from_numpy(torch_image(model, image)[2])
+        if onnx:
+            block_graphs = _one_block_graphs(view, directory)
+            _merge(graphs, onnx_vs_torch(model, block_graphs, probe))
+            if image is not None:
+                _merge(graphs, check_graphs(block_graphs, record(model, probe.ids.numpy(), image), image, TOLERANCE))
+            del block_graphs
+        del model
+        _merge(differences, exactly_equal(ours, _source_block(plan, old, new, probe, image)))
+    results["static_vs_dynamic"] = differences
+    if onnx:
+        results["graph_ranges"] = check_graph_bounds(directory)
+        results["onnx_vs_torch"] = graphs
+    return results
+
+
+def load_view(view: Checkpoint, dtype: str = "float32") -> Any:
+    """A model in float32 from a checkpoint value, its tensors mapped from wherever they lie; `dtype` rounds first."""
+    tensors = {}
+    maps: dict[Path, mmap.mmap] = {}
+    for name, tensor in view.tensors.items():
+        if tensor.file not in maps:
+            with tensor.file.open("rb") as file:
+                maps[tensor.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        count = tensor.nbytes // _TORCH[tensor.stored].itemsize
+        flat = torch.frombuffer(maps[tensor.file], dtype=_TORCH[tensor.stored], count=count, offset=tensor.start)
+        tensors[name] = flat.view(tensor.shape)
+    kind = model_class(view.config)
+    model, report = kind.from_pretrained(
+        None,
+        config=kind.config_class.from_dict(dict(view.config)),
+        state_dict=tensors,
+        dtype=getattr(torch, dtype),
+        output_loading_info=True,
+    )
+    wrong = {key: sorted(names)[:3] for key, names in report.items() if key.endswith("_keys") and names}
+    if wrong:
+        raise VerificationError(f"every tensor must find its place in a one-block model, not so: {wrong}.")
+    return model.float().eval()
+
+
+def _source_block(plan: Plan, old: int, new: int, probe: TextProbe, image: Any) -> dict[str, torch.Tensor]:
+    rounded = "float32" if plan.knobs.dtype == "source" else stored_dtype(plan.target)
+    model = load_view(drop_blocks(plan.source, (old,)), rounded)
+    set_moe_top_k(model, plan.target.settings.top_k[new])
+    theirs = run_text(model, probe)
+    if image is not None:
+        theirs["image"] = torch.from_numpy(torch_image(model, image)[2])
+    return theirs
+
+
+def _check_meta(variant: Checkpoint) -> int:
+    """The model that the new config describes has exactly the parameters that were written."""
+    kind = model_class(variant.config)
+    with torch.device("meta"):
+        model = kind(kind.config_class.from_dict(dict(variant.config)))
+    count = sum(p.numel() for p in model.parameters())
+    if count != parameters(variant):
+        raise VerificationError(
+            f"config.json describes a model of {count:,} parameters, {parameters(variant):,} were written."
+        )
+    return count
+
+
+def _check_bytes(planned: Checkpoint, variant: Checkpoint) -> int:
+    """Every tensor of the variant holds the bytes of its origin."""
+    for name, origin in planned.tensors.items():
+        written = variant.tensors[name]
+        with origin.file.open("rb") as a, written.file.open("rb") as b:
+            for offset in range(0, origin.nbytes, _CHUNK):
+                count = min(_CHUNK, origin.nbytes - offset)
+                left = os.pread(a.fileno(), count, origin.start + offset)
+                if left != os.pread(b.fileno(), count, written.start + offset):
+                    raise VerificationError(f"{name} must hold the source's bytes; the written ones differ.")
+    return len(planned.tensors)
+
+
+def _one_block_graphs(view: Checkpoint, directory: Path) -> Graphs:
+    """The graphs of one block over the variant's own weight files; io.json and the other graphs stay the variant's."""
+    from export.graph.decoder import text_graph
+
+    name = f".block-{GRAPH}"
+    text_graph(view).write(directory / name)
+    try:
+        graphs = Graphs(directory, text=name)
+        _ = graphs.text  # opened now: the file can go
+    finally:
+        (directory / name).unlink()
+    return graphs
+
+
+def _merge(total: dict[str, float], more: dict[str, float]) -> None:
+    for name, value in more.items():
+        total[name] = max(total.get(name, 0.0), value)
