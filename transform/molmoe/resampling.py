@@ -33,6 +33,9 @@ def resize(image: np.ndarray, size: tuple[int, int], window: tuple[int, int, int
     (top, left, height, width), so that what a crop throws away is never computed."""
     top, left, height, width = window or (0, 0, *size)
     row_index, row_weights = _taps(image.shape[0], size[0], top, top + height)
+    if size[1] == 1 and size[0] != image.shape[0]:
+        # torch's kernel repeats the first row in a result one pixel wide, and the model's own pipeline with it
+        row_index, row_weights = (np.repeat(taps, height, axis=1) for taps in _taps(image.shape[0], size[0], 0, 1))
     col_index, col_weights = _taps(image.shape[1], size[1], left, left + width)
     first, last = int(row_index.min()), int(row_index.max()) + 1
     across = np.empty((last - first, width, 3), np.float32)
