@@ -37,10 +37,22 @@ RELEASED_VISION: Mapping[str, Any] = {
     "image_num_key_value_heads": 16,
     "image_num_layers": 23,
 }
-SIZES = {"d": 2048, "E": 64, "V": 50304, "V2": 128, "I": 1024, "v": 1024, "m": 4096, "p": 1024}
+SIZES = {
+    "d": 2048,
+    "E": 64,
+    "V": 50304,
+    "V2": 128,
+    "I": 1024,
+    "v": 1024,
+    "m": 4096,
+    "p": 1024,
+    "a": 1024,
+    "h": 1024,
+    "f": 2048,
+}
 
 MEASURE = """
-import json, resource, sys, time
+import json, re, sys, time
 from pathlib import Path
 start = time.perf_counter()
 from export.genai import write_genai_config
@@ -56,7 +68,8 @@ done = time.perf_counter()
 print(json.dumps({
     "seconds": done - start,
     "seconds_after_imports": done - imported,
-    "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    # not getrusage: its peak is inherited from the parent at fork
+    "peak_bytes": int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024,
     "file_bytes": sum(file.stat().st_size for file in files),
     "tensors": len(checkpoint.tensors),
 }))

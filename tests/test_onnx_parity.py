@@ -1,8 +1,8 @@
 """The emitted MolmoE graphs against the reference's numbers, every case in every variant."""
 
 import hashlib
-import importlib
 import json
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -11,11 +11,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_torch_file
+from safetensors.torch import save_file as save_torch_file
 
 from export.graph import emit_graphs
 from tests.onnx_support import FIXTURES, Array, empty_cache, greedy, session, step, write_variant
 from transform.checkpoint import read_checkpoint
+from transform.molmoe.preprocessing import preprocess
 
 CASES = json.loads((FIXTURES / "parity_cases.json").read_text())
 INPUTS = load_file(FIXTURES / "parity_inputs.safetensors")
@@ -44,7 +48,6 @@ def crops_of(case: str) -> Array:
     record = CASES["cases"][case]
     if record["kind"] == "end_to_end":
         width, height = record["image_size_wh"]
-        preprocess: Any = importlib.import_module("transform").preprocess
         crops = preprocess(synthetic_image(width, height, record["image_seed"])).images[None]
     else:
         counts = record["num_crops_incl_global"]
@@ -225,6 +228,32 @@ def test_unused_vision_blocks_are_not_in_the_graph(variants: dict[str, Path]) ->
     held = {t.name for t in onnx.load(variants["full"] / "vision.onnx", load_external_data=False).graph.initializer}
     for j in range(blocks):
         assert (checkpoint.name("vision.q.weight", j=j) in held) == (j <= last)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_16_bit_graphs_equal_the_same_weights_in_float32(dtype: torch.dtype, tmp_path: Path) -> None:
+    stored = {name: tensor.to(dtype) for name, tensor in load_torch_file(FIXTURES / "model.safetensors").items()}
+    variants = []
+    for kind, tensors in (("narrow", stored), ("wide", {name: t.float() for name, t in stored.items()})):
+        (tmp_path / kind).mkdir()
+        save_torch_file(tensors, tmp_path / kind / "model.safetensors")
+        shutil.copyfile(FIXTURES / "config.json", tmp_path / kind / "config.json")
+        variants.append(write_variant(tmp_path / kind, tmp_path / f"{kind}_variant"))
+    results = []
+    case = next(c for c, record in CASES["cases"].items() if record["kind"] == "formula_crops")
+    for variant in variants:
+        vision, embedding, text = (session(variant, name) for name in ("vision.onnx", "embedding.onnx", "text.onnx"))
+        index = kept_features(INPUTS[f"{case}/image_input_idx"][0])
+        given = {"images": crops_of(case)[0], "image_masks": INPUTS[f"{case}/image_masks"][0], "feature_index": index}
+        image = vision.run(None, given)[0]
+        ids = INPUTS[f"{case}/input_ids"]
+        x = embedding.run(None, {"input_ids": ids, "image_features": image})[0]
+        logits, _ = step(text, {"inputs_embeds": x}, np.ones_like(ids), empty_cache(text, 1))
+        results.append((image, x, logits))
+    for name in ("vision.onnx", "embedding.onnx", "text.onnx"):
+        onnx.checker.check_model(str(variants[0] / name), full_check=True)
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["vision.onnx", "embedding.onnx", "text.onnx"])

@@ -138,10 +138,10 @@ def _block(g: Graph, checkpoint: Checkpoint, tower: Tower, j: int, x: str, token
         weight, bias = (checkpoint.tensor(f"vision.{part}.{kind}", j=j) for kind in ("weight", "bias"))
         return layer_norm(g, value, weight, bias, tower.eps)
 
-    width = checkpoint.tensor("vision.class").shape[0]
+    inner = checkpoint.tensor("vision.q.weight", j=j).shape[0]  # heads * head width, which need not be v
     normed = norm(x, "norm1")
     q, k, v = (linear(normed, part) for part in "qkv")
-    mixed = _attend(g, q, k, v, tower.heads, width, tokens, tokens)
+    mixed = _attend(g, q, k, v, tower.heads, inner, tokens, tokens)
     x = g.op("Add", x, linear(mixed, "out"))
     hidden = linear(norm(x, "norm2"), "fc1")
     hidden = g.op("Mul", hidden, g.op("Sigmoid", g.op("Mul", hidden, g.float(1.702))))
