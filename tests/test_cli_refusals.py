@@ -1,0 +1,115 @@
+"""Bad input: exit code not 0, one message with the rule, the numbers and the way out, nothing written."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def knobcast(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "export.cli", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--k", "0"], ["k must be", "'0'"]),
+        (["--k", "9"], ["from 1 to 8", "9"]),
+        (["--k", "four"], ["whole number", "'four'"]),
+        (["--k", "4,4"], ["2 values", "4 blocks"]),
+        (["--k", "-1"], ["k must be"]),
+        (["--blocks", "0"], ["1 to 4", "0"]),
+        (["--blocks", "5"], ["1 to 4", "5"]),
+        (["--blocks", "few"], ["whole number", "few"]),
+        (["--blocks", "3"], ["scores", "--keep-blocks"]),
+        (["--blocks", "3", "--drop-blocks", "2"], ["--blocks", "--drop-blocks"]),
+        (["--keep-blocks", "0,1", "--drop-blocks", "2"], ["--keep-blocks", "--drop-blocks"]),
+        (["--keep-blocks", "0,4"], ["4"]),
+        (["--drop-blocks", "0,1,2,3"], ["at least one"]),
+        (["--tokens", "144"], ["288", "144"]),
+        (["--tokens", "300"], ["288 and 432", "300"]),
+        (["--tokens", "14400"], ["4096", "14400"]),
+        (["--tokens", "lots"], ["multiple of 144", "lots"]),
+        (["--dtype", "int8"], ["float32", "int8"]),
+        (["--scores", "preset:exp3-nested", "--blocks", "3"], ["16"]),
+        (["--scores", "/nowhere.json", "--blocks", "3"], ["nowhere"]),
+    ],
+)
+def test_settings_that_can_not_be(molmo: Path, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    done = knobcast("export", molmo, *arguments, "--out", tmp_path / "v")
+    message = " ".join(done.stderr.split())
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert message.count("error:") == 1
+    assert "Traceback" not in message
+    for word in words:
+        assert word in message, message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ['{"1": NaN, "2": 0.1}', '{"1": 0.1, "7": 0.2}', '{"1": 0.1}', "[1, 2]", "{"])
+def test_unusable_scores(molmo: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "scores.json").write_text(content)
+    done = knobcast("export", molmo, "--blocks", "3", "--scores", tmp_path / "scores.json", "--out", tmp_path / "v")
+    assert done.returncode == 1
+    assert "error:" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "v").exists()
+
+
+def test_tokens_are_refused_for_models_without_eyes(olmoe: Path, tmp_path: Path) -> None:
+    done = knobcast("export", olmoe, "--tokens", "432", "--out", tmp_path / "v")
+    assert done.returncode == 1
+    assert "no images" in " ".join(done.stderr.split())
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    done = knobcast("plan", tmp_path / "absent")
+    assert done.returncode == 1
+    assert "no such directory" in " ".join(done.stderr.split())
+
+
+def test_an_existing_target_needs_force(molmo: Path, tmp_path: Path) -> None:
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / "mine").write_text("mine")
+    done = knobcast("export", molmo, "--k", "2", "--out", tmp_path / "v")
+    assert done.returncode == 1
+    assert "--force" in done.stderr
+    assert [p.name for p in (tmp_path / "v").iterdir()] == ["mine"]
+
+
+def test_the_source_is_never_the_target(molmo: Path, copy_of: Callable[[Path], Path]) -> None:
+    copy = copy_of(molmo)
+    (copy / "manifest.json").write_text("{}")
+    done = knobcast("export", copy, "--k", "2", "--out", copy, "--force")
+    assert done.returncode == 1
+    assert "is the source" in " ".join(done.stderr.split())
+
+
+def test_primes_and_untrained_k_warn_and_go_on(molmo: Path) -> None:
+    done = knobcast("plan", molmo, "--k", "6", "--tokens", "864", "--json")
+    assert done.returncode == 0
+    warnings = " ".join(json.loads(done.stdout)["warnings"])
+    assert "prime" in warnings
+    assert "720" in warnings  # the better budget
+    assert "above the trained k=4" in warnings
+
+
+def test_planning_needs_neither_torch_nor_transformers(molmo: Path) -> None:
+    script = (
+        "import sys\nfrom export.cli import main\n"
+        f"sys.argv = ['knobcast', 'export', {str(molmo)!r}, '--k', '2', '--tokens', '432', '--dry-run', '--json']\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "assert not {'torch', 'transformers', 'onnx', 'onnxruntime'} & sys.modules.keys()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["top_k"] == [2, 2, 2, 2]
+    assert [t["image_tokens"] for t in plan["vision"]["tilings"]] == [412, 420]
