@@ -1,0 +1,173 @@
+"""The torch-free runner: published greedy ids from image file and words to answer, and what it refuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from export.genai import write_genai_config
+from export.graph import emit_graphs
+from export.io_spec import write_io
+from export.run import RunError, Runner, answer
+from transform.checkpoint import read_checkpoint
+from transform.depth import drop_blocks
+from transform.molmoe.preprocessing import ImageError
+from transform.plan import plan_vision
+from transform.width import set_top_k
+from transform.write import write_checkpoint
+
+FIXTURES = Path(__file__).parent / "fixtures" / "molmo"
+CASES = json.loads((FIXTURES / "parity_cases.json").read_text())
+END_TO_END = [name for name, case in CASES["cases"].items() if case["kind"] == "end_to_end"]
+
+
+def words_of(text: list[int]) -> dict[int, str]:
+    """One word per id, so that the published ids are a question: their first is "User:", their last "Assistant:"."""
+    config = json.loads((FIXTURES / "config.json").read_text())
+    words = {i: f"w{i}" for i in range(config["embedding_size"] + 128)}
+    special = CASES["special_token_ids"]
+    words |= {special[f"image_{n}"]: f"<im_{n}>" for n in ("start", "end", "patch", "col")}
+    return words | {special["eos"]: "<|endoftext|>", text[0]: "User:", text[-1]: "Assistant:"}
+
+
+def write_runnable(target: Path, text: list[int], variant: dict[str, Any], tokens: int | None = None) -> Path:
+    """A variant of the fixtures with graphs and a tokenizer."""
+    target.mkdir()
+    words = words_of(text)
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in words.items()}, unk_token="w1"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.decoder = decoders.WordPiece("##", cleanup=False)
+    tokenizer.add_special_tokens([word for word in words.values() if word.startswith("<")])
+    tokenizer.save(str(target / "tokenizer.json"))
+    source = read_checkpoint(FIXTURES)
+    keep = tuple(variant["keep_blocks"])
+    k = variant["top_k"]
+    checkpoint = set_top_k(drop_blocks(source, keep), tuple(k[i] for i in keep) if isinstance(k, list) else k)
+    write_checkpoint(checkpoint, target)
+    written = read_checkpoint(target)
+    vision = plan_vision(source, tokens, "pad", "canvas")
+    emit_graphs(written, target, None if vision.crops is None else vision.crops + 1)
+    write_io(written, target, vision.as_dict())
+    write_genai_config(written, target)
+    return target
+
+
+@pytest.fixture(scope="module")
+def runnable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    text = CASES["texts"][CASES["cases"][END_TO_END[0]]["text"]]
+    return write_runnable(tmp_path_factory.mktemp("run") / "full", text, CASES["variants"]["full"])
+
+
+def picture(path: Path, width: int, height: int, seed: int) -> Path:
+    """The fixtures' image as a file."""
+    y, x = np.mgrid[:height, :width]
+    blue = 160 * ((x // 9 + y // 7) % 2) + (3 * x + 5 * y + seed) % 96
+    red, green = 255 * x // max(width - 1, 1), 255 * y // max(height - 1, 1)
+    Image.fromarray(np.stack([red, green, blue], axis=2).astype(np.uint8)).save(path)
+    return path
+
+
+@pytest.mark.parametrize("variant", CASES["variants"])
+def test_published_greedy_ids_from_file_and_words(tmp_path: Path, variant: str) -> None:
+    outputs = load_file(FIXTURES / "parity_outputs.safetensors")
+    assert END_TO_END
+    # every case in the full variant, one in the others: each needs its own graphs
+    for name in END_TO_END if variant == "full" else END_TO_END[:1]:
+        case = CASES["cases"][name]
+        text = CASES["texts"][case["text"]]
+        directory = write_runnable(tmp_path / name, text, CASES["variants"][variant])
+        words = words_of(text)
+        width, height = case["image_size_wh"]
+        image = picture(tmp_path / f"{name}.png", width, height, case["image_seed"])
+        expected = outputs[f"{name}/{variant}/greedy"][0].tolist()
+        end = CASES["special_token_ids"]["eos"]
+        expected = expected[: expected.index(end)] if end in expected else expected
+        pieces: list[str] = []
+        question = " ".join(words[i] for i in text[1:-1])
+        given = Runner(directory).answer(image, question, max_new_tokens=8, stream=pieces.append)
+        assert list(given.ids) == expected
+        assert list(given.tiling or ()) == case["tiling_rows_cols"]
+        assert given.prompt_tokens == case["seq_len"][0]
+        assert "".join(pieces).strip() == given.text
+        assert given.timing.steps >= len(expected) - 1
+        assert given.as_dict()["tokens_per_second"]["decode"] > 0
+        assert "tokens/s" in given.speed()
+
+
+def test_text_alone(runnable: Path) -> None:
+    outputs = load_file(FIXTURES / "parity_outputs.safetensors")
+    runner = Runner(runnable)
+    prompt = runner.prompt("w5 w6")
+    assert prompt.tiling is None
+    assert prompt.ids.shape == (1, 5)  # BOS, User:, the two, Assistant:
+    ids = [CASES["special_token_ids"]["bos"], *CASES["texts"]["text_only"]]
+    made = runner.generate(type(prompt)(np.array([ids]), None), 8)
+    assert list(made) == outputs["text_only/full/greedy"][0].tolist()
+
+
+def test_fixed_budget_of_the_variant_is_used(tmp_path: Path) -> None:
+    text = CASES["texts"]["long"]
+    directory = write_runnable(tmp_path / "fixed", text, CASES["variants"]["full"], tokens=432)
+    runner = Runner(directory)
+    for size, tiling in (((40, 90), (2, 1)), ((1, 1), (1, 2)), ((900, 700), (1, 2))):
+        given = runner.answer(Image.new("RGB", size), "w5", max_new_tokens=1)
+        assert given.tiling == tiling
+        assert (given.timing.steps, given.decode_speed) == (0, None)
+
+
+def test_stops_at_the_end_token(runnable: Path) -> None:
+    runner = Runner(runnable)
+    free = runner.answer(None, "w5 w6", max_new_tokens=6)
+    assert (free.stopped, len(free.ids)) == ("length", 6)
+    runner.ids = {**runner.ids, "eos": [free.ids[3]]}
+    ended = runner.answer(None, "w5 w6", max_new_tokens=6)
+    assert ended.stopped == "end"
+    assert ended.ids == free.ids[: free.ids.index(free.ids[3])]
+
+
+def test_stops_at_the_last_position(runnable: Path) -> None:
+    runner = Runner(runnable)
+    runner.max_positions = 8
+    assert len(runner.answer(None, "w5 w6", max_new_tokens=64).ids) == 3  # 5 of the prompt and these
+    with pytest.raises(RunError, match=r"8 positions.*8 tokens"):
+        runner.prompt("w5 w6 w7 w8 w9")
+
+
+def test_refusals(runnable: Path, tmp_path: Path) -> None:
+    runner = Runner(runnable)
+    with pytest.raises(RunError, match="image's own tokens"):
+        runner.prompt("w5 <im_patch> w6")
+    with pytest.raises(RunError, match="max_new_tokens=0"):
+        runner.answer(None, "w5", max_new_tokens=0)
+    with pytest.raises(ImageError, match="10000×10"):
+        runner.prompt("w5", Image.new("RGB", (10000, 10)))
+    with pytest.raises(RunError, match="must be one of cpu, cuda"):
+        answer(runnable, None, "w5", provider="tpu")
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(RunError, match=r"must have io\.json"):
+        answer(tmp_path / "bare", None, "w5")
+
+
+def test_a_provider_that_does_not_load_is_refused(runnable: Path) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers() and Path("/dev/nvidia0").exists():
+        pytest.skip("there is a GPU here, the provider may load")
+    with pytest.raises(RunError, match="provider must"):
+        answer(runnable, None, "w5", provider="cuda")
+
+
+def test_no_torch_needed(runnable: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from PIL import Image; from export.run import answer\n"
+        f"given = answer(Path({str(runnable)!r}), Image.new('RGB', (30, 20)), 'w5', max_new_tokens=2)\n"
+        "sys.exit(len(given.ids) < 1 or bool({'torch', 'transformers', 'onnx', 'safetensors'} & set(sys.modules)))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
