@@ -1,0 +1,69 @@
+"""A checkpoint directory -> a model in memory, with every tensor in its place or an error.
+
+For both families, and without running code from the directory: MolmoE by our own class, the rest by transformers'.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from transform.checkpoint import read_json
+from transform.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """Which tensors did not go where they belong; names as the model has them."""
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[str, ...]
+
+    @property
+    def clean(self) -> bool:
+        """Whether every tensor found its place and every place its tensor."""
+        return not (self.missing or self.unexpected or self.mismatched)
+
+    @classmethod
+    def of(cls, info: Mapping[str, Any]) -> "LoadReport":
+        """From transformers' loading info."""
+        # mismatched ones come with their two shapes
+        mismatched = (name if isinstance(name, str) else str(name[0]) for name in info["mismatched_keys"])
+        return cls(
+            tuple(sorted(info["missing_keys"])), tuple(sorted(info["unexpected_keys"])), tuple(sorted(mismatched))
+        )
+
+
+def load_with_report(directory: Path, dtype: str = "float32", **kwargs: Any) -> tuple[Any, LoadReport]:
+    """The model in eval mode, and the report; `kwargs` go to `from_pretrained` (`attn_implementation`, ...)."""
+    if read_json(directory / "config.json").get("model_type") == "molmo":
+        home, name = "transform.molmoe", "MolmoEForConditionalGeneration"
+    else:
+        home, name = "transformers", "AutoModelForCausalLM"
+    model, info = getattr(import_module(home), name).from_pretrained(
+        str(directory),
+        dtype=getattr(torch, dtype),
+        output_loading_info=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        local_files_only=True,
+        **kwargs,
+    )
+    return model.eval(), LoadReport.of(info)
+
+
+def load_model(directory: Path, dtype: str = "float32", **kwargs: Any) -> Any:
+    """The model in eval mode; raises CheckpointError unless every tensor found its place."""
+    model, report = load_with_report(directory, dtype, **kwargs)
+    if not report.clean:
+        lists = (("missing", report.missing), ("unexpected", report.unexpected), ("mismatched", report.mismatched))
+        found = ", ".join(f"{len(names)} {kind} ({names[0]!r}, ...)" for kind, names in lists if names)
+        raise CheckpointError(
+            f"{directory}: every tensor of the checkpoint and of the model must match one of the other: {found}. "
+            "Config and weights must be of one checkpoint."
+        )
+    return model

@@ -1,0 +1,238 @@
+"""The knobs at run time: how many experts, and which blocks. What a static variant must equal, difference 0.
+
+Works on MolmoE and on transformers' decoders. Nothing here writes a checkpoint: a masked model is for running, its
+weights stay in memory, and the config of a model whose blocks differ in k can't always say so.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from transform.errors import KnobError
+
+# How configs call k; only MolmoE's may hold a list, the others get the largest value.
+_TOP_K_KEYS = ("moe_top_k", "num_experts_per_tok")
+_LISTED_TOP_K = "moe_top_k"
+# Config lists with one entry per block. By name: a list of another kind may have the same length.
+_PER_BLOCK_KEYS = ("layer_types", "mlp_layer_types", "no_rope_layers", "moe_top_k")
+
+
+def set_moe_top_k(model: nn.Module, k: int | Sequence[int]) -> int:
+    """Give every token k experts, or k[i] in the i-th block that has a router; returns the number of routers set.
+
+    The kept weights are renormalised exactly where the model does so anyway; MolmoE and OLMoE don't.
+    Raises KnobError for a k below 1 or above the experts, and for a model that doesn't honour it.
+    """
+    routers = find_routers(model)
+    ks = _checked(k, routers)
+    before = _snapshot(model)
+    for (router, _), value in zip(routers, ks, strict=True):
+        router.top_k = value
+    ignoring = next((r for (r, _), value in zip(routers, ks, strict=True) if not _honours(r, value)), None)
+    if ignoring is not None:
+        _restore(before)
+        raise KnobError(
+            f"the router must choose as many experts as top_k says: {type(ignoring).__name__} doesn't for {k}. "
+            f"This model's k is fixed; leave it at {ignoring.top_k}."
+        )
+    _announce(model, ks)
+    return len(routers)
+
+
+@contextmanager
+def moe_top_k(model: nn.Module, k: int | Sequence[int]) -> Iterator[int]:
+    """`set_moe_top_k` for the length of a `with` block; routers and config are then what they were."""
+    before = _snapshot(model)
+    try:
+        yield set_moe_top_k(model, k)
+    finally:
+        _restore(before)
+
+
+def find_routers(model: nn.Module) -> list[tuple[nn.Module, int]]:
+    """(router, its number of experts), in the model's order: modules with a `top_k` and one weight row per expert."""
+    found = []
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if type(getattr(module, "top_k", None)) is int and isinstance(weight, torch.Tensor) and weight.ndim == 2:
+            found.append((module, weight.shape[0]))
+    return found
+
+
+class BlockMaskWrapper:
+    """A decoder run without some of its blocks, exactly as if they weren't there: cache, padding, generation.
+
+    `mask` has one bool per block, True where it is active. `model` is the whole model or its decoder. `apply` takes
+    the other blocks out of the layer list and renumbers the rest, so that no code path can see a difference;
+    `remove` puts everything back. Also a context manager, applied inside `with`.
+    """
+
+    def __init__(self, model: nn.Module, mask: Sequence[bool] | torch.Tensor) -> None:
+        self.model = model
+        self._decoder = find_decoder(model)
+        total = len(self._decoder.layers)
+        values = mask.tolist() if isinstance(mask, torch.Tensor) else list(mask)
+        if len(values) != total or any(value not in (0, 1) for value in values):
+            raise KnobError(
+                f"the mask must hold one bool per block, {total} here: got {len(values)} values, {values}. "
+                "Give True for each block that runs."
+            )
+        if not any(values):
+            raise KnobError(f"at least one of the {total} blocks must run: got none. Set one to True.")
+        self.mask = tuple(bool(value) for value in values)
+        self._undo: _Applied | None = None
+
+    @property
+    def num_active_blocks(self) -> int:
+        """How many blocks run while the mask is applied."""
+        return sum(self.mask)
+
+    def apply(self) -> "BlockMaskWrapper":
+        """Take the masked blocks out; a second call changes nothing."""
+        if self._undo is None:
+            self._undo = _Applied(self.model, self._decoder, self.mask)
+        return self
+
+    def remove(self) -> None:
+        """Put all blocks back; a k that was set meanwhile stays."""
+        if self._undo is not None:
+            self._undo.revert()
+            self._undo = None
+
+    def __enter__(self) -> "BlockMaskWrapper":
+        return self.apply()
+
+    def __exit__(self, *error: object) -> None:
+        self.remove()
+
+
+class _Applied:
+    """The change one mask made, and the way back."""
+
+    def __init__(self, model: nn.Module, decoder: nn.Module, mask: tuple[bool, ...]) -> None:
+        self.model, self.decoder, self.layers = model, decoder, decoder.layers
+        kept = [layer for layer, active in zip(self.layers, mask, strict=True) if active]
+        self.before: list[tuple[Any, str, Any]] = []
+        own = getattr(decoder, "config", None)
+        configs = _configs(model, decoder)
+        for config in configs if own is None or any(own is c for c in configs) else [*configs, own]:
+            if hasattr(config, "num_hidden_layers"):
+                self._set(config, "num_hidden_layers", len(kept))
+            for key in _PER_BLOCK_KEYS:
+                values = getattr(config, key, None)
+                if isinstance(values, list | tuple) and len(values) == len(mask):
+                    self._set(config, key, [v for v, active in zip(values, mask, strict=True) if active])
+        for new, layer in enumerate(kept):
+            for module in layer.modules():
+                if type(getattr(module, "layer_idx", None)) is int:  # its slot in the cache
+                    self._set(module, "layer_idx", new)
+        self.short = nn.ModuleList(kept)
+        self.ks = [router.top_k for router, _ in find_routers(self.short)]
+        decoder.layers = self.short
+
+    def _set(self, owner: Any, name: str, value: Any) -> None:
+        self.before.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, value)
+
+    def revert(self) -> None:
+        if self.decoder.layers is not self.short:
+            raise KnobError("masks must be removed in the reverse order of applying: another one lies on top of this.")
+        changed = self.ks != [router.top_k for router, _ in find_routers(self.short)]
+        self.decoder.layers = self.layers
+        _restore(self.before)
+        if changed:
+            _announce(self.model, [router.top_k for router, _ in find_routers(self.layers)])
+
+
+def find_decoder(model: nn.Module) -> Any:
+    """The module whose `layers` are the decoder's blocks."""
+    seen: Any = model
+    for _ in range(4):  # outer model, inner model, decoder
+        if isinstance(getattr(seen, "layers", None), nn.ModuleList):
+            return seen
+        steps = [getattr(seen, name, None) for name in ("transformer", "language_model", "text_model", "model")]
+        inner = seen.get_decoder() if hasattr(seen, "get_decoder") else seen
+        seen = inner if inner is not seen else next((step for step in steps if isinstance(step, nn.Module)), None)
+        if seen is None:
+            break
+    raise KnobError(
+        f"the model must have a decoder with a list of `layers`: {type(model).__name__} has none. "
+        "Give a transformers model or its decoder."
+    )
+
+
+def _checked(k: int | Sequence[int], routers: list[tuple[nn.Module, int]]) -> list[int]:
+    if not routers:
+        raise KnobError(
+            "top-k needs a mixture-of-experts model: no module with a top_k and a router weight was found. "
+            "Drop blocks instead."
+        )
+    ks: list[Any] = list(k) if isinstance(k, list | tuple) else [k] * len(routers)
+    if any(type(value) is not int for value in ks):
+        raise KnobError(f"top-k must be a whole number, or one per router: got {k!r}. Give for example 4.")
+    if len(ks) != len(routers):
+        raise KnobError(
+            f"top-k per block needs one number per router: got {len(ks)} for {len(routers)}. Give {len(routers)}."
+        )
+    for i, (value, (_, experts)) in enumerate(zip(ks, routers, strict=True)):
+        if not 1 <= value <= experts:
+            raise KnobError(
+                f"top-k must be from 1 to the experts, {experts}: got {value} for router {i}. Choose one of these."
+            )
+    return ks
+
+
+def _honours(router: Any, k: int) -> bool:
+    """Whether a router really gives k expert indices per token: some have their number built in."""
+    width = router.weight.shape[1]
+    tokens = torch.zeros(2, width, dtype=router.weight.dtype, device=router.weight.device)
+    training, router.training = router.training, False  # no jitter
+    try:
+        with torch.no_grad():
+            out = router.forward(tokens)
+    finally:
+        router.training = training
+    parts = out if isinstance(out, tuple | list) else (out,)
+    chosen = [part for part in parts if isinstance(part, torch.Tensor) and not part.is_floating_point()]
+    return any(part.shape[-1] == k for part in chosen)
+
+
+def _snapshot(model: nn.Module) -> list[tuple[Any, str, Any]]:
+    owners = [*model.modules(), *_configs(model)]
+    names = ("top_k", *_TOP_K_KEYS)
+    return [(owner, name, getattr(owner, name)) for owner in owners for name in names if _holds_k(owner, name)]
+
+
+def _restore(before: list[tuple[Any, str, Any]]) -> None:
+    for owner, name, value in reversed(before):
+        setattr(owner, name, value)
+
+
+def _holds_k(owner: Any, name: str) -> bool:
+    value = getattr(owner, name, None)
+    return type(value) is int or (name == _LISTED_TOP_K and isinstance(value, list | tuple))
+
+
+def _announce(model: nn.Module, ks: list[int]) -> None:
+    """Write the routers' k to configs, and to modules that keep a copy for the load-balancing loss."""
+    for owner in (*_configs(model), *model.modules()):
+        for key in _TOP_K_KEYS:
+            if _holds_k(owner, key):
+                uniform = len(set(ks)) == 1
+                setattr(owner, key, ks[0] if uniform else list(ks) if key == _LISTED_TOP_K else max(ks))
+
+
+def _configs(*modules: nn.Module) -> list[Any]:
+    """The decoder's configs among those of the modules, each once; a vision tower's also counts layers, its own."""
+    found: list[Any] = []
+    for module in (module for root in modules for module in root.modules()):
+        config: Any = getattr(module, "config", None)
+        text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else None
+        for candidate in (config, text):
+            routed = any(_holds_k(candidate, key) for key in _TOP_K_KEYS)
+            if routed and all(candidate is not seen for seen in found):
+                found.append(candidate)
+    return found
