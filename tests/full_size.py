@@ -83,15 +83,17 @@ def released_config(fixtures: Path, **changes: Any) -> dict[str, Any]:
     return config | dict(RELEASED) | {"vision_backbone": vision} | changes
 
 
-def write_sparse_molmoe(directory: Path, config: Mapping[str, Any], dtype: str = "F32") -> Path:
-    """A MolmoE checkpoint of holes in one file, with SIZES' widths."""
+def write_sparse_molmoe(
+    directory: Path, config: Mapping[str, Any], dtype: str = "F32", sizes: Mapping[str, int] | None = None
+) -> Path:
+    """A MolmoE checkpoint of holes in one file; `sizes` gives the architecture's symbols their numbers."""
     architecture = architecture_of(config)
     settings = architecture.settings(config)
     table: dict[str, dict[str, Any]] = {}
     at = 0
     for names, symbols in architecture.roles.values():
         name = names[0]
-        shape = [size_of(symbol) for symbol in symbols]
+        shape = [size_of(symbol, sizes or SIZES) for symbol in symbols]
         counts = {"i": settings.layers, "e": settings.experts}
         counts |= {index: lookup(config, key) for index, key in architecture.counts.items()}
         ranges = [range(counts[index]) if f"{{{index}}}" in name else range(1) for index in ("i", "e", "j")]
@@ -112,10 +114,10 @@ def write_sparse_molmoe(directory: Path, config: Mapping[str, Any], dtype: str =
     return directory
 
 
-def size_of(symbol: str) -> int:
+def size_of(symbol: str, sizes: Mapping[str, int]) -> int:
     """A shape symbol such as `3*d` in numbers."""
     factor, _, name = symbol.rpartition("*")
-    return int(factor or 1) * (int(name) if name.isdigit() else SIZES[name])
+    return int(factor or 1) * (int(name) if name.isdigit() else sizes[name])
 
 
 def measure_emission(directory: Path, crops: int = 0) -> dict[str, Any]:
