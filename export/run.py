@@ -114,7 +114,10 @@ class Runner:
             )
         from tokenizers import Tokenizer
 
-        self.tokenizer = Tokenizer.from_file(str(self.directory / "tokenizer.json"))
+        try:
+            self.tokenizer = Tokenizer.from_file(str(self.directory / "tokenizer.json"))
+        except Exception as error:  # tokenizers raises nothing more precise
+            raise RunError(f"tokenizer.json must be intact: {self.directory}: {error}. Export it again.") from error
         self.ids: dict[str, Any] = self.graphs.io["special_ids"]
         self.max_positions = int(self.graphs.io["max_positions"])
 

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import statistics
 import subprocess
@@ -24,20 +25,30 @@ import numpy as np
 from tests.full_size import measure_emission, released_config, write_sparse_molmoe
 
 ROOT = Path(__file__).parent.parent
-KNOBCAST = [sys.executable, "-m", "export.cli"]
+# The peak is read inside the process: the kernel's ru_maxrss of a child starts at its parent's size.
+REPORT = """
+import runpy, sys
+sys.argv = ["knobcast", *sys.argv[1:]]
+try:
+    runpy.run_module("export.cli", run_name="__main__")
+finally:
+    peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    print("peak", peak.split()[1], file=sys.stderr)
+"""
+KNOBCAST = [sys.executable, "-c", REPORT]
 DROP = "5,8,10,12"
 RUNS = 5
 
 
 def timed(command: list[str]) -> tuple[float, float]:
-    """(seconds, peak resident MB) of one process."""
+    """(seconds, peak resident MB where the process reports it) of one process."""
     start = time.perf_counter()
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - start
-    if os.waitstatus_to_exitcode(status) != 0:
-        raise SystemExit(f"failed: {' '.join(command)}")
-    return seconds, usage.ru_maxrss / 1024
+    if done.returncode != 0:
+        raise SystemExit(f"failed: {' '.join(command)}\n{done.stderr}")
+    peaks = re.findall(r"^peak (\d+)$", done.stderr, re.M)
+    return seconds, int(peaks[-1]) / 1024 if peaks else 0.0
 
 
 def synthetic_olmoe(directory: Path, width: int, expert: int, shards: int = 4) -> None:

@@ -67,3 +67,11 @@ def load_model(directory: Path, dtype: str = "float32", **kwargs: Any) -> Any:
             "Config and weights must be of one checkpoint."
         )
     return model
+
+
+def model_class(config: Mapping[str, Any]) -> Any:
+    """The PyTorch class for a config: MolmoE's is ours, the others are transformers' causal language models."""
+    if config.get("model_type") == "molmo":
+        return import_module("transform.molmoe").MolmoEForConditionalGeneration
+    transformers = import_module("transformers")
+    return transformers.MODEL_FOR_CAUSAL_LM_MAPPING[transformers.CONFIG_MAPPING[config["model_type"]]]

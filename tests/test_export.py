@@ -1,0 +1,258 @@
+"""The main job on real checkpoints: complete, equal to the dynamic knobs, tamper-evident, deterministic."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from export.blockwise import blockwise_gate
+from export.integrity import SUMS, check_graph_bounds
+from export.variant import export_variant
+from export.verify import verify_directory
+from transform.checkpoint import read_checkpoint
+from transform.errors import KnobcastError, VerificationError, WriteError
+from transform.knobs import Knobs
+from transform.plan import make_plan
+from transform.source import DEFAULT
+
+ROOT = Path(__file__).parent.parent
+
+
+def export(source: Path, out: Path, knobs: Knobs, **options: Any) -> dict[str, Any]:
+    return export_variant(make_plan(read_checkpoint(source), knobs), out, **options)
+
+
+def digests(directory: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(directory.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def nano_variant(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("variants") / "nano"
+    export(DEFAULT, out, Knobs(k=4, keep=tuple(i for i in range(16) if i not in (3, 4, 7, 12)), tokens=432))
+    return out
+
+
+@pytest.fixture
+def tampered(nano_variant: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(nano_variant, tmp_path / "tampered"))
+
+
+SETTINGS = [
+    Knobs(k=2),
+    Knobs(keep=(0, 1, 3)),
+    Knobs(k=(4, 2, 1), keep=(0, 2, 3)),
+    Knobs(k=1, keep=(1, 2), tokens=288),
+    Knobs(k=3, keep=(3,), tokens="low"),
+    Knobs(k=2, keep=(0, 3), dtype="bfloat16"),
+    Knobs(keep=(0, 1), tokens=720, dtype="float16"),
+]
+
+
+@pytest.mark.parametrize("knobs", SETTINGS, ids=str)
+def test_a_variant_equals_the_dynamic_knobs(molmo: Path, tmp_path: Path, knobs: Knobs) -> None:
+    manifest = export(molmo, tmp_path / "v", knobs)
+    checked = manifest["verification"]
+    assert set(checked["static_vs_dynamic"].values()) == {0.0}
+    assert set(checked["static_vs_dynamic"]) == {"prefill", "decode", "padded", "image"}
+    assert {"prefill", "decode", "padded", "embeddings"} <= checked["onnx_vs_torch"].keys()
+    assert checked["other_k"]["difference"] > 1e-3
+    verify_directory(tmp_path / "v", lambda _: None)
+
+
+@pytest.mark.parametrize("knobs", [Knobs(k=2, keep=(0, 2, 3, 5)), Knobs(keep=(1, 4)), Knobs(dtype="float16")], ids=str)
+def test_an_olmoe_variant_loads_in_stock_transformers(olmoe: Path, tmp_path: Path, knobs: Knobs) -> None:
+    from transformers import AutoModelForCausalLM
+
+    manifest = export(olmoe, tmp_path / "v", knobs)
+    assert set(manifest["verification"]["static_vs_dynamic"].values()) == {0.0}
+    _, report = AutoModelForCausalLM.from_pretrained(tmp_path / "v", output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+
+
+@pytest.mark.parametrize("knobs", SETTINGS[:3] + SETTINGS[5:6], ids=str)
+def test_the_blockwise_gate_agrees(molmo: Path, tmp_path: Path, knobs: Knobs) -> None:
+    plan = make_plan(read_checkpoint(molmo), knobs)
+    export_variant(plan, tmp_path / "v", verify=False)
+    checked = blockwise_gate(plan, tmp_path / "v", True, lambda _: None)
+    assert set(checked["static_vs_dynamic"].values()) == {0.0}
+    assert checked["onnx_vs_torch"]["prefill"] < 1e-4
+    assert "embeddings" in checked["onnx_vs_torch"]
+
+
+def test_the_blockwise_gate_sees_a_swapped_expert(molmo: Path, tmp_path: Path) -> None:
+    plan = make_plan(read_checkpoint(molmo), Knobs(k=2, keep=(0, 3), dtype="bfloat16"))
+    export_variant(plan, tmp_path / "v", verify=False)
+    _swap_experts(tmp_path / "v" / "model.safetensors", "model.transformer.blocks.1.mlp.experts.")
+    with pytest.raises(VerificationError, match="difference 0"):
+        blockwise_gate(plan, tmp_path / "v", False, lambda _: None)
+
+
+def _swap_experts(file: Path, prefix: str) -> None:
+    """Exchange the byte ranges of two experts' weights."""
+    checkpoint = {e.name: e for e in _entries(file)}
+    data = bytearray(file.read_bytes())
+    for part in ("gate_proj", "up_proj", "down_proj"):
+        a, b = (checkpoint[f"{prefix}{e}.{part}.weight"] for e in (0, 1))
+        one, two = data[a.start : a.start + a.nbytes], data[b.start : b.start + b.nbytes]
+        data[a.start : a.start + a.nbytes], data[b.start : b.start + b.nbytes] = two, one
+    file.write_bytes(bytes(data))
+
+
+def _entries(file: Path) -> Any:
+    from transform.safetensors_header import read_header
+
+    return read_header(file)
+
+
+def _record_sums(directory: Path) -> None:
+    """A careful tamperer's work: sums and manifest follow the change."""
+    from export.integrity import write_sums
+
+    sums = write_sums(directory)
+    manifest = json.loads((directory / "manifest.json").read_text())
+    manifest["files"]["sha256sums"] = sums
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("careful", [False, True])
+def test_swapped_experts_fail_verify(tampered: Path, careful: bool) -> None:
+    index = json.loads((tampered / "model.safetensors.index.json").read_text())["weight_map"]
+    prefix = "model.transformer.blocks.5.mlp.experts."
+    _swap_experts(tampered / index[f"{prefix}0.gate_proj.weight"], prefix)
+    if careful:
+        _record_sums(tampered)
+    with pytest.raises(VerificationError):
+        verify_directory(tampered, lambda _: None)
+
+
+@pytest.mark.parametrize("careful", [False, True])
+def test_another_k_in_the_config_fails_verify(tampered: Path, careful: bool) -> None:
+    config = json.loads((tampered / "config.json").read_text())
+    (tampered / "config.json").write_text(json.dumps(config | {"moe_top_k": 3}))
+    if careful:
+        _record_sums(tampered)
+    with pytest.raises(VerificationError):
+        verify_directory(tampered, lambda _: None)
+
+
+@pytest.mark.parametrize("careful", [False, True])
+def test_a_truncated_shard_fails_verify(tampered: Path, careful: bool) -> None:
+    shard = sorted(tampered.glob("*.safetensors"))[-1]
+    os.truncate(shard, shard.stat().st_size - 100)
+    if careful:
+        _record_sums(tampered)
+    with pytest.raises(KnobcastError):
+        verify_directory(tampered, lambda _: None)
+
+
+def test_files_that_come_or_go_fail_verify(tampered: Path) -> None:
+    (tampered / "extra.py").write_text("x = 1")
+    with pytest.raises(VerificationError, match=r"extra\.py"):
+        verify_directory(tampered, lambda _: None)
+
+
+def test_a_graph_that_points_beyond_its_file_is_seen(tampered: Path) -> None:
+    import onnx
+
+    model = onnx.load(tampered / "text.onnx", load_external_data=False)
+    entry = next(e for t in model.graph.initializer for e in t.external_data if e.key == "offset")
+    entry.value = str(10**9)
+    (tampered / "text.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(VerificationError, match="points to"):
+        check_graph_bounds(tampered)
+
+
+def test_nothing_of_a_failed_gate_stays(molmo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN weights can't be proven equal to anything."""
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    tensors = load_file(molmo / "model.safetensors")
+    tensors["model.transformer.blocks.1.attn.attn_out.weight"][:] = np.nan
+    save_file(tensors, broken / "model.safetensors")
+    shutil.copy(molmo / "config.json", broken)
+    with pytest.raises(VerificationError):
+        export(broken, tmp_path / "v", Knobs(k=2))
+    assert [p.name for p in tmp_path.iterdir()] == ["broken"]
+
+
+def test_the_same_input_gives_the_same_bytes(molmo: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        export(molmo, tmp_path / name, Knobs(k=2, keep=(0, 2, 3), tokens=432))
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+
+
+def test_a_variant_names_no_place(nano_variant: Path) -> None:
+    for file in nano_variant.iterdir():
+        if file.suffix in (".json", ".md", ".onnx"):
+            assert str(nano_variant.parent).encode() not in file.read_bytes()
+            assert str(ROOT).encode() not in file.read_bytes()
+
+
+def test_sha256sum_reads_the_sums(nano_variant: Path) -> None:
+    done = subprocess.run(["sha256sum", "-c", "--quiet", SUMS], cwd=nano_variant, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_variant_can_be_exported_again(nano_variant: Path, tmp_path: Path) -> None:
+    manifest = export(nano_variant, tmp_path / "again", Knobs(k=2, keep=(0, 5, 11), tokens=288))
+    assert set(manifest["verification"]["static_vs_dynamic"].values()) == {0.0}
+
+
+def test_a_taken_target_is_said_before_the_work(molmo: Path, tmp_path: Path) -> None:
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / "x").write_text("x")
+    with pytest.raises(WriteError, match="--force"):
+        export(molmo, tmp_path / "v", Knobs(k=2))
+
+
+STRANGER = """
+import importlib.util, json, sys
+assert importlib.util.find_spec("transform") is None and importlib.util.find_spec("export") is None
+import numpy as np, torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+d = sys.argv[1]
+model, report = AutoModelForImageTextToText.from_pretrained(d, trust_remote_code=True, dtype=torch.float32, output_loading_info=True)
+assert not any(report[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+processor = AutoProcessor.from_pretrained(d, trust_remote_code=True)
+image = Image.fromarray(np.arange(120 * 90 * 3, dtype=np.uint32).astype(np.uint8).reshape(90, 120, 3))
+inputs = processor(images=[image], text=["What is this?"], return_tensors="pt")
+out = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+print(json.dumps({"inputs": {k: list(v.shape) for k, v in inputs.items()}, "new": out[0, inputs["input_ids"].shape[1]:].tolist()}))
+"""
+
+
+def test_a_moved_variant_works_where_knobcast_is_absent(nano_variant: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(nano_variant, tmp_path / "elsewhere" / "my variant")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HOME": str(tmp_path / "hf")}
+    environment |= {"HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    # the editable install puts the checkout on sys.path: -S leaves it out, the packages are added back by hand
+    packages = [p for p in sys.path if p.endswith("site-packages")]
+    script = f"import sys; sys.path += {packages!r}\n{STRANGER}"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", script, str(moved)],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["inputs"]["images"] == [1, 3, 576, 588]  # 432 tokens: two tiles and the global view
+
+    from export.run import answer
+
+    image = tmp_path / "photo.png"
+    from PIL import Image
+
+    array = np.arange(120 * 90 * 3, dtype=np.uint32).astype(np.uint8).reshape(90, 120, 3)
+    Image.fromarray(array).save(image)
+    ours = answer(moved, image, "What is this?", max_new_tokens=6)
+    new = [int(t) for t in ours.tokens]
+    assert new == said["new"][: len(new)]
