@@ -164,6 +164,53 @@ def test_a_provider_that_does_not_load_is_refused(runnable: Path) -> None:
         answer(runnable, None, "w5", provider="cuda")
 
 
+def test_text_only_model(olmoe: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import OlmoeForCausalLM
+
+    target = tmp_path / "text"
+    target.mkdir()
+    # ids 0 to 25 are A to Z, 26 and 27 the two bytes of é
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    plain = [chr(byte) for byte in range(65, 91)]
+    first, second = list(pre_tokenizers.ByteLevel(False).pre_tokenize_str("é")[0][0])
+    order = [*plain, first, second, *(c for c in letters if c not in (*plain, first, second))][:128]
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(order)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(target / "tokenizer.json"))
+    write_checkpoint(read_checkpoint(olmoe), target)
+    written = read_checkpoint(target)
+    emit_graphs(written, target, None)
+    write_io(written, target)
+
+    runner = Runner(target)
+    given = runner.answer(None, "ABCABD", max_new_tokens=12)
+    ids = torch.tensor([[order.index(letter) for letter in "ABCABD"]])
+    theirs = (
+        OlmoeForCausalLM.from_pretrained(olmoe)
+        .generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)[0, 6:]
+        .tolist()
+    )
+    assert list(given.ids) == [i for i in theirs if i != 2]
+    with pytest.raises(RunError, match="text-only 'olmoe'"):
+        runner.answer(Image.new("RGB", (9, 9)), "ABC")
+    assert runner.prompt("").ids.tolist() == [[runner.ids["bos"]]]
+
+    pieces: list[str] = []
+    runner.generate = lambda *_: iter([0, 26, 27, 1, 26])  # type: ignore[method-assign]
+    assert runner.answer(None, "A", stream=pieces.append).text == "AéB\ufffd"
+    assert pieces == ["A", "é", "B", "\ufffd"]  # never half a character, but for the last that stays one
+
+
+def test_a_broken_tokenizer_is_named(runnable: Path, tmp_path: Path) -> None:
+    for name in ("io.json", "text.onnx", "vision.onnx", "embedding.onnx", "model.safetensors", "config.json"):
+        (tmp_path / name).write_bytes((runnable / name).read_bytes())
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(RunError, match=r"tokenizer\.json must be intact"):
+        Runner(tmp_path)
+
+
 def test_no_torch_needed(runnable: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from PIL import Image; from export.run import answer\n"
