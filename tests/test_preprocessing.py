@@ -121,6 +121,19 @@ def test_inputs_of_the_end_to_end_cases() -> None:
         np.testing.assert_array_equal(inputs[f"{name}/input_ids"][0], expected)
 
 
+def test_published_prompts_with_an_image() -> None:
+    prompts = load("prompts.json")
+    made = preprocess(synthetic(300, 280, 5))
+    stream = made.image_tokens(*(prompts["special"][f"<im_{n}>"] for n in ("start", "end", "patch", "col")))
+    index = np.where(made.image_input_idx >= 0, made.image_input_idx + 1, made.image_input_idx)
+    for record in prompts["records"]:
+        text, theirs = record["input_ids_text_only"][1:], record["input_ids_with_image_300x280_seed5"]
+        ids = np.array([prompts["bos"], *stream, *text], np.int32)
+        assert len(ids) == theirs["length"]
+        assert sha256(ids) == theirs["sha256_int32"]
+        assert sha256(index) == theirs["image_input_idx_sha256_int32"]
+
+
 def test_every_patch_token_gets_one_feature() -> None:
     image = synthetic(90, 70, 0)
     for tokens in (288, 432, 720, 1008, 1872):
