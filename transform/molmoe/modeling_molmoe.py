@@ -346,33 +346,39 @@ class MolmoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
 
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
-        """transformers' own, for prompts padded on either side.
+        """transformers' own, for prompts (ids or embeddings) padded on either side.
 
         It appends new tokens at the end of a row, so padding is moved to the left first: in the sequences that
         come back the prompt is left-padded, with the pad id.
         """
         ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
-        if ids is not None:
-            mask = kwargs.get("attention_mask")
-            mask = (ids >= 0).long() if mask is None else mask
-            if mask.shape == ids.shape:
-                order = mask.argsort(dim=1, stable=True)  # padding first, the rest in its order
-                pad = self.config.pad_token_id or 0
-                ids = torch.where(mask > 0, ids, pad).gather(1, order)
-                index = kwargs.get("image_input_idx")
-                if index is not None:
-                    moved = order.argsort(dim=1).gather(1, index.flatten(1).clamp(min=0).long()).view_as(index)
-                    kwargs["image_input_idx"] = torch.where(index >= 0, moved.to(index.dtype), index)
-                if kwargs.get("position_ids") is not None:
-                    kwargs["position_ids"] = kwargs["position_ids"].expand_as(order).gather(1, order)
-                mask = mask.gather(1, order)
-            kwargs["attention_mask"] = mask
+        embeds, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
+        if mask is None and ids is not None:
+            mask = kwargs["attention_mask"] = (ids >= 0).long()
+        prompt = ids if embeds is None else embeds
+        if mask is not None and prompt is not None and mask.shape == prompt.shape[:2]:
+            order = mask.argsort(dim=1, stable=True)  # padding first, the rest in its order
+            kwargs["attention_mask"] = mask.gather(1, order)
+            if ids is not None and ids.shape == mask.shape:
+                ids = torch.where(mask > 0, ids, self.config.pad_token_id or 0).gather(1, order)
+            if embeds is not None:
+                kwargs["inputs_embeds"] = embeds.gather(1, order[..., None].expand_as(embeds))
+            if kwargs.get("position_ids") is not None:
+                kwargs["position_ids"] = kwargs["position_ids"].expand_as(order).gather(1, order)
+            index = kwargs.get("image_input_idx")
+            if index is not None:
+                moved = order.argsort(dim=1).gather(1, index.flatten(1).clamp(min=0).long()).view_as(index)
+                kwargs["image_input_idx"] = torch.where(index >= 0, moved.to(index.dtype), index)
         return super().generate(ids, **kwargs)
 
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(
+        self, *args: Any, inputs_embeds: Tensor | None = None, is_first_iteration: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
         """transformers' own; images go with the prompt only, unless nothing is cached."""
-        prepared = super().prepare_inputs_for_generation(*args, **kwargs)
-        if not kwargs.get("is_first_iteration", False) and kwargs.get("use_cache", True):
+        prepared = super().prepare_inputs_for_generation(
+            *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if not is_first_iteration and kwargs.get("use_cache", True):
             for name in ("images", "image_masks", "image_input_idx"):
                 prepared.pop(name, None)
         return prepared
