@@ -19,6 +19,9 @@ def free_memory() -> int:
 
 def run_gate(plan: Plan, directory: Path, onnx: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """Above a third of the free memory the comparison works block by block."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # one bar per loaded model would hide ours
     if parameters(plan.source) * FLOAT32 > free_memory() / 3:
         from export.blockwise import blockwise_gate
 

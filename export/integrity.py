@@ -40,6 +40,8 @@ def write_sums(directory: Path, progress: Callable[[int], None] | None = None) -
 def check_sums(directory: Path, progress: Callable[[int], None] | None = None) -> int:
     """Compare every file with SHA256SUMS and that with the manifest; returns the number of files."""
     recorded = read_json(directory / MANIFEST).get("files", {}).get("sha256sums")
+    if recorded == "not computed":
+        raise VerificationError(f"{directory} was exported with --no-verify: nothing was recorded. Export it verified.")
     try:
         text = (directory / SUMS).read_text("utf-8")
     except OSError as error:

@@ -63,13 +63,13 @@ def gate(plan: Plan, directory: Path, onnx: bool, say: Say) -> dict[str, Any]:
 
 def reload(directory: Path) -> Any:
     """Load a directory afresh in float32; every tensor must have found its place."""
-    return load_model(directory, dtype="float32").eval()
+    return load_model(directory, dtype="float32")
 
 
 def _dynamic_twin(plan: Plan) -> Any:
     """The source with the knobs applied at run time, its weights rounded as the variant's are."""
     rounded = "float32" if plan.knobs.dtype == "source" else stored_dtype(plan.target)
-    model = load_model(plan.source.path, dtype=rounded).float().eval()
+    model = load_model(plan.source.path, dtype=rounded).float()
     k = list(plan.source.settings.top_k)
     for i, value in zip(plan.keep, plan.target.settings.top_k, strict=True):
         k[i] = value

@@ -1,1 +1,42 @@
-"""A checkpoint becomes a smaller checkpoint, and what a static variant must equal at run time."""
+"""A checkpoint becomes a smaller checkpoint, and what a static variant must equal at run time.
+
+The knob documentation's names are here; those that need torch or numpy are resolved when first asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transform.molmoe.preprocessing import preprocess, resize_for_target_vision_tokens
+    from transform.molmoe.tiling import crops_to_tiling, select_tiling, tiling_to_resolution, tokens_to_crops
+    from transform.runtime import BlockMaskWrapper, moe_top_k, set_moe_top_k
+
+__all__ = [
+    "BlockMaskWrapper",
+    "crops_to_tiling",
+    "moe_top_k",
+    "preprocess",
+    "resize_for_target_vision_tokens",
+    "select_tiling",
+    "set_moe_top_k",
+    "tiling_to_resolution",
+    "tokens_to_crops",
+]
+
+_HOMES = {
+    "BlockMaskWrapper": "transform.runtime",
+    "moe_top_k": "transform.runtime",
+    "set_moe_top_k": "transform.runtime",
+    "preprocess": "transform.molmoe.preprocessing",
+    "resize_for_target_vision_tokens": "transform.molmoe.preprocessing",
+    "crops_to_tiling": "transform.molmoe.tiling",
+    "select_tiling": "transform.molmoe.tiling",
+    "tiling_to_resolution": "transform.molmoe.tiling",
+    "tokens_to_crops": "transform.molmoe.tiling",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
