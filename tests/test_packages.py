@@ -1,4 +1,4 @@
-"""The three generic package names are this checkout's, and the documented names are where the documentation has them."""
+"""The three generic package names are this checkout's, and the documented names are where they should be."""
 
 import subprocess
 import sys

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from transform import copying
 from transform.checkpoint import Checkpoint, read_checkpoint
 from transform.copying import RangeCopier
 from transform.depth import drop_blocks
@@ -147,7 +146,7 @@ def test_a_way_the_file_system_lacks_falls_through(tmp_path: Path, monkeypatch: 
     def unsupported(*_: object) -> int:
         raise OSError(95, "not supported")
 
-    monkeypatch.setattr(copying.os, "copy_file_range", unsupported)
+    monkeypatch.setattr("transform.copying.os.copy_file_range", unsupported)
     (tmp_path / "a").write_bytes(b"x" * 100_000)
     with (tmp_path / "a").open("rb") as a, (tmp_path / "b").open("w+b") as b:
         copier = RangeCopier(a.fileno(), b.fileno(), lambda _: None)
