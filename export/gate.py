@@ -19,9 +19,7 @@ def free_memory() -> int:
 
 def run_gate(plan: Plan, directory: Path, onnx: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """Above a third of the free memory the comparison works block by block."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # one bar per loaded model would hide ours
+    quiet_transformers()
     if parameters(plan.source) * FLOAT32 > free_memory() / 3:
         from export.blockwise import blockwise_gate
 
@@ -29,3 +27,10 @@ def run_gate(plan: Plan, directory: Path, onnx: bool, say: Callable[[str], None]
     from export.verify import gate
 
     return gate(plan, directory, onnx, say)
+
+
+def quiet_transformers() -> None:
+    """One bar per loaded model would hide ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

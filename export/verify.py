@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from export.gate import quiet_transformers
 from export.golden import check_graphs, check_torch, load_golden, record, torch_image, write_golden
 from export.image_probe import ImageProbe, image_probe
 from export.integrity import check_graph_bounds, check_sums
@@ -211,6 +212,7 @@ def verify_directory(directory: Path, say: Say) -> dict[str, Any]:
         image = image_probe(checkpoint, directory, manifest["vision"], 0)
         image = replace(image, input_ids=golden["image.input_ids"])
     say("PyTorch == golden")
+    quiet_transformers()
     results["torch_vs_golden"] = check_torch(reload(directory), golden, image, TOLERANCE)
     if (directory / "text.onnx").is_file():
         say("ONNX == golden")
