@@ -189,6 +189,17 @@ def test_loading_and_saving_keep_names_and_values(molmo: Path, tmp_path: Path, s
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_a_new_model_is_saved_under_the_released_names(molmo: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    new = MolmoEForConditionalGeneration(MolmoEConfig.from_pretrained(molmo))
+    new.save_pretrained(tmp_path)
+    assert sorted(load_file(tmp_path / "model.safetensors")) == sorted(load_file(molmo / "model.safetensors"))
+    again = load_model(tmp_path)
+    with torch.no_grad():
+        given = model_inputs(IMAGE_CASES[0])
+        assert torch.equal(again(**given).logits, new.eval()(**given).logits)
+
+
 def test_config_keeps_every_key_of_the_source(molmo: Path, tmp_path: Path) -> None:
     theirs = json.loads((molmo / "config.json").read_text())
     theirs["a_key_of_another_tool"] = {"nested": [1, 2]}

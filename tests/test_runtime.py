@@ -201,6 +201,7 @@ def test_masked_blocks_equal_pruned_ones(family: str, kept: tuple[int, ...]) -> 
     wrapper = BlockMaskWrapper(ours, [i in kept for i in range(5)])
     assert wrapper.num_active_blocks == len(kept)
     with wrapper:
+        assert ours.config.num_hidden_layers == len(kept)
         for side in ("left", "right"):
             for a, b in zip(decoded(ours, side), decoded(theirs, side), strict=True):
                 assert torch.equal(a, b)
