@@ -58,8 +58,8 @@ $(GENAI)/.installed:
 
 # Rebuild the embedded default model and its scores from nothing.
 nano: $(STAMP)
-	$(BIN)/python artifacts/nano/build.py
-	$(BIN)/python artifacts/nano/score.py
+	$(BIN)/python -m artifacts.nano.build
+	$(BIN)/python -m artifacts.nano.score
 
 clean:
 	rm -rf $(VENV) $(GENAI) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
