@@ -74,7 +74,7 @@ def torch_image(model: Any, image: ImageProbe) -> tuple[Array, Array, Array]:
     )
     try:
         with torch.no_grad():
-            logits = model(**image.for_torch()).logits[:, -1]
+            logits = model(**image.for_torch(), logits_to_keep=1).logits[:, -1]
     finally:
         handle.remove()
     embeddings = seen[0][0].numpy()
