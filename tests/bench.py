@@ -171,8 +171,8 @@ def render(results: dict[str, Any]) -> str:
     lines = [
         "# What was measured",
         "",
-        f"`make bench` on {results['machine']}. Medians of {RUNS} interleaved runs, fsync on both sides, peak memory of",
-        "the whole process. The same numbers are in `bench.json`.",
+        f"`make bench` on {results['machine']}. Medians of {RUNS} interleaved runs, fsync on both sides, peak memory",
+        "of the whole process. The same numbers are in `bench.json`.",
         "",
     ]
     for name, found in results.items():
