@@ -173,17 +173,26 @@ def _print_json(value: object) -> None:
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """One message on stderr and exit code 1 for everything knobcast refuses; 130 for Ctrl-C."""
-    from transform.molmoe.preprocessing import ImageError
-    from transform.molmoe.tiling import BudgetError
-
     try:
         yield
-    except (KnobcastError, BudgetError, ImageError) as error:
-        stderr.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
-        sys.exit(1)
+    except KnobcastError as error:
+        _refuse(error)
+    except ValueError as error:
+        # the travelling files have errors of their own; importing them takes longer than most commands
+        from transform.molmoe.preprocessing import ImageError
+        from transform.molmoe.tiling import BudgetError
+
+        if not isinstance(error, BudgetError | ImageError):
+            raise
+        _refuse(error)
     except KeyboardInterrupt:
         stderr.print("interrupted; nothing was written")
         sys.exit(130)
+
+
+def _refuse(error: Exception) -> None:
+    stderr.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+    sys.exit(1)
 
 
 def main() -> None:
