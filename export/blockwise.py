@@ -23,7 +23,7 @@ from export.verify import TOLERANCE, exactly_equal, find_probe, onnx_vs_torch, o
 from transform.checkpoint import Checkpoint, read_checkpoint
 from transform.depth import drop_blocks
 from transform.errors import VerificationError
-from transform.load import model_class
+from transform.load import align, building, model_class
 from transform.plan import Plan, parameters
 from transform.runtime import set_moe_top_k
 
@@ -83,17 +83,18 @@ def load_view(view: Checkpoint, dtype: str = "float32") -> Any:
         flat = torch.frombuffer(maps[tensor.file], dtype=_TORCH[tensor.stored], count=count, offset=tensor.start)
         tensors[name] = flat.view(tensor.shape)
     kind = model_class(view.config)
-    model, report = kind.from_pretrained(
-        None,
-        config=kind.config_class.from_dict(dict(view.config)),
-        state_dict=tensors,
-        dtype=getattr(torch, dtype),
-        output_loading_info=True,
-    )
+    with building(str(view.path)):
+        model, report = kind.from_pretrained(
+            None,
+            config=kind.config_class.from_dict(dict(view.config)),
+            state_dict=tensors,
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+        )
     wrong = {key: sorted(names)[:3] for key, names in report.items() if key.endswith("_keys") and names}
     if wrong:
         raise VerificationError(f"every tensor must find its place in a one-block model, not so: {wrong}.")
-    return model.float().eval()
+    return align(model.float()).eval()
 
 
 def _source_block(plan: Plan, old: int, new: int, probe: TextProbe, image: Any) -> dict[str, torch.Tensor]:
@@ -109,7 +110,7 @@ def _source_block(plan: Plan, old: int, new: int, probe: TextProbe, image: Any) 
 def _check_meta(variant: Checkpoint) -> int:
     """The model that the new config describes has exactly the parameters that were written."""
     kind = model_class(variant.config)
-    with torch.device("meta"):
+    with building(str(variant.path)), torch.device("meta"):
         model = kind(kind.config_class.from_dict(dict(variant.config)))
     count = sum(p.numel() for p in model.parameters())
     if count != parameters(variant):

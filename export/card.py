@@ -79,7 +79,7 @@ def _verification(verification: dict[str, Any] | str) -> list[str]:
         ("onnx_vs_torch", "ONNX == PyTorch"),
     ):
         for name, value in verification.get(group, {}).items():
-            if name != "tolerance":
+            if name not in ("relative_tolerance", "largest_value"):
                 lines.append(f"| {title}: {name} | {value:.3g} |")
     other = verification.get("other_k", {}).get("difference")
     if other is not None:

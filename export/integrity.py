@@ -39,7 +39,8 @@ def write_sums(directory: Path, progress: Callable[[int], None] | None = None) -
 
 def check_sums(directory: Path, progress: Callable[[int], None] | None = None) -> int:
     """Compare every file with SHA256SUMS and that with the manifest; returns the number of files."""
-    recorded = read_json(directory / MANIFEST).get("files", {}).get("sha256sums")
+    files = read_json(directory / MANIFEST).get("files")
+    recorded = files.get("sha256sums") if isinstance(files, dict) else None
     if recorded == "not computed":
         raise VerificationError(f"{directory} was exported with --no-verify: nothing was recorded. Export it verified.")
     try:

@@ -12,6 +12,7 @@ import numpy as np
 
 from export.session import open_session
 from transform.checkpoint import read_json
+from transform.errors import VerificationError
 
 Array = np.ndarray[Any, Any]
 
@@ -28,6 +29,8 @@ class Graphs:
     ) -> None:
         self.directory, self.providers, self.threads, self._text = directory, providers, threads, text
         self.io = read_json(directory / "io.json")
+        if not isinstance(self.io.get("session_options"), dict):
+            raise VerificationError(f"{directory}: io.json must hold session_options. Export the variant again.")
 
     def _open(self, name: str) -> Any:
         return open_session(self.directory / name, self.io["session_options"], self.providers, self.threads)

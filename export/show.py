@@ -78,6 +78,6 @@ def show_result(manifest: dict[str, Any], target: Path, console: Console) -> Non
         return
     console.print(f"[green]verified[/green] {target}")
     for group in ("static_vs_dynamic", "onnx_vs_torch"):
-        values = {k: v for k, v in checked.get(group, {}).items() if k != "tolerance"}
+        values = {k: v for k, v in checked.get(group, {}).items() if k not in ("relative_tolerance", "largest_value")}
         if values:
             console.print(f"  {group.replace('_', ' ')}: largest difference {max(values.values()):.3g}", style="dim")

@@ -36,12 +36,12 @@ def export_variant(
     """Write the variant to `out` and return its manifest; on any error `out` is as it was."""
     check_target(out, force)
     source = plan.source.path.resolve()
-    if out.resolve() == source or out.resolve() in source.parents:
-        raise WriteError(f"{out} is the source or holds it; choose another --out.")
+    target = out.resolve()
+    if target == source or target in source.parents or source in target.parents:
+        raise WriteError(f"{out} is the source, holds it or lies in it; choose another --out.")
     with staged(out, force) as stage:
         say("weights")
-        target = travelling(plan)
-        write_checkpoint(target, stage, progress)
+        write_checkpoint(travelling(plan), stage, progress)
         if plan.vision:
             _write_code(plan, stage)
         if onnx:

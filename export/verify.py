@@ -21,7 +21,7 @@ from export.probe import DECODE, MIN_MARGIN, PROMPT, SEEDS, MarginWatch, TextPro
 from transform.checkpoint import Checkpoint, read_checkpoint, read_json
 from transform.errors import VerificationError
 from transform.knobs import DTYPES
-from transform.load import load_model
+from transform.load import align, load_model
 from transform.plan import Plan
 from transform.runtime import BlockMaskWrapper, moe_top_k, set_moe_top_k
 
@@ -70,7 +70,7 @@ def reload(directory: Path) -> Any:
 def _dynamic_twin(plan: Plan) -> Any:
     """The source with the knobs applied at run time, its weights rounded as the variant's are."""
     rounded = "float32" if plan.knobs.dtype == "source" else stored_dtype(plan.target)
-    model = load_model(plan.source.path, dtype=rounded).float()
+    model = align(load_model(plan.source.path, dtype=rounded).float())
     k = list(plan.source.settings.top_k)
     for i, value in zip(plan.keep, plan.target.settings.top_k, strict=True):
         k[i] = value
@@ -180,9 +180,10 @@ def onnx_vs_torch(model: Any, graphs: Graphs, probe: TextProbe) -> dict[str, Any
 
 def check_close(pairs: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, Any]:
     """Differences relative to the largest value (at least 1); more than TOLERANCE is an error."""
-    measured = {}
+    measured, largest = {}, 1.0
     for name, (ours, theirs) in pairs.items():
         scale = max(1.0, float(theirs.abs().max()))
+        largest = max(largest, scale)
         difference = largest_difference(ours, theirs, name)
         if difference > TOLERANCE * scale:
             raise VerificationError(
@@ -190,7 +191,7 @@ def check_close(pairs: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str
                 f"the difference is {difference:.3g}. No variant was written: please report this."
             )
         measured[name] = difference
-    return {"tolerance": TOLERANCE, **measured}
+    return {"relative_tolerance": TOLERANCE, "largest_value": largest, **measured}
 
 
 def verify_directory(directory: Path, say: Say) -> dict[str, Any]:

@@ -37,6 +37,9 @@ def knobcast(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
         (["--tokens", "14400"], ["4096", "14400"]),
         (["--tokens", "lots"], ["multiple of 144", "lots"]),
         (["--dtype", "int8"], ["float32", "int8"]),
+        (["--resize", "stretch"], ["pad, fill", "stretch"]),
+        (["--rule", "golden"], ["canvas, linear", "golden"]),
+        (["--k", "9" * 5000], ["whole number"]),
         (["--scores", "preset:exp3-nested", "--blocks", "3"], ["16"]),
         (["--scores", "/nowhere.json", "--blocks", "3"], ["nowhere"]),
     ],
@@ -90,6 +93,33 @@ def test_the_source_is_never_the_target(molmo: Path, copy_of: Callable[[Path], P
     done = knobcast("export", copy, "--k", "2", "--out", copy, "--force")
     assert done.returncode == 1
     assert "is the source" in " ".join(done.stderr.split())
+    assert knobcast("export", copy, "--k", "2", "--out", copy / "sub").returncode == 1
+    assert not (copy / "sub").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"max_crops": "x"}, "max_crops"),
+        ({"mlp_hidden_size": 66}, "must have the shape [I, d]"),
+        ({"layer_norm_eps": "x"}, "layer_norm_eps"),
+        ({"rope_theta": 0}, "rope_theta"),
+        ({"moe_top_k": True}, "moe_top_k"),
+        ({"vit_layers": "x"}, "can't be built"),
+        ({"embedding_size": 7}, "must have the shape [V, d]"),
+        ({"overlap_margins": [0, 0]}, "overlap_margins"),
+    ],
+)
+def test_a_broken_config_gets_one_message(
+    molmo: Path, tmp_path: Path, copy_of: Callable[[Path], Path], change: dict[str, object], word: str
+) -> None:
+    copy = copy_of(molmo)
+    (copy / "config.json").write_text(json.dumps(json.loads((copy / "config.json").read_text()) | change))
+    done = knobcast("export", copy, "--k", "2", "--no-onnx", "--out", tmp_path / "v")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert word in " ".join(done.stderr.split())
+    assert not (tmp_path / "v").exists()
 
 
 def test_primes_and_untrained_k_warn_and_go_on(molmo: Path) -> None:

@@ -208,6 +208,13 @@ def check_tensors(checkpoint: Checkpoint) -> None:
             "Config and weights must be of one checkpoint."
         )
     bound = {symbol: getattr(settings, setting) for symbol, setting in checkpoint.architecture.dims.items()}
+    for symbol, key in checkpoint.architecture.config_dims.items():
+        value = lookup(checkpoint.config, key)
+        if value is not None and not (type(value) is int and value > 0 and _fits(symbol, value, bound)):
+            raise CheckpointError(
+                f"config.json: {key} does not fit the other sizes ({symbol} = {value!r}, {bound}). "
+                "Restore the original config.json."
+            )
     for name, (_, symbols) in expected.items():
         shape = checkpoint.tensors[name].shape
         if len(shape) != len(symbols) or not all(
@@ -225,6 +232,7 @@ def check_tensors(checkpoint: Checkpoint) -> None:
 
 
 def _fits(symbol: str, size: int, bound: dict[str, int]) -> bool:
+    """Whether a size agrees with a symbol such as `d` or `3*d`; a symbol met first is bound to it."""
     if symbol.isdigit():
         return size == int(symbol)
     factor, _, name = symbol.rpartition("*")

@@ -8,6 +8,7 @@ from itertools import groupby
 
 from transform.errors import KnobError
 
+MOST_DIGITS = 9
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -31,8 +32,8 @@ def parse_k(text: str | int | None) -> int | tuple[int, ...] | None:
     if text is None:
         return None
     parts = str(text).split(",")
-    if not all(part.strip().isascii() and part.strip().isdigit() and int(part) >= 1 for part in parts):
-        raise KnobError(f"k must be a whole number from 1, or one per kept block as in 8,4,4, got {text!r}.")
+    if not all(_is_count(part.strip()) and int(part) >= 1 for part in parts):
+        raise KnobError(f"k must be a whole number from 1, or one per kept block as in 8,4,4, got {_short(text)}.")
     values = tuple(int(part) for part in parts)
     return values[0] if len(values) == 1 else values
 
@@ -42,8 +43,8 @@ def parse_blocks(text: str | None, option: str) -> tuple[int, ...] | None:
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() for part in parts):
-        raise KnobError(f"{option} takes block indices from 0 as in 0,1,3, got {text!r}.")
+    if not all(_is_count(part) for part in parts):
+        raise KnobError(f"{option} takes block indices from 0 as in 0,1,3, got {_short(text)}.")
     return tuple(int(part) for part in parts)
 
 
@@ -51,8 +52,8 @@ def parse_count(text: str | None, option: str) -> int | None:
     """`"12"` -> 12; raises KnobError for anything but a whole number."""
     if text is None:
         return None
-    if not (text.isascii() and text.strip().isdigit()):
-        raise KnobError(f"{option} must be a whole number from 1, got {text!r}.")
+    if not _is_count(text.strip()):
+        raise KnobError(f"{option} must be a whole number from 1, got {_short(text)}.")
     return int(text)
 
 
@@ -63,9 +64,17 @@ def parse_tokens(text: str | int | None) -> int | str | None:
     word = str(text).strip()
     if word in ("low", "medium", "high"):
         return word
-    if not (word.isascii() and word.isdigit()):
-        raise KnobError(f"tokens must be a multiple of 144 from 288, or low, medium, high, got {text!r}.")
+    if not _is_count(word):
+        raise KnobError(f"tokens must be a multiple of 144 from 288, or low, medium, high, got {_short(text)}.")
     return int(word)
+
+
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
+
+
+def _short(text: str | int) -> str:
+    return repr(str(text)[:40])
 
 
 def canonical_name(top_k: tuple[int, ...], tokens: int | str | None) -> str:

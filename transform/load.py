@@ -3,7 +3,8 @@
 For both families, and without running code from the directory: MolmoE by our own class, the rest by transformers'.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 
 from transform.checkpoint import read_json
 from transform.errors import CheckpointError
+
+ALIGNMENT = 64  # bytes; torch's own allocations have it
 
 
 @dataclass(frozen=True)
@@ -44,16 +47,41 @@ def load_with_report(directory: Path, dtype: str = "float32", **kwargs: Any) -> 
         home, name = "transform.molmoe", "MolmoEForConditionalGeneration"
     else:
         home, name = "transformers", "AutoModelForCausalLM"
-    model, info = getattr(import_module(home), name).from_pretrained(
-        str(directory),
-        dtype=getattr(torch, dtype),
-        output_loading_info=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        local_files_only=True,
-        **kwargs,
-    )
-    return model.eval(), LoadReport.of(info)
+    kind = getattr(import_module(home), name)
+    with building(str(directory)):
+        model, info = kind.from_pretrained(
+            str(directory),
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+            **kwargs,
+        )
+    return align(model).eval(), LoadReport.of(info)
+
+
+@contextmanager
+def building(what: str) -> Iterator[None]:
+    """transformers has no exception of its own for a config it can't build: all of them become CheckpointError."""
+    try:
+        yield
+    except (ValueError, TypeError, RuntimeError, KeyError, AttributeError, ZeroDivisionError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise CheckpointError(
+            f"{what}: the model that config.json describes can't be built: {reason}. Restore the original config.json."
+        ) from error
+
+
+def align(model: Any) -> Any:
+    """Copy parameters that are mapped from odd places of a file to aligned memory.
+
+    CPU kernels round differently at other alignments, so only then are equal weights equal to the last bit.
+    """
+    for parameter in model.parameters():
+        if parameter.data_ptr() % ALIGNMENT:
+            parameter.data = parameter.data.clone()
+    return model
 
 
 def load_model(directory: Path, dtype: str = "float32", **kwargs: Any) -> Any:

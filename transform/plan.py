@@ -10,11 +10,15 @@ from typing import Any
 from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
 from transform.dtype import cast
-from transform.errors import KnobError
+from transform.errors import CheckpointError, KnobError
 from transform.knobs import Knobs, canonical_name
 from transform.molmoe import tiling
 from transform.width import beyond_training, set_top_k
 from transform.write import written_bytes
+
+RESIZES = ("pad", "fill")
+DEFAULT_POLICY = ("pad", "canvas")
+MOST_CROPS = 100  # trained with 12, evaluated with 36
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,9 @@ class Plan:
     def name(self) -> str:
         """`molmoe-nano-k4-b12-t432`."""
         name = f"{self.source.path.name}-{canonical_name(self.target.settings.top_k, self.knobs.tokens)}"
-        return name if self.knobs.dtype == "source" else f"{name}-{self.knobs.dtype}"
+        policy = (self.vision.resize, self.vision.rule) if self.vision else ()
+        extras = [word for word in (self.knobs.dtype, *policy) if word not in ("source", *DEFAULT_POLICY)]
+        return "-".join((name, *extras))
 
     @property
     def removed(self) -> tuple[int, ...]:
@@ -125,6 +131,9 @@ def weight_bytes(checkpoint: Checkpoint) -> int:
 
 def make_plan(source: Checkpoint, knobs: Knobs, resize: str = "pad", rule: str = "canvas") -> Plan:
     """Apply the passes (blocks, then k, then dtype) to the headers; raises KnobError or BudgetError."""
+    for option, word, words in (("resize", resize, RESIZES), ("rule", rule, tiling.RULES)):
+        if word not in words:
+            raise KnobError(f"{option} must be one of {', '.join(words)}, got {word!r}.")
     keep = knobs.keep if knobs.keep is not None else tuple(range(source.settings.layers))
     warnings = []
     target = drop_blocks(source, keep)
@@ -137,9 +146,11 @@ def make_plan(source: Checkpoint, knobs: Knobs, resize: str = "pad", rule: str =
         vision = plan_vision(source, knobs.tokens, resize, rule)
         if isinstance(knobs.tokens, int) and vision.crops is not None:
             warnings += [tiling.budget_warning(vision.crops)]
-    elif knobs.tokens is not None:
+        warnings += [_too_long(source, vision)]
+    elif knobs.tokens is not None or (resize, rule) != DEFAULT_POLICY:
         raise KnobError(
-            f"tokens are a vision budget, and {source.architecture.model_type!r} models see no images. Leave it out."
+            "tokens, resize and rule are about images, and "
+            f"{source.architecture.model_type!r} models see no images. Leave them out."
         )
     if source.architecture.multimodal and "tokenizer.json" not in source.side_files:
         warnings.append("the source has no tokenizer.json: the variant has no processor and `run` can't use it")
@@ -149,9 +160,26 @@ def make_plan(source: Checkpoint, knobs: Knobs, resize: str = "pad", rule: str =
 def plan_vision(source: Checkpoint, tokens: int | str | None, resize: str, rule: str) -> Vision:
     """Check the budget against the model's longest sequence and list the tilings it allows."""
     most = source.config.get("max_crops", 12)
+    if type(most) is not int or not 1 <= most <= MOST_CROPS:
+        raise CheckpointError(
+            f"config.json: max_crops must be a whole number from 1 to {MOST_CROPS}, got {most!r}. "
+            "Restore the original config.json."
+        )
     if tokens is None:
         tilings = tuple(t for n in range(1, most + 1) for t in tiling.tilings(n))
         return Vision(None, None, most, resize, rule, tilings)
     budget = tiling.check_budget(tokens, source.settings.max_positions)
     exact = budget.crops if isinstance(tokens, int) else None
     return Vision(tokens, exact, budget.max_crops, resize, rule, tuple(budget.tilings))
+
+
+def _too_long(source: Checkpoint, vision: Vision) -> str | None:
+    """A warning where the stock tiling of some image doesn't fit; a budget that doesn't was refused already."""
+    longest = max(tiling.image_tokens(r, c) for r, c in vision.tilings)
+    needed = 1 + longest + tiling.TEXT_RESERVE
+    if vision.tokens is not None or needed <= source.settings.max_positions:
+        return None
+    return (
+        f"an image of {vision.max_crops} crops takes up to {longest} tokens: {needed} with some text, the model has "
+        f"{source.settings.max_positions} positions. Set tokens to a budget that fits"
+    )

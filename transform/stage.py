@@ -42,6 +42,8 @@ def staged(target: Path, force: bool) -> Iterator[Path]:
     """A fresh directory beside `target` that becomes `target` when the block ends without an error."""
     check_target(target, force)
     parent = target.parent
+    if os.path.lexists(parent) and not parent.is_dir():
+        raise WriteError(f"{parent} is not a directory; choose another --out.")
     try:
         parent.mkdir(parents=True, exist_ok=True)
         _sweep(target)

@@ -3,7 +3,7 @@
 A file says where blocks, router and experts live in the checkpoint (`roles`), which config keys hold the sizes
 (`settings`), which keys must have which values because nothing else was verified (`requires`), and which keys
 count or list blocks. The code here reads such a file and answers questions; it has no family's name in it.
-One more family is one more file, and one more row in `tests/test_architectures.py`.
+One more family is one more file, and one more row in `tests/test_checkpoint.py`.
 """
 
 import json
@@ -67,6 +67,7 @@ class Architecture:
     multimodal: bool
     block: str
     dims: Mapping[str, str]
+    config_dims: Mapping[str, str]
     roles: Mapping[str, Role]
     counts: Mapping[str, str]
 
@@ -110,10 +111,22 @@ class Architecture:
                 f"{found['heads']}. Restore the original config.json."
             )
         top_k = found["top_k"] if isinstance(found["top_k"], list) else [found["top_k"]] * layers
-        if len(top_k) != layers or any(not isinstance(k, int) or not 1 <= k <= experts for k in top_k):
+        if len(top_k) != layers or any(type(k) is not int or not 1 <= k <= experts for k in top_k):
             raise CheckpointError(
                 f"config.json: {self.top_k_key} must be one number or {layers} numbers from 1 to {experts} (the "
                 f"experts), got {found['top_k']!r}. Restore the original config.json."
+            )
+        for name, highest in (("eps", 1.0), ("rope_theta", 1e12)):
+            value = found[name]
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= highest:
+                raise CheckpointError(
+                    f"config.json: {' or '.join(self.keys[name])} must be a number above 0, at most {highest:g}, got "
+                    f"{value!r}. Restore the original config.json."
+                )
+        if found["heads"] % found["kv_heads"]:
+            raise CheckpointError(
+                f"config.json: the heads must be a multiple of the key-value heads, got {found['heads']} and "
+                f"{found['kv_heads']}. Restore the original config.json."
             )
         return Settings(**{**found, "top_k": tuple(top_k)})
 
@@ -148,6 +161,7 @@ def _load(model_type: str) -> Architecture:
         multimodal=raw["multimodal"],
         block=raw["block"],
         dims=raw["dims"],
+        config_dims=raw["config_dims"],
         roles={name: Role(tuple(r["names"]), tuple(r["shape"])) for name, r in raw["roles"].items()},
         counts=raw["counts"],
     )
