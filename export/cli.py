@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from transform.errors import KnobcastError
+from transform.errors import KnobcastError, KnobError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 stderr = Console(stderr=True, highlight=False)
@@ -160,6 +160,8 @@ def _plan(
 
     knobs = Knobs(parse_k(k), None, parse_tokens(tokens), dtype)
     wanted = parse_count(blocks, "--blocks")
+    if scores is not None and wanted is None:
+        raise KnobError("--scores choose which blocks stay, so they need a number: give --blocks N, or leave them out.")
     kept, dropped = parse_blocks(keep, "--keep-blocks"), parse_blocks(drop, "--drop-blocks")
     source = read_checkpoint(resolve(model))
     chosen = choose_blocks(source, blocks=wanted, keep=kept, drop=dropped, scores=scores)

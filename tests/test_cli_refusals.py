@@ -42,6 +42,7 @@ def knobcast(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
         (["--k", "9" * 5000], ["whole number"]),
         (["--scores", "preset:exp3-nested", "--blocks", "3"], ["16"]),
         (["--scores", "/nowhere.json", "--blocks", "3"], ["nowhere"]),
+        (["--scores", "preset:vqa-nested", "--keep-blocks", "0,1"], ["--blocks N"]),
     ],
 )
 def test_settings_that_can_not_be(molmo: Path, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
