@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from export.gate import quiet_transformers
-from export.golden import check_graphs, check_torch, load_golden, record, torch_image, write_golden
+from export.golden import LEAST_SCALE, check_graphs, check_torch, load_golden, record, torch_image, write_golden
 from export.image_probe import ImageProbe, image_probe
 from export.integrity import check_graph_bounds, check_sums
 from export.onnx_run import Graphs
@@ -179,10 +179,10 @@ def onnx_vs_torch(model: Any, graphs: Graphs, probe: TextProbe) -> dict[str, Any
 
 
 def check_close(pairs: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, Any]:
-    """Differences relative to the largest value (at least 1); more than TOLERANCE is an error."""
-    measured, largest = {}, 1.0
+    """Differences relative to the largest value (at least LEAST_SCALE); more than TOLERANCE is an error."""
+    measured, largest = {}, LEAST_SCALE
     for name, (ours, theirs) in pairs.items():
-        scale = max(1.0, float(theirs.abs().max()))
+        scale = max(LEAST_SCALE, float(theirs.abs().max()))
         largest = max(largest, scale)
         difference = largest_difference(ours, theirs, name)
         if difference > TOLERANCE * scale:
