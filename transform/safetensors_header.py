@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,8 +33,22 @@ class Entry(NamedTuple):
     nbytes: int
 
 
-def read_header(path: Path) -> list[Entry]:
-    """The tensors of one file in the order of their bytes; raises CheckpointError for anything irregular."""
+def read_header(path: Path) -> tuple[Entry, ...]:
+    """The tensors of one file in the order of their bytes; raises CheckpointError for anything irregular.
+
+    An unchanged file is parsed once: planning and writing both ask.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise CheckpointError(
+            f"{path.name}: cannot be read ({error.strerror}). Check that the file exists and is readable."
+        ) from error
+    return _parse(path, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _parse(path: Path, *_unchanged: int) -> tuple[Entry, ...]:
 
     def refuse(why: str) -> CheckpointError:
         return CheckpointError(f"{path.name}: {why}. The file is damaged or hostile: download it again.")
@@ -82,7 +97,7 @@ def read_header(path: Path) -> list[Entry]:
         end = entry.start + entry.nbytes
     if end != size:
         raise refuse(f"the file must hold {end:,} bytes by its header, it holds {size:,}")
-    return entries
+    return tuple(entries)
 
 
 def _entry(name: str, value: Any, base: int, refuse: Any) -> Entry:
