@@ -90,9 +90,15 @@ def find_probe(model: Any, checkpoint: Checkpoint) -> TextProbe:
     """The first seed whose every expert choice is decidable in float32."""
     for seed in SEEDS:
         probe = text_probe(checkpoint.settings.vocab, seed)
-        with torch.no_grad(), MarginWatch(model) as watch:
-            model(input_ids=probe.ids)
-            model(input_ids=probe.batch, attention_mask=probe.mask)
+        try:
+            with torch.no_grad(), MarginWatch(model) as watch:
+                model(input_ids=probe.ids)
+                model(input_ids=probe.batch, attention_mask=probe.mask)
+        except RuntimeError as error:  # such as widths that torch's grouped matrix product can't take
+            raise VerificationError(
+                f"the gate needs a model that PyTorch can run: {str(error).splitlines()[0][:200]}. "
+                "Use --no-verify to export it unverified."
+            ) from error
         if watch.smallest >= MIN_MARGIN:
             return probe
     raise VerificationError(

@@ -271,3 +271,15 @@ def test_sixteen_bit_sources_can_be_widened(molmo: Path, tmp_path: Path, stored:
     plan = make_plan(read_checkpoint(tmp_path / "source"), knobs)
     checked = blockwise_gate(plan, tmp_path / "v", False, lambda _: None)
     assert set(checked["static_vs_dynamic"].values()) == {0.0}
+
+
+def test_a_model_that_torch_can_not_run_is_refused_with_the_reason(tmp_path: Path) -> None:
+    """torch's grouped matrix product needs rows of a multiple of 16 bytes."""
+    from transformers import OlmoeConfig, OlmoeForCausalLM
+
+    sizes = {"hidden_size": 36, "intermediate_size": 18, "num_attention_heads": 2, "num_hidden_layers": 2}
+    config = OlmoeConfig(vocab_size=64, num_experts=4, num_experts_per_tok=2, pad_token_id=1, eos_token_id=2, **sizes)
+    OlmoeForCausalLM(config).save_pretrained(tmp_path / "odd")
+    with pytest.raises(VerificationError, match="--no-verify"):
+        export(tmp_path / "odd", tmp_path / "v", Knobs(k=1))
+    assert not (tmp_path / "v").exists()
