@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from transform.runtime import find_routers
+
 PROMPT, DECODE = 14, 4
 MIN_MARGIN = 2e-7  # router probabilities of two correct programs differ by about 1e-8
 SEEDS = range(40)
@@ -51,11 +53,6 @@ def picture(width: int = 150, height: int = 110) -> "np.ndarray[Any, np.dtype[np
     return np.stack(channels, -1).astype(np.uint8)
 
 
-def routers(model: Any) -> list[Any]:
-    """The router modules of a transformers MoE model, in block order."""
-    return [m for m in model.modules() if type(m).__name__.endswith("TopKRouter")]
-
-
 class MarginWatch:
     """Context manager: the smallest gap between the k-th and the (k+1)-th router probability seen meanwhile."""
 
@@ -64,7 +61,7 @@ class MarginWatch:
         self._handles: list[Any] = []
 
     def __enter__(self) -> "MarginWatch":
-        for router in routers(self.model):
+        for router, _ in find_routers(self.model):
             self._handles.append(router.register_forward_hook(self._look))
         return self
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from export.gate import quiet_transformers
+from export.golden import FILE as GOLDEN
 from export.golden import LEAST_SCALE, check_graphs, check_torch, load_golden, record, torch_image, write_golden
 from export.image_probe import ImageProbe, image_probe
 from export.integrity import check_graph_bounds, check_sums
@@ -21,7 +22,7 @@ from export.probe import DECODE, MIN_MARGIN, PROMPT, SEEDS, MarginWatch, TextPro
 from transform.checkpoint import Checkpoint, read_checkpoint, read_json
 from transform.errors import VerificationError
 from transform.knobs import DTYPES
-from transform.load import align, load_model
+from transform.load import align, load_model, load_with_report
 from transform.plan import Plan
 from transform.runtime import BlockMaskWrapper, moe_top_k, set_moe_top_k
 
@@ -36,7 +37,8 @@ def gate(plan: Plan, directory: Path, onnx: bool, say: Say) -> dict[str, Any]:
     Both are loaded in float32 with the same experts and attention, so "equal" means a difference of exactly 0.
     """
     say("reload")
-    static = reload(directory)
+    static, report = load_with_report(directory)
+    report.insist(str(directory))
     say("static == dynamic")
     dynamic = _dynamic_twin(plan)
     probe = find_probe(static, read_checkpoint(directory))
@@ -45,7 +47,7 @@ def gate(plan: Plan, directory: Path, onnx: bool, say: Say) -> dict[str, Any]:
         image = image_probe(plan.target, directory, plan.vision.as_dict(), probe.seed)
     results: dict[str, Any] = {
         "mode": "resident",
-        "reload": {"missing": 0, "unexpected": 0, "mismatched": 0},
+        "reload": report.counts(),
         "probe_seed": probe.seed,
         "static_vs_dynamic": _static_vs_dynamic(static, dynamic, probe, image),
     }
@@ -60,11 +62,6 @@ def gate(plan: Plan, directory: Path, onnx: bool, say: Say) -> dict[str, Any]:
         results["onnx_vs_torch"] = onnx_vs_torch(static, graphs, probe)
         results["onnx_vs_torch"] |= check_graphs(graphs, golden, image, TOLERANCE)
     return results
-
-
-def reload(directory: Path) -> Any:
-    """Load a directory afresh in float32; every tensor must have found its place."""
-    return load_model(directory, dtype="float32")
 
 
 def _dynamic_twin(plan: Plan) -> Any:
@@ -213,6 +210,8 @@ def verify_directory(directory: Path, say: Say) -> dict[str, Any]:
     results["graph_ranges"] = check_graph_bounds(directory)
     golden = load_golden(directory)
     if golden is None:
+        if "resident" in str(manifest.get("verification")):
+            raise VerificationError(f"{directory}: {GOLDEN} is missing, it was recorded. Export the variant again.")
         return results | {"golden": "none recorded"}
     image = None
     if checkpoint.architecture.multimodal:
@@ -220,7 +219,7 @@ def verify_directory(directory: Path, say: Say) -> dict[str, Any]:
         image = replace(image, input_ids=golden["image.input_ids"])
     say("PyTorch == golden")
     quiet_transformers()
-    results["torch_vs_golden"] = check_torch(reload(directory), golden, image, TOLERANCE)
+    results["torch_vs_golden"] = check_torch(load_model(directory), golden, image, TOLERANCE)
     if (directory / "text.onnx").is_file():
         say("ONNX == golden")
         results["onnx_vs_golden"] = check_graphs(Graphs(directory), golden, image, TOLERANCE)

@@ -126,27 +126,3 @@ def measure_emission(directory: Path, crops: int = 0) -> dict[str, Any]:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
-
-
-def fill(directory: Path, std: float = 0.02) -> None:
-    """Put real numbers into a sparse bfloat16 checkpoint: noise everywhere, ones in the norms."""
-    import ml_dtypes
-    import numpy as np
-
-    from transform.safetensors_header import read_header
-
-    path = directory / "model.safetensors"
-    noise = np.random.default_rng(0).normal(0, std, (16 << 20) + 1).astype(ml_dtypes.bfloat16).tobytes()
-    with path.open("r+b") as file:
-        for entry in read_header(path):
-            file.seek(entry.start)
-            if "norm" in entry.name or "ln" in entry.name:
-                file.write(np.ones(entry.nbytes // 2, ml_dtypes.bfloat16).tobytes())
-                continue
-            left = entry.nbytes
-            begin = entry.start * 7 % (len(noise) // 2) * 2  # another place for every tensor: no two experts are equal
-            while left:
-                piece = memoryview(noise)[begin : begin + left]
-                begin = 0
-                file.write(piece)
-                left -= len(piece)

@@ -283,3 +283,10 @@ def test_a_model_that_torch_can_not_run_is_refused_with_the_reason(tmp_path: Pat
     with pytest.raises(VerificationError, match="--no-verify"):
         export(tmp_path / "odd", tmp_path / "v", Knobs(k=1))
     assert not (tmp_path / "v").exists()
+
+
+def test_missing_golden_outputs_fail_verify(tampered: Path) -> None:
+    (tampered / "golden.safetensors").unlink()
+    _record_sums(tampered)
+    with pytest.raises(VerificationError, match="golden"):
+        verify_directory(tampered, lambda _: None)

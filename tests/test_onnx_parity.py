@@ -1,6 +1,5 @@
 """The emitted MolmoE graphs against the reference's numbers, every case in every variant."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -17,46 +16,18 @@ from safetensors.torch import load_file as load_torch_file
 from safetensors.torch import save_file as save_torch_file
 
 from export.graph import emit_graphs
+from tests.molmo_parity import formula_crops, model_inputs
 from tests.onnx_support import FIXTURES, Array, empty_cache, greedy, session, step, write_variant
 from transform.checkpoint import read_checkpoint
-from transform.molmoe.preprocessing import preprocess
 
 CASES = json.loads((FIXTURES / "parity_cases.json").read_text())
 INPUTS = load_file(FIXTURES / "parity_inputs.safetensors")
 OUTPUTS = load_file(FIXTURES / "parity_outputs.safetensors")
 
 
-def formula_crops(seed: int, count: int) -> Array:
-    """The fixtures' exact synthetic crops [count, 576, 588]."""
-    k, p, q = (np.arange(n, dtype=np.int64) for n in (count, 576, 588))
-    k, p, q = k[:, None, None], p[None, :, None], q[None, None, :]
-    v = (7919 * k + 104729 * p + 1299709 * q + 31 * p * q + 611953 * seed) % 1024
-    return ((2 * v - 1023) / 512).astype(np.float32)
-
-
-def synthetic_image(width: int, height: int, seed: int) -> Array:
-    """The fixtures' exact synthetic image, uint8 [height, width, 3]."""
-    x, y = np.arange(width)[None, :], np.arange(height)[:, None]
-    red = np.broadcast_to(255 * x // max(width - 1, 1), (height, width))
-    green = np.broadcast_to(255 * y // max(height - 1, 1), (height, width))
-    blue = 160 * ((x // 9 + y // 7) % 2) + (3 * x + 5 * y + seed) % 96
-    return np.stack([red, green, blue], axis=-1).astype(np.uint8)
-
-
 def crops_of(case: str) -> Array:
     """All crops of a case [b, n, 576, 588], padded with -1."""
-    record = CASES["cases"][case]
-    if record["kind"] == "end_to_end":
-        width, height = record["image_size_wh"]
-        crops = preprocess(synthetic_image(width, height, record["image_seed"])).images[None]
-    else:
-        counts = record["num_crops_incl_global"]
-        crops = np.full((len(counts), max(counts), 576, 588), -1.0, np.float32)
-        for row, (seed, count) in enumerate(zip(record["crops_seed"], counts, strict=True)):
-            if seed is not None:
-                crops[row, :count] = formula_crops(seed, count)
-        assert hashlib.sha256(crops.tobytes()).hexdigest() == record["crops_sha256_float32"]
-    return crops
+    return model_inputs(case)["images"].numpy()
 
 
 def kept_features(index: Array) -> Array:

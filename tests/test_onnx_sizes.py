@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.full_size import write_sparse_molmoe
+from tests.molmo_parity import formula_crops
 from tests.onnx_support import FIXTURES, empty_cache, session, step, write_variant
-from tests.test_onnx_parity import formula_crops, kept_features
+from tests.test_onnx_parity import kept_features
 from transform.molmoe.modeling_molmoe import MolmoEForConditionalGeneration
 
 SIZES = {"d": 96, "E": 5, "V": 200, "V2": 128, "I": 40, "v": 80, "a": 80, "h": 80, "m": 112, "p": 40}

@@ -31,6 +31,21 @@ class LoadReport:
         """Whether every tensor found its place and every place its tensor."""
         return not (self.missing or self.unexpected or self.mismatched)
 
+    def counts(self) -> dict[str, int]:
+        """How many of each kind."""
+        return {name: len(getattr(self, name)) for name in ("missing", "unexpected", "mismatched")}
+
+    def insist(self, what: str) -> None:
+        """Raise CheckpointError unless clean."""
+        found = ", ".join(
+            f"{count} {kind} ({getattr(self, kind)[0]!r}, …)" for kind, count in self.counts().items() if count
+        )
+        if found:
+            raise CheckpointError(
+                f"{what}: every tensor of the checkpoint and of the model must match one of the other: {found}. "
+                "Config and weights must be of one checkpoint."
+            )
+
     @classmethod
     def of(cls, info: Mapping[str, Any]) -> "LoadReport":
         """From transformers' loading info."""
@@ -87,13 +102,7 @@ def align(model: Any) -> Any:
 def load_model(directory: Path, dtype: str = "float32", **kwargs: Any) -> Any:
     """The model in eval mode; raises CheckpointError unless every tensor found its place."""
     model, report = load_with_report(directory, dtype, **kwargs)
-    if not report.clean:
-        lists = (("missing", report.missing), ("unexpected", report.unexpected), ("mismatched", report.mismatched))
-        found = ", ".join(f"{len(names)} {kind} ({names[0]!r}, ...)" for kind, names in lists if names)
-        raise CheckpointError(
-            f"{directory}: every tensor of the checkpoint and of the model must match one of the other: {found}. "
-            "Config and weights must be of one checkpoint."
-        )
+    report.insist(str(directory))
     return model
 
 
