@@ -1,4 +1,4 @@
-"""The command line: `knobcast export|plan|verify|run`. Each command is a few lines around one function.
+"""The command line: `knobcast export|plan|verify|run|evaluate`. Each command is a few lines around one function.
 
 `--json` prints one JSON object on stdout; progress and messages go to stderr. Nothing here imports torch.
 """
@@ -137,6 +137,41 @@ def run(
     else:
         print()
         stderr.print(given.speed(), style="dim")
+
+
+@app.command()
+def evaluate(
+    data: Annotated[Path, typer.Option("--data", help="A .jsonl of samples beside its images.")],
+    model: Model = None,
+    k: K = None,
+    blocks: Blocks = None,
+    keep_blocks: Keep = None,
+    drop_blocks: Drop = None,
+    tokens: Tokens = None,
+    scores: Scores = None,
+    limit: Annotated[str | None, typer.Option("--limit", help="Only the first N samples of the file.")] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 16,
+    as_json: Json = False,
+) -> None:
+    """Measure accuracy: a model with knobs at run time, or a variant as it is."""
+    from export.show import sample_bar, show_evaluation
+    from importance.samples import read_samples
+    from transform.knobs import parse_count
+
+    made = _plan(model, k, blocks, keep_blocks, drop_blocks, tokens, scores, "source", "pad", "canvas")
+    samples = read_samples(data, parse_count(limit, "--limit"))
+    for warning in made.warnings:
+        stderr.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
+    with sample_bar(stderr, len(samples)) as (say, progress):
+        from export.gate import quiet_transformers
+        from importance.evaluate import evaluate_plan  # torch: only now that everything else is known to be right
+
+        quiet_transformers()
+        found = evaluate_plan(made, samples, max_new_tokens=max_new_tokens, say=say, progress=progress)
+    if as_json:
+        _print_json(found.as_dict())
+    else:
+        show_evaluation(found.as_dict(), Console(highlight=False))
 
 
 def _plan(

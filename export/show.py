@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from transform.plan import Plan
@@ -58,7 +67,31 @@ def _vision_rows(vision: dict[str, Any]) -> list[tuple[str, str]]:
 @contextmanager
 def progress_bars(console: Console, total: int | None) -> Iterator[tuple[Callable[[str], None], Callable[[int], None]]]:
     """(say, advance): a bar of bytes with the current step's name; plain lines where no terminal watches."""
-    columns = (TextColumn("{task.description:24}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with _bar(console, total, DownloadColumn()) as pair:
+        yield pair
+
+
+@contextmanager
+def sample_bar(console: Console, total: int) -> Iterator[tuple[Callable[[str], None], Callable[[int], None]]]:
+    """(say, advance): the same with a count of samples; where no terminal watches, a line for every tenth."""
+    done = 0
+    with _bar(console, total, MofNCompleteColumn()) as (say, advance):
+
+        def count(more: int) -> None:
+            nonlocal done
+            before, done = done, done + more
+            advance(more)
+            if not console.is_terminal and before * 10 // total < done * 10 // total:
+                console.print(f"… {done} of {total} samples", style="dim")
+
+        yield say, count
+
+
+@contextmanager
+def _bar(
+    console: Console, total: int | None, amount: ProgressColumn
+) -> Iterator[tuple[Callable[[str], None], Callable[[int], None]]]:
+    columns = (TextColumn("{task.description:24}"), BarColumn(), amount, TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=total)
 
@@ -81,3 +114,17 @@ def show_result(manifest: dict[str, Any], target: Path, console: Console) -> Non
         values = {k: v for k, v in checked.get(group, {}).items() if k not in ("relative_tolerance", "largest_value")}
         if values:
             console.print(f"  {group.replace('_', ' ')}: largest difference {max(values.values()):.3g}", style="dim")
+
+
+def show_evaluation(found: dict[str, Any], console: Console) -> None:
+    """Accuracy with its 95 % interval, per kind and in all."""
+    from importance.tasks import wilson
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("kind")
+    for name in ("accuracy", "95 % interval", "samples"):
+        table.add_column(name, justify="right")
+    for kind, share in (*found["by_kind"].items(), ("all", found)):
+        low, high = wilson(share["accuracy"], share["samples"])
+        table.add_row(escape(kind), f"{share['accuracy']:.1%}", f"{low:.1%} to {high:.1%}", f"{share['samples']:,}")
+    console.print(table)

@@ -1,0 +1,207 @@
+"""How many answers of a model are right. Greedy, float32, at whatever knobs the model has while it runs.
+
+    prepared = prepare(model, processor, samples, tokens=432)        # pictures are seen once per budget
+    with moe_top_k(model, 4), BlockMaskWrapper(model, mask):
+        print(evaluate(model, prepared).accuracy)
+
+Samples are grouped by picture: begin token and image stream are prefilled once, then all questions about it run as
+one batch on the expanded cache. Equal to `model.generate()` one sample at a time, up to float32 rounding.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from importance.batch import answer_batch, prefill, rows_that_fit
+from importance.prompts import Prompts, prompts_for
+from importance.samples import Sample, SamplesError
+from importance.tasks import Metric, exact_match, standard_error
+from transform.architectures import architecture_of
+from transform.load import load_model
+from transform.molmoe.pictures import ImageError, ImageInput
+from transform.plan import Plan
+from transform.runtime import BlockMaskWrapper, moe_top_k
+
+MAX_NEW_TOKENS = 16
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Accuracy of some samples, from 0 to 1, and its standard error."""
+
+    accuracy: float
+    stderr: float
+    samples: int
+
+    @classmethod
+    def of(cls, scores: Sequence[float]) -> "Share":
+        """The mean of scores from 0 to 1."""
+        return cls(math.fsum(scores) / len(scores), standard_error(scores), len(scores))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {"accuracy": self.accuracy, "stderr": self.stderr, "samples": self.samples}
+
+
+@dataclass(frozen=True)
+class Evaluation(Share):
+    """The whole result. `by_kind`: samples without a kind count in the total only; `answers` and `scores` are in the
+    order of the samples."""
+
+    by_kind: dict[str, Share]
+    answers: tuple[str, ...]
+    scores: tuple[float, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`: the numbers without the single answers."""
+        return {**super().as_dict(), "by_kind": {kind: share.as_dict() for kind, share in self.by_kind.items()}}
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """One picture, or none, and the questions about it: (index of the sample, token ids)."""
+
+    picture: ImageInput | None
+    questions: tuple[tuple[int, tuple[int, ...]], ...]
+
+
+class Prepared:
+    """Samples as token ids, grouped by picture, in the order in which pictures first occur.
+
+    With `hold` the embedded prefixes of all pictures stay in memory (4 bytes × width × tokens each), else each is
+    made when its turn comes. They depend on the vision budget, not on k or blocks.
+    """
+
+    def __init__(self, model: Any, prompts: Prompts, samples: Sequence[Sample], hold: bool) -> None:
+        self.samples = tuple(samples)
+        if not self.samples:
+            raise SamplesError("at least one sample is needed, got 0.")
+        self.prompts, self._model = prompts, model
+        config = model.config.to_dict()
+        self.max_positions = architecture_of(config).settings(config).max_positions
+        self.groups = self._grouped()
+        self._held = [self._embed(group) for group in self.groups] if hold else None
+
+    def prefixes(self) -> Iterator[tuple[Group, Tensor]]:
+        """Each group with the embeddings [1, P, d] that its prompts begin with."""
+        for i, group in enumerate(self.groups):
+            yield group, self._held[i] if self._held is not None else self._embed(group)
+
+    def check_room(self, group: Group, prefix: int, max_new_tokens: int) -> None:
+        """Refuse a sample that doesn't fit the model's positions."""
+        for index, ids in group.questions:
+            needed = prefix + len(ids) + max_new_tokens
+            if needed > self.max_positions:
+                raise SamplesError(
+                    f"sample {self.samples[index].id!r}: begin token, image, prompt and answer must fit the model's "
+                    f"{self.max_positions} positions: {prefix} + {len(ids)} + {max_new_tokens} = {needed}. Shorten or "
+                    "remove the sample, or use fewer vision tokens or new tokens."
+                )
+
+    def _grouped(self) -> tuple[Group, ...]:
+        found: dict[object, tuple[ImageInput | None, list[tuple[int, tuple[int, ...]]]]] = {}
+        for index, sample in enumerate(self.samples):
+            if len(sample.images) > 1:
+                raise SamplesError(
+                    f"sample {sample.id!r}: a prompt takes at most one image, got {len(sample.images)}. Split it."
+                )
+            picture = sample.images[0] if sample.images else None
+            key = picture if picture is None or isinstance(picture, str | Path) else id(picture)
+            questions = found.setdefault(key, (picture, []))[1]
+            questions.append((index, tuple(self.prompts.question(sample))))
+        return tuple(Group(picture, tuple(questions)) for picture, questions in found.values())
+
+    @torch.no_grad()
+    def _embed(self, group: Group) -> Tensor:
+        try:
+            return self.prompts.prefix(self._model, group.picture)
+        except ImageError as error:
+            raise SamplesError(f"sample {self.samples[group.questions[0][0]].id!r}: {error}") from error
+
+
+def prepare(
+    model: Any, processor: Any, samples: Sequence[Sample], tokens: int | str | None = None, *, hold: bool = True
+) -> Prepared:
+    """Everything that doesn't depend on k and blocks. `processor`: see `prompts.load_processor`; `tokens` None is its
+    own budget. `hold`: keep the pictures' embeddings, for many evaluations; else memory doesn't grow with samples."""
+    return Prepared(model, prompts_for(processor, tokens), samples, hold)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: Any,
+    prepared: Prepared,
+    *,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    metric: Metric = exact_match,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Ask every question of `prepared` and compare. The model runs as it is now: k set, blocks masked, or neither.
+
+    Answers end with an end token or after `max_new_tokens`. `progress` is told the number of samples done.
+    """
+    ends = prepared.prompts.ends(model)
+    answers = [""] * len(prepared.samples)
+    for group, embeddings in prepared.prefixes():
+        length = embeddings.shape[1]
+        prepared.check_room(group, length, max_new_tokens)
+        cache = prefill(model, embeddings)
+        longest = length + max(len(ids) for _, ids in group.questions) + max_new_tokens
+        step = rows_that_fit(model, longest)
+        for start in range(0, len(group.questions), step):
+            batch = group.questions[start : start + step]
+            made = answer_batch(model, cache, [ids for _, ids in batch], ends, max_new_tokens)
+            for (index, _), ids in zip(batch, made, strict=True):
+                answers[index] = prepared.prompts.text(ids)
+            if progress:
+                progress(len(batch))
+    scores = [metric(answer, s.answers) for answer, s in zip(answers, prepared.samples, strict=True)]
+    kinds = sorted({s.kind for s in prepared.samples if s.kind is not None})
+    by_kind = {
+        kind: Share.of([score for score, s in zip(scores, prepared.samples, strict=True) if s.kind == kind])
+        for kind in kinds
+    }
+    total = Share.of(scores)
+    return Evaluation(total.accuracy, total.stderr, total.samples, by_kind, tuple(answers), tuple(scores))
+
+
+def evaluate_plan(
+    plan: Plan,
+    samples: Sequence[Sample],
+    *,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    say: Callable[[str], None] = lambda _: None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Load the plan's source in float32 and evaluate it with the plan's knobs at run time, picture by picture."""
+    from importance.prompts import load_processor
+
+    processor = load_processor(plan.source)
+    say("load")
+    model = load_model(plan.source.path)
+    prepared = prepare(model, processor, samples, plan.knobs.tokens, hold=False)
+    say("evaluate")
+    with knobs_applied(model, plan):
+        return evaluate(model, prepared, max_new_tokens=max_new_tokens, progress=progress)
+
+
+@contextmanager
+def knobs_applied(model: Any, plan: Plan) -> Iterator[None]:
+    """The source model with the plan's k and blocks for the length of a `with` block."""
+    source = plan.source.settings
+    k = list(source.top_k)
+    for block, value in zip(plan.keep, plan.target.settings.top_k, strict=True):
+        k[block] = value
+    with ExitStack() as stack:
+        if tuple(k) != source.top_k:
+            stack.enter_context(moe_top_k(model, k if len(set(k)) > 1 else k[0]))
+        if len(plan.keep) < source.layers:
+            stack.enter_context(BlockMaskWrapper(model, [block in plan.keep for block in range(source.layers)]))
+        yield

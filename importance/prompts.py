@@ -1,0 +1,146 @@
+"""Samples as the model was trained to see them: token ids, the embedded prefix of a picture, ids back to text.
+
+MolmoE: begin token and image stream (the prefix, shared by all questions about a picture), then
+" User: … Assistant:". Text-only models take the prompt as it is. The same prompts as `knobcast run`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from importance.samples import Sample, SamplesError
+from transform.checkpoint import Checkpoint, read_json
+from transform.errors import CheckpointError
+from transform.molmoe.pictures import ImageInput
+
+
+class Prompts(Protocol):
+    """What the engine needs to know about a model's way of asking."""
+
+    def question(self, sample: Sample) -> list[int]:
+        """Token ids behind the prefix, at least one."""
+
+    def prefix(self, model: Any, picture: ImageInput | None) -> Tensor:
+        """Embeddings [1, P, d] in front of every question about the picture; P may be 0."""
+
+    def ends(self, model: Any) -> frozenset[int]:
+        """The ids that end an answer."""
+
+    def text(self, ids: Sequence[int]) -> str:
+        """An answer's ids as text."""
+
+
+class TextPrompts:
+    """For models without eyes: the prompt as it is."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def question(self, sample: Sample) -> list[int]:
+        """The tokenizer's own ids, special ones included."""
+        if sample.images:
+            raise SamplesError(
+                f"sample {sample.id!r}: this model sees no images, the sample has {len(sample.images)}. Use text-only "
+                "samples, or a model with a vision tower."
+            )
+        return list(self.tokenizer(sample.prompt)["input_ids"]) or [begin_id(self.tokenizer)]
+
+    def prefix(self, model: Any, picture: ImageInput | None) -> Tensor:
+        """Nothing."""
+        assert picture is None, "`question` has refused it"
+        width = model.get_input_embeddings().weight.shape[1]
+        return torch.empty(1, 0, width, dtype=model.dtype, device=model.device)
+
+    def ends(self, model: Any) -> frozenset[int]:
+        """What `generate` stops at; the tokenizer's end of text where neither config names one."""
+        for config in (model.generation_config, model.config):
+            value = getattr(config, "eos_token_id", None)
+            if value is not None:
+                return frozenset([value] if isinstance(value, int) else value)
+        end = self.tokenizer.eos_token_id
+        return frozenset(() if end is None else (end,))
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Without special tokens, and without the space that answers begin with."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+
+
+class PicturePrompts(TextPrompts):
+    """For MolmoE, through its processor."""
+
+    def __init__(self, processor: Any, tokens: int | str | None) -> None:
+        super().__init__(processor.tokenizer)
+        self.processor, self.tokens = processor, tokens
+        begin_id(self.tokenizer)
+        self.roles = set(processor.image_token_ids)
+
+    def question(self, sample: Sample) -> list[int]:
+        """ " User: … Assistant:" without the begin token, which belongs to the prefix."""
+        ids = self.processor(text=sample.prompt, return_tensors=None)["input_ids"][0].tolist()[1:]
+        if self.roles & set(ids):
+            raise SamplesError(
+                f"sample {sample.id!r}: a prompt must not contain the image's own tokens, such as <im_patch>. "
+                "Leave them out."
+            )
+        return ids
+
+    def prefix(self, model: Any, picture: ImageInput | None) -> Tensor:
+        """Begin token and image stream; the begin token alone without a picture."""
+        seen = self.processor(text="", images=picture, tokens=self.tokens, raw=True)
+        names = ("input_ids", "images", "image_masks", "image_input_idx")
+        return model.embed(**{name: seen[name].to(model.device) for name in names if name in seen})
+
+
+def prompts_for(processor: Any, tokens: int | str | None) -> Prompts:
+    """By what is given: a processor that cuts images, or a tokenizer."""
+    if hasattr(processor, "image_token_ids"):
+        return PicturePrompts(processor, tokens)
+    if tokens is not None:
+        raise SamplesError(f"a vision budget needs a model that sees images, got tokens={tokens!r}. Leave it out.")
+    return TextPrompts(processor)
+
+
+def begin_id(tokenizer: Any) -> int:
+    """What a sequence starts with: the tokenizer's begin token, or its end of text as in MolmoE."""
+    for found in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if found is not None:
+            return int(found)
+    raise CheckpointError(
+        "a sequence must begin with a known token: the tokenizer names neither bos_token nor eos_token. "
+        "Restore tokenizer_config.json."
+    )
+
+
+def load_processor(checkpoint: Checkpoint) -> Any:
+    """MolmoE's processor with the directory's own image policy (a variant's fixed one, else the released model's),
+    or the tokenizer of a text-only model. No code of the directory is executed."""
+    directory = checkpoint.path
+    tokenizer = _tokenizer(directory)
+    if not checkpoint.architecture.multimodal:
+        return tokenizer
+    from transform.molmoe import MolmoEProcessor
+
+    policy: dict[str, Any] = {"max_crops": checkpoint.config.get("max_crops", 12)}
+    file = directory / "processor_config.json"
+    if file.is_file():
+        stored = read_json(file)
+        if stored.get("processor_class") == MolmoEProcessor.__name__:
+            policy |= {key: stored[key] for key in ("vision_tokens", "resize", "rule", "max_crops") if key in stored}
+    return MolmoEProcessor(tokenizer, vocab_size=checkpoint.settings.vocab, **policy)
+
+
+def _tokenizer(directory: Path) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    if not (directory / "tokenizer.json").is_file():
+        raise CheckpointError(
+            f"{directory}: prompts need tokenizer.json, there is none. Copy the source's tokenizer files here."
+        )
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # tokenizers raises nothing more precise
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise CheckpointError(f"{directory}: tokenizer.json must be intact: {reason}. Get it again.") from error
