@@ -1,0 +1,136 @@
+"""The canonical form of samples: what is accepted, and what each broken line is told."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from importance.samples import MAX_LINE, SamplesError, read_samples
+
+GOOD = {"id": "a", "image": "images/x.png", "prompt": "Which?", "answers": ["one", "1"], "kind": "count"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with `images/x.png` inside, which is no picture, and `secret.png` outside."""
+    inside = tmp_path / "data"
+    (inside / "images").mkdir(parents=True)
+    (inside / "images" / "x.png").write_bytes(b"not opened while reading")
+    (tmp_path / "secret.png").write_bytes(b"")
+    return inside
+
+
+def write(folder: Path, *lines: Any) -> Path:
+    file = folder / "d.jsonl"
+    file.write_text("".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines))
+    return file
+
+
+def test_the_canonical_form(folder: Path) -> None:
+    others = [{**GOOD, "id": "b", "image": None}, {**GOOD, "id": "c", "image": []}]
+    file = write(folder, GOOD, "", *others, {**GOOD, "id": "d", "image": ["images/x.png"], "kind": None, "seed": 7})
+    samples = read_samples(file)
+    assert [s.id for s in samples] == ["a", "b", "c", "d"]
+    assert [s.images for s in samples] == [(folder / "images" / "x.png",), (), (), (folder / "images" / "x.png",)]
+    assert (samples[0].prompt, samples[0].answers, samples[0].kind) == ("Which?", ("one", "1"), "count")
+    assert samples[3].kind is None
+
+
+def test_files_written_elsewhere(folder: Path) -> None:
+    """A byte order mark, Windows line ends, a line separator inside a string, no newline at the end."""
+    text = (
+        json.dumps({**GOOD, "prompt": "two\u2028lines"}, ensure_ascii=False) + "\r\n" + json.dumps({**GOOD, "id": "b"})
+    )
+    (folder / "d.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert [s.prompt for s in read_samples(folder / "d.jsonl")] == ["two\u2028lines", "Which?"]
+
+
+def test_the_limit_takes_the_first_lines(folder: Path) -> None:
+    file = write(folder, GOOD, {**GOOD, "id": "b"}, "{broken")
+    assert [s.id for s in read_samples(file, 2)] == ["a", "b"]
+    assert [s.id for s in read_samples(file, 1)] == ["a"]
+    with pytest.raises(SamplesError, match="at least 1"):
+        read_samples(file, 0)
+    with pytest.raises(SamplesError, match="line 3"):
+        read_samples(file, 3)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", ["JSON object"]),
+        ('{"id": "a", "id"', ["JSON object"]),
+        ("[" * 100_000, ["JSON object"]),
+        ("[1]", ["JSON object", "list"]),
+        ("7", ["JSON object", "int"]),
+        (" " * MAX_LINE + "{}", ["1,000,000 bytes"]),
+        ({"id": "b", "prompt": "?", "answers": ["x"]}, ["image missing", "null"]),
+        ({"image": None}, ["id, prompt, answers missing"]),
+        ({**GOOD, "id": 7}, ["id must be a string", "7"]),
+        ({**GOOD, "id": " "}, ["id must be a string"]),
+        ({**GOOD, "prompt": ["?"]}, ["prompt must be a string"]),
+        ({**GOOD, "prompt": "\ud800"}, ["prompt must be a string"]),
+        ({**GOOD, "answers": "one"}, ["answers must be a list", "'one'"]),
+        ({**GOOD, "answers": []}, ["answers must be a list"]),
+        ({**GOOD, "answers": ["one", 1]}, ["answers must be a list"]),
+        ({**GOOD, "answers": [""]}, ["answers must be a list"]),
+        ({**GOOD, "kind": 3}, ["kind must be a string", "leave it out"]),
+        ({**GOOD, "image": 3}, ["image must be one path", "3"]),
+        ({**GOOD, "image": ["images/x.png", "images/x.png"]}, ["at most one", "never trained"]),
+        ({**GOOD, "image": [None]}, ["image must be one path"]),
+        ({**GOOD, "image": "images/y.png"}, ["must be a file", "images/y.png"]),
+        ({**GOOD, "image": "images"}, ["must be a file"]),
+        ({**GOOD, "image": "x" * 5000}, ["must be a file"]),
+        ({**GOOD, "image": "images/x\0.png"}, ["must be a file"]),
+        ({**GOOD, "image": "../secret.png"}, ["below the folder", "../secret.png"]),
+        ({**GOOD, "image": "images/../images/x.png"}, ["below the folder"]),
+        ({**GOOD, "image": "/etc/passwd"}, ["below the folder"]),
+        ({**GOOD, "image": "out.png"}, ["below the folder"]),
+        ({**GOOD, "image": "up/secret.png"}, ["below the folder"]),
+        ({**GOOD, "image": "circle.png"}, ["must be a file"]),
+        ({**GOOD, "id": "first"}, ["unique", "'first'", "line 1"]),
+    ],
+    ids=str,
+)
+def test_broken_lines(folder: Path, line: Any, words: list[str]) -> None:
+    (folder / "out.png").symlink_to(folder.parent / "secret.png")
+    (folder / "up").symlink_to(folder.parent)
+    (folder / "circle.png").symlink_to(folder / "circle.png")
+    with pytest.raises(SamplesError) as caught:
+        read_samples(write(folder, {**GOOD, "id": "first"}, line))
+    message = str(caught.value)
+    assert message.startswith("d.jsonl, line 2: ")
+    assert len(message) < 500
+    for word in words:
+        assert word in message
+
+
+def test_links_inside_the_folder_are_fine(folder: Path) -> None:
+    (folder / "link.png").symlink_to(folder / "images" / "x.png")
+    assert read_samples(write(folder, {**GOOD, "image": "link.png"}))[0].images == (folder / "link.png",)
+
+
+def test_the_folder_may_be_a_link_itself(folder: Path, tmp_path: Path) -> None:
+    write(folder, GOOD)
+    (tmp_path / "link").symlink_to(folder)
+    assert read_samples(tmp_path / "link" / "d.jsonl")[0].images == (tmp_path / "link" / "images" / "x.png",)
+
+
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_an_empty_file(folder: Path, content: str) -> None:
+    (folder / "d.jsonl").write_text(content)
+    with pytest.raises(SamplesError, match=r"d\.jsonl: at least one sample.* has 0"):
+        read_samples(folder / "d.jsonl")
+
+
+@pytest.mark.parametrize("name", ["absent.jsonl", "images"])
+def test_a_file_that_can_not_be_read(folder: Path, name: str) -> None:
+    with pytest.raises(SamplesError, match=f"{name}: cannot be read"):
+        read_samples(folder / name)
+
+
+def test_text_that_is_not_utf_8(folder: Path) -> None:
+    (folder / "d.jsonl").write_bytes(json.dumps(GOOD).encode("utf-16"))
+    with pytest.raises(SamplesError, match=r"line 1: .* UTF-8"):
+        read_samples(folder / "d.jsonl")
