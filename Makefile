@@ -1,6 +1,6 @@
 # The main job:  make export K=4 BLOCKS=12 TOKENS=432 [MODEL=…] [SCORES=…] [DTYPE=…] [OUT=…] [FORCE=1]
 # Every target creates .venv and installs by itself when pyproject.toml changed.
-.PHONY: setup export test test-all check fix bench genai-env nano clean
+.PHONY: setup export test test-all check fix bench genai-env nano nano-data nano-curves clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -56,10 +56,17 @@ $(GENAI)/.installed:
 	$(GENAI)/bin/pip install -q "onnxruntime-genai>=0.14,<0.19" "numpy>=2,<3" "safetensors>=0.6,<1"
 	@touch $@
 
-# Rebuild the embedded default model and its scores from nothing.
+# Train the embedded default model from nothing (hours; a stopped run goes on), score its blocks, measure its curves.
 nano: $(STAMP)
-	$(BIN)/python -m artifacts.nano.build
+	$(BIN)/python -m artifacts.nano.make
 	$(BIN)/python -m artifacts.nano.score
+	$(MAKE) nano-curves
+
+nano-data: $(STAMP)
+	$(BIN)/python -m artifacts.nano.data
+
+nano-curves: $(STAMP) nano-data
+	$(BIN)/python -m artifacts.nano.curves
 
 clean:
 	rm -rf $(VENV) $(GENAI) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,15 +1,11 @@
-"""Build the embedded default model from nothing: `python -m artifacts.nano.build [DIRECTORY]`.
-
-Writes configuration, tokenizer, random weights and card; a second run gives the same bytes. `score.py` adds
-scores.json. Neither trains anything.
-"""
+"""The embedded default model's configuration, and the files that a directory of it holds."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from artifacts.nano import tokenizer, weights
+from transform.molmoe import MolmoEForConditionalGeneration
 
 TARGET = Path(__file__).parents[1] / "molmoe-nano"
 
@@ -113,15 +109,15 @@ CONFIG: dict[str, Any] = {
         "fsdp_wrap": False,
         "image_default_input_size": [336, 336],
         "image_dropout_rate": 0.0,
-        "image_emb_dim": 64,
-        "image_head_dim": 16,
+        "image_emb_dim": 96,
+        "image_head_dim": 32,
         "image_mlp_activations": "quick_gelu",
-        "image_mlp_dim": 256,
+        "image_mlp_dim": 384,
         "image_model_type": "openai",
         "image_norm_eps": 1e-05,
-        "image_num_heads": 4,
-        "image_num_key_value_heads": 4,
-        "image_num_layers": 12,
+        "image_num_heads": 3,
+        "image_num_key_value_heads": 3,
+        "image_num_layers": 4,
         "image_num_pos": 577,
         "image_patch_size": 14,
         "image_pos_patch_size": 14,
@@ -129,7 +125,7 @@ CONFIG: dict[str, Any] = {
         "residual_dropout": 0.0,
         "resize_mode": "default",
     },
-    "vit_layers": [-2, -9],
+    "vit_layers": [-2, -3],
     "vit_load_path": None,
     "vocab_size": tokenizer.VOCAB,
     "weight_tying": False,
@@ -152,35 +148,20 @@ PREPROCESSOR = {
     "processor_class": "MolmoProcessor",
 }
 
-CARD = f"""# molmoe-nano
 
-**Random weights from a seed, not trained: its answers mean nothing.** It exists so that the whole path of knobcast
-(plan, export, verification, running the result) works without a download.
-
-It has the layout and topology of the released MolmoE-1B at small widths: {CONFIG["n_layers"]} blocks,
-{CONFIG["moe_num_experts"]} experts of width {CONFIG["mlp_hidden_size"] // 2}, top-{CONFIG["moe_top_k"]}, hidden size
-{CONFIG["d_model"]}; a vision tower of {CONFIG["vision_backbone"]["image_num_layers"]} blocks for 336×336 crops of
-14×14 patches, 144 features per crop; bfloat16. The tokenizer ({tokenizer.VOCAB} tokens) was trained on sentences
-made for it. Times and sizes measured on it say nothing about a full-size model.
-
-Rebuilt, byte for byte, by `python -m artifacts.nano.build`; `python -m artifacts.nano.score` measures `scores.json`.
-Made for this project and under its licence; no weights of another model are in it.
-"""
-
-
-def build(directory: Path) -> None:
-    """Write everything but scores.json."""
+def build(directory: Path, model: MolmoEForConditionalGeneration) -> None:
+    """Write configuration, tokenizer and weights; scores.json and the card are measured, and written by others."""
     directory.mkdir(parents=True, exist_ok=True)
+    side_files(directory)
+    weights.write(model, directory)
+
+
+def side_files(directory: Path) -> None:
+    """Everything that isn't trained."""
     for name, content in (
         ("config.json", CONFIG),
         ("generation_config.json", GENERATION),
         ("preprocessor_config.json", PREPROCESSOR),
     ):
         (directory / name).write_text(json.dumps(content, indent=2) + "\n")
-    (directory / "README.md").write_text(CARD, encoding="utf-8")
     tokenizer.write(directory)
-    weights.write(CONFIG, directory)
-
-
-if __name__ == "__main__":
-    build(Path(sys.argv[1]) if len(sys.argv) > 1 else TARGET)

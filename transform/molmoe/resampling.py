@@ -49,5 +49,6 @@ def resize(image: np.ndarray, size: tuple[int, int], window: tuple[int, int, int
 def _weighted(values: np.ndarray, index: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
     out = values.take(index[0], axis=axis) * weights[0]
     for where, weight in zip(index[1:], weights[1:], strict=True):
-        out += values.take(where, axis=axis) * weight
+        if weight.any():  # an unscaled picture has one tap that counts
+            out += values.take(where, axis=axis) * weight
     return out
