@@ -9,7 +9,7 @@ one batch on the expanded cache. Equal to `model.generate()` one sample at a tim
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from importance.batch import answer_batch, prefill, rows_that_fit
-from importance.prompts import Prompts, prompts_for
+from importance.prompts import Prompts, load_processor, prompts_for
 from importance.samples import Sample, SamplesError
 from importance.tasks import Metric, exact_match, standard_error
 from transform.architectures import architecture_of
@@ -79,7 +79,7 @@ class Prepared:
     made when its turn comes. They depend on the vision budget, not on k or blocks.
     """
 
-    def __init__(self, model: Any, prompts: Prompts, samples: Sequence[Sample], hold: bool) -> None:
+    def __init__(self, model: Any, prompts: Prompts, samples: Iterable[Sample], hold: bool) -> None:
         self.samples = tuple(samples)
         if not self.samples:
             raise SamplesError("at least one sample is needed, got 0.")
@@ -127,7 +127,7 @@ class Prepared:
 
 
 def prepare(
-    model: Any, processor: Any, samples: Sequence[Sample], tokens: int | str | None = None, *, hold: bool = True
+    model: Any, processor: Any, samples: Iterable[Sample], tokens: int | str | None = None, *, hold: bool = True
 ) -> Prepared:
     """Everything that doesn't depend on k and blocks. `processor`: see `prompts.load_processor`; `tokens` None is its
     own budget. `hold`: keep the pictures' embeddings, for many evaluations; else memory doesn't grow with samples."""
@@ -174,15 +174,13 @@ def evaluate(
 
 def evaluate_plan(
     plan: Plan,
-    samples: Sequence[Sample],
+    samples: Iterable[Sample],
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
     say: Callable[[str], None] = lambda _: None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Load the plan's source in float32 and evaluate it with the plan's knobs at run time, picture by picture."""
-    from importance.prompts import load_processor
-
     processor = load_processor(plan.source)
     say("load")
     model = load_model(plan.source.path)
