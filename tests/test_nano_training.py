@@ -200,7 +200,7 @@ def test_the_curriculum_ends_with_whole_pictures() -> None:
     dice = Random(0)
     assert all(language.share(0.8, dice) == (1.0, 1.0) for _ in range(20))
     early = [language.share(0.0, dice) for _ in range(20)]
-    assert all(background < 0.1 and things == 0.5 for things, background in early)
+    assert all(background < 0.1 and things < 0.6 for things, background in early)
 
 
 def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -5,6 +5,10 @@ from typing import Any
 from artifacts.nano.build import CONFIG
 from artifacts.nano.pictures import KINDS
 
+HISTORY = (
+    "- This checkpoint's own history differs from the recipe in one stretch: the first 700 steps of stage 2 took "
+    "pictures of all tilings and all kinds at equal weight, and its place directions were scaled up after step 500."
+)
 _VISION = CONFIG["vision_backbone"]
 _ASKED = {
     "colour": "What colour is the circle?",
@@ -110,9 +114,11 @@ def model(content: dict[str, Any], scores: dict[str, Any], logs: dict[str, Any],
         "the place), and are thrown away. Two cosine cycles of AdamW, 32 crops a step, bfloat16 autocast.",
         f"- Stage 2 ({hours['language']}): the decoder, on the frozen vision side's features. Sequences hold all "
         "questions about a picture, which don't see each other; 5,000 positions a step. Cross-entropy of the answer "
-        "tokens, 0.01 × load balance (Switch Transformer) and 0.001 × router z-loss (ST-MoE), the weights of OLMoE. "
-        "The curriculum leaves out image tokens, mostly background, until three quarters of the steps.",
+        "tokens, 0.1 × load balance (Switch Transformer) and 0.001 × router z-loss (ST-MoE). "
+        "The curriculum begins with pictures of one tile, and leaves out image tokens, mostly background, until three "
+        "quarters of the steps. Counts weigh twice, positions and relations three times.",
         "- The weights are a moving average, rounded to bfloat16.",
+        HISTORY,
         "",
         "Made for this project and under its licence; no weights or data of others are in it.",
         "",

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
+from rich.progress import track
 
 from artifacts.nano.pictures import pictures
 
@@ -22,7 +22,7 @@ def write(directory: Path, split: str, count: int) -> None:
     images = directory / "images"
     images.mkdir(parents=True, exist_ok=True)
     lines = []
-    for name, shown, asked in tqdm(pictures(split, count), total=count, desc=f"{split} pictures", mininterval=5):
+    for name, shown, asked in track(pictures(split, count), f"{split} pictures", total=count):
         file = images / f"{name}.png"
         if not file.exists():
             staged = file.with_suffix(".tmp")

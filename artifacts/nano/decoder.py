@@ -108,7 +108,7 @@ def forward(
         y = Experts.apply(x, index, weight, moe.experts.gate_up_proj, moe.experts.down_proj)
         hidden = hidden + torch.zeros_like(hidden).flatten(0, 1).index_put((chosen.nonzero()[:, 0],), y).view(b, s, d)
 
-        share = F.one_hot(index, logits.shape[-1]).sum((0, 1)) / index.numel()
+        share = index.flatten().bincount(minlength=logits.shape[-1]) / index.numel()
         balance.append(logits.shape[-1] * (share * probabilities.mean(0)).sum())
         z_loss.append(logits.logsumexp(-1).pow(2).mean())
         loads.append(share)

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.progress import track
 from torch import Tensor
-from tqdm import tqdm
 
 from artifacts.nano import vision
 from artifacts.nano.pictures import Scene, pictures
@@ -39,7 +39,7 @@ def seen(state: Path, backbone: MolmoEVisionBackbone, samples: list[Sample], spl
     files = list(dict.fromkeys(Path(str(sample.images[0])) for sample in samples))
     scenes = pictures(split, len(files))
     found: list[Seen] = []
-    for start in tqdm(range(0, len(files), CHUNK), desc="pictures seen", mininterval=5):
+    for start in track(range(0, len(files), CHUNK), "pictures seen"):
         chunk = [(file, next(scenes)[1]) for file in files[start : start + CHUNK]]
         stored = state / f"seen-{split}-{start:05d}.pt"
         if not stored.exists():

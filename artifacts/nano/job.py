@@ -17,7 +17,7 @@ WARM_UP = 100  # steps
 
 
 class Job:
-    """AdamW with warm-up and a cosine to zero (again in each cycle), gradient clipping, a moving average of the weights.
+    """AdamW with warm-up and a cosine to zero in each cycle, gradient clipping, a moving average of the weights.
 
     `state`/NAME.pt holds everything that a resumed run needs; it is replaced as a whole, so a killed run loses at
     most `SAVE_EVERY` steps.
@@ -76,11 +76,11 @@ class Job:
 
     def _rate(self) -> float:
         """Each cycle (steps, peak rate) warms up, then falls to zero along a cosine."""
-        step = self.step
-        for steps, peak in self.cycles:
-            if step < steps:
-                break
-            step -= steps
+        step, cycle = self.step, 0
+        while step >= self.cycles[cycle][0]:
+            step -= self.cycles[cycle][0]
+            cycle += 1
+        steps, peak = self.cycles[cycle]
         left = math.pi * max(0, step - WARM_UP) / max(1, steps - WARM_UP)
         return peak * min(1, (step + 1) / WARM_UP) * (0.5 + 0.5 * math.cos(left))
 

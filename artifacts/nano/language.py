@@ -1,8 +1,9 @@
 """Stage 2: the decoder learns to answer, on what the frozen vision side sees.
 
 A sequence is begin, image stream and all questions about the picture; questions see the picture and themselves, not
-each other, and each has the positions that it would have alone (Molmo was trained so too). The curriculum leaves out
-image tokens, mostly background, at first; those that stay keep their true positions, and at the end all are there.
+each other, and each has the positions that it would have alone (Molmo was trained so too). The curriculum begins with
+pictures of one tile and leaves out image tokens, mostly background; those that stay keep their true positions, and at
+the end all are there.
 """
 
 from collections.abc import Iterator
@@ -27,8 +28,10 @@ from transform.molmoe.tiling import FEATURES, grid
 
 END_OF_TEXT = VOCAB - 1
 TOKENS = 5000  # positions of a batch, padding counted
+ONE_TILE = 0.6  # progress up to which only pictures of one tile are shown
+WEIGHTS = torch.tensor([{"count": 2.0, "position": 3.0, "relation": 3.0}.get(kind, 1.0) for kind in KINDS])
 WINDOW = 48  # pictures that are sorted by length before they are batched
-BALANCE, Z_LOSS = 0.01, 0.001  # OLMoE's weights of both router losses
+BALANCE, Z_LOSS = 0.1, 0.001  # means over the blocks
 
 
 class Ids(NamedTuple):
@@ -130,12 +133,13 @@ def collate(rows: list[dict[str, Any]]) -> Batch:
 def batches(pictures: list[Seen], asked: list[list[Asked]], ids: Ids, total: int, start: int) -> Iterator[Batch]:
     """Batches without end; the curriculum follows the number of batches out of `total`."""
     step = start
+    single = [n for n, picture in enumerate(pictures) if picture.tiling == (1, 1)]
     while True:
         dice, numbers = Random(f"window {step}"), np.random.default_rng([SEED, step])
         things, background = share(step / total, dice)
         rows = [
             sequence(pictures[n], asked[n], ids, things, background, numbers)
-            for n in dice.sample(range(len(pictures)), WINDOW)
+            for n in dice.sample(single if step / total < ONE_TILE else range(len(pictures)), WINDOW)
         ]
         rows.sort(key=lambda row: len(row["ids"]))
         groups: list[list[dict[str, Any]]] = [[]]
@@ -162,9 +166,10 @@ def losses(model: MolmoEForConditionalGeneration, batch: Batch) -> tuple[Tensor,
     asked = batch.targets >= 0
     logits = F.linear(hidden[asked], model.lm_head.weight)
     targets, kinds = batch.targets[asked], batch.kinds[asked]
-    loss = F.cross_entropy(logits, targets)
+    each = F.cross_entropy(logits, targets, reduction="none")
+    loss = (each * WEIGHTS[kinds]).sum() / WEIGHTS[kinds].sum()
     right = (logits.argmax(-1) == targets).float()
-    shown = {"answer": loss.item(), "balance": balance.item(), "z": z_loss.item(), "length": float(shape[1])}
+    shown = {"answer": each.mean().item(), "balance": balance.item(), "z": z_loss.item(), "length": float(shape[1])}
     content = targets != END_OF_TEXT
     for n, kind in enumerate(KINDS):
         shown[kind] = float(right[(kinds == n) & content].mean())

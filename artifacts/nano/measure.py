@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
+from rich.progress import track
 
 from artifacts.nano import data
 from artifacts.nano.build import CONFIG, TARGET
@@ -53,9 +53,7 @@ def measure(jobs: Iterable[Job], store: Path) -> dict[Job, Result]:
     folder.mkdir(parents=True, exist_ok=True)
     missing = [job for job in wanted if not _file(folder, job).exists()]
     with ProcessPoolExecutor(os.cpu_count(), initializer=_one_thread) as pool:
-        for job, result in zip(
-            missing, tqdm(pool.map(_run, missing), total=len(missing), desc="settings"), strict=True
-        ):
+        for job, result in zip(missing, track(pool.map(_run, missing), "settings", total=len(missing)), strict=True):
             staged = _file(folder, job).with_suffix(".tmp")
             staged.write_text(json.dumps(result._asdict()))
             staged.replace(_file(folder, job))

@@ -43,8 +43,15 @@ LARGE = ((560, 784), (784, 560), (560, 728), (728, 540))
 SIZES = (*((size, 45 / len(SMALL)) for size in SMALL), *((size, 20 / len(MEDIUM)) for size in MEDIUM),
          *((size, 35 / len(LARGE)) for size in LARGE))  # fmt: skip
 KINDS = ("colour", "shape", "count", "position", "relation", "digit", "detail")
-CHANCE = {"colour": 0.125, "shape": 0.2, "count": 0.25, "position": 0.15, "relation": 0.25, "digit": 1 / 7,
-          "detail": 1 / 7}  # fmt: skip
+CHANCE = {
+    "colour": 0.13,
+    "shape": 0.21,
+    "count": 0.47,
+    "position": 0.12,
+    "relation": 0.27,
+    "digit": 0.15,
+    "detail": 0.16,
+}
 
 
 class Thing(NamedTuple):

@@ -1,7 +1,7 @@
 """Measure the nano model's scores.json: `python -m artifacts.nano.score`.
 
-Score of a block: accuracy of the full model minus accuracy without the block, on the calibration questions; its standard
-error is that of the paired differences. Higher = more important; below 0 = better without it.
+Score of a block: accuracy of the full model minus accuracy without the block, on the calibration questions; its
+standard error is that of the paired differences. Higher = more important; below 0 = better without it.
 """
 
 import hashlib

@@ -28,6 +28,7 @@ from transform.molmoe.tiling import CROP, PATCH, PATCHES, WINDOW, Tiling, tiling
 CELL = 28  # pixels of a pooled feature
 READABLE = 9  # a number is asked for where it is at least that many pixels high in the crop
 IGNORE = -100
+PLACE_GAIN = 4.0
 PARTS = {"shape": len(SHAPES) + 1, "colour": len(COLOURS) + 1, "digit": len(DIGITS), "centre": 2, "place": 2}
 
 
@@ -196,13 +197,25 @@ def train(config: Mapping[str, Any], state: Path, cycles: Sequence[tuple[int, fl
 
 
 def finished(state: Path, backbone: MolmoEVisionBackbone) -> None:
-    """Load what stage 1 left: averaged weights, features scaled to unit size, everything rounded to bfloat16."""
+    """Load what stage 1 left: averaged weights, features of unit size, everything rounded to bfloat16.
+
+    The two directions that carry the place are a fifth as large as those of colour and shape, and the decoder would
+    take long to notice them: the projector's last matrix, which is linear, scales them up by `PLACE_GAIN`.
+    """
     content = torch.load(state / "vision.pt", weights_only=True)
-    average = iter(content["average"])
+    averages = list(content["average"])
     last = json.loads((state / "vision.jsonl").read_text().splitlines()[-1])
     with torch.no_grad():
-        for parameter in backbone.parameters():
-            parameter.copy_(next(average))
-        backbone.image_projector.w2.weight /= last["size"] ** 0.5
+        for parameter, average in zip(backbone.parameters(), averages, strict=False):  # the heads' come behind
+            parameter.copy_(average)
+        last_matrix = backbone.image_projector.w2.weight  # [d, inner]
+        last_matrix /= last["size"] ** 0.5
+        last_matrix += (PLACE_GAIN - 1) * place_directions(content) @ last_matrix
         for parameter in backbone.parameters():
             parameter.copy_(parameter.bfloat16())
+
+
+def place_directions(content: Mapping[str, Any]) -> Tensor:
+    """The projection [d, d] onto what the place head looks at."""
+    basis, _ = torch.linalg.qr(content["modules"]["heads"]["place.weight"].t())
+    return basis @ basis.t()
