@@ -31,7 +31,7 @@ export: $(STAMP)
 	  $(if $(DTYPE),--dtype $(DTYPE)) $(if $(OUT),--out $(OUT)) $(if $(FORCE),--force) $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/pytest -q -n 2 -m "not extra"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not extra"
 
 test-all: $(STAMP) $(GENAI)/.installed
 	$(BIN)/pytest -q -m extra
