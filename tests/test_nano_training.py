@@ -198,8 +198,8 @@ def test_packed_questions_see_what_they_would_see_alone(nano: Any) -> None:
 
 def test_the_curriculum_ends_with_whole_pictures() -> None:
     dice = Random(0)
-    assert all(language.share(0.8, dice) == (1.0, 1.0) for _ in range(20))
-    early = [language.share(0.0, dice) for _ in range(20)]
+    assert all(language.share(0, 0.8, dice) == (1.0, 1.0) for _ in range(20))
+    early = [language.share(0, 0.0, dice) for _ in range(20)]
     assert all(background < 0.1 and things < 0.6 for things, background in early)
 
 

@@ -17,7 +17,8 @@ from importance import choose_blocks, read_scores
 from importance.tasks import wilson
 
 DOCS = Path(__file__).parents[2] / "docs"
-TOP_KS, DEPTHS, BUDGETS = (8, 6, 4, 2, 1), (16, 12), (288, 1008)
+TOP_KS, DEPTHS, BUDGETS = (8, 6, 4, 2, 1), (16, 15, 14, 12, 10, 8), (288, 432, 720, 1008, 1440)
+TOGETHER = ((4, 14, None), (4, 12, None), (4, 12, 432), (4, 12, 1008), (6, 14, 720), (2, 10, 288))  # k, blocks, tokens
 
 
 def best(depth: int) -> tuple[int, ...]:
@@ -39,6 +40,7 @@ def settings() -> list[tuple[str, Job]]:
     found += [("blocks, least important dropped", Job(drop=best(depth))) for depth in DEPTHS]
     found += [("blocks, most important dropped", Job(drop=worst(depth))) for depth in DEPTHS]
     found += [("tokens", Job(tokens=tokens)) for tokens in BUDGETS]
+    found += [("together", Job(k=k, drop=best(depth), tokens=tokens)) for k, depth, tokens in TOGETHER]
     return found
 
 

@@ -6,7 +6,7 @@ pictures of one tile and leaves out image tokens, mostly background; those that 
 the end all are there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from transform.molmoe.tiling import FEATURES, grid
 
 END_OF_TEXT = VOCAB - 1
 TOKENS = 5000  # positions of a batch, padding counted
-ONE_TILE = 0.6  # progress up to which only pictures of one tile are shown
+ONE_TILE = 0.6  # progress of the first cycle up to which only pictures of one tile are shown
 WEIGHTS = torch.tensor([{"count": 2.0, "position": 3.0, "relation": 3.0}.get(kind, 1.0) for kind in KINDS])
 WINDOW = 48  # pictures that are sorted by length before they are batched
 BALANCE, Z_LOSS = 0.1, 0.001  # means over the blocks
@@ -64,9 +64,9 @@ class Batch(NamedTuple):
     kinds: Tensor  # kind of the question at each position
 
 
-def share(progress: float, dice: Random) -> tuple[float, float]:
-    """(share of thing cells, of background cells) that a window of pictures shows, by progress 0..1."""
-    low = min(1.0, max(0.0, (progress - 0.15) / 0.6))
+def share(cycle: int, progress: float, dice: Random) -> tuple[float, float]:
+    """(share of thing cells, of background cells) that a window of pictures shows, by progress 0..1 in a cycle."""
+    low = min(1.0, max(0.0, (progress - 0.15) / 0.6)) if cycle == 0 else 0.6
     if progress > 0.75 or dice.random() < 0.5 * low:
         return 1.0, 1.0
     background = 0.06 + 0.94 * low**2 * dice.random()
@@ -130,17 +130,22 @@ def collate(rows: list[dict[str, Any]]) -> Batch:
     return Batch(**padded, where=where, features=torch.cat([row["features"] for row in rows]).float())
 
 
-def batches(pictures: list[Seen], asked: list[list[Asked]], ids: Ids, total: int, start: int) -> Iterator[Batch]:
-    """Batches without end; the curriculum follows the number of batches out of `total`."""
+def batches(
+    pictures: list[Seen], asked: list[list[Asked]], ids: Ids, cycles: Sequence[int], start: int
+) -> Iterator[Batch]:
+    """Batches without end, from number `start` on; the curriculum follows the cycles, given by their lengths."""
     step = start
     single = [n for n, picture in enumerate(pictures) if picture.tiling == (1, 1)]
     while True:
         dice, numbers = Random(f"window {step}"), np.random.default_rng([SEED, step])
-        things, background = share(step / total, dice)
-        rows = [
-            sequence(pictures[n], asked[n], ids, things, background, numbers)
-            for n in dice.sample(single if step / total < ONE_TILE else range(len(pictures)), WINDOW)
-        ]
+        cycle, progress = 0, float(step)
+        while cycle < len(cycles) - 1 and progress >= cycles[cycle]:
+            progress -= cycles[cycle]
+            cycle += 1
+        progress /= cycles[cycle]
+        things, background = share(cycle, progress, dice)
+        shown = single if cycle == 0 and progress < ONE_TILE else range(len(pictures))
+        rows = [sequence(pictures[n], asked[n], ids, things, background, numbers) for n in dice.sample(shown, WINDOW)]
         rows.sort(key=lambda row: len(row["ids"]))
         groups: list[list[dict[str, Any]]] = [[]]
         for row in rows:
@@ -215,15 +220,20 @@ def initialise(model: MolmoEForConditionalGeneration, seed: int) -> None:
 
 
 def train(
-    model: MolmoEForConditionalGeneration, state: Path, pictures: list[Seen], asked: list[list[Asked]], ids: Ids,
-    steps: int, rate: float,
-) -> None:  # fmt: skip
-    """Train for `steps`, or go on from `state`/language.pt; the averaged weights are left in the model."""
+    model: MolmoEForConditionalGeneration,
+    state: Path,
+    pictures: list[Seen],
+    asked: list[list[Asked]],
+    ids: Ids,
+    cycles: Sequence[tuple[int, float]],
+) -> None:
+    """Train, or go on from `state`/language.pt; cycles: (steps, peak rate). The model gets the averaged weights."""
     model.requires_grad_(True)
     model.model.vision_backbone.requires_grad_(False)
     torch.manual_seed(SEED)
-    job = Job(state, "language", {"model": model}, [(steps, rate)])
-    for batch in job.steps(lambda step: batches(pictures, asked, ids, steps, step)):
+    job = Job(state, "language", {"model": model}, cycles)
+    lengths = [steps for steps, _ in cycles]
+    for batch in job.steps(lambda step: batches(pictures, asked, ids, lengths, step)):
         loss, shown, _ = losses(model, batch)
         job.learn(loss, shown)
     job.use_average()

@@ -16,7 +16,7 @@ from transform.molmoe import MolmoEConfig, MolmoEForConditionalGeneration
 
 STATE = Path(__file__).parents[1] / "nano-training"
 VISION_CYCLES = ((1400, 2e-3), (700, 2e-3))  # (steps, peak learning rate)
-LANGUAGE_STEPS, LANGUAGE_RATE = 2300, 1.5e-3
+LANGUAGE_CYCLES = ((2300, 1.5e-3), (3000, 1.2e-3))
 IDS = language.Ids(tokenizer.VOCAB - 1, *(tokenizer.VOCAB + n for n in range(4)))
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     samples = read_samples(data.TARGET / "train.jsonl")
     pictures = features.seen(STATE, model.model.vision_backbone, samples, "train")
     questions = language.prepare(samples, PreTrainedTokenizerFast.from_pretrained(TARGET))
-    language.train(model, STATE, pictures, questions, IDS, LANGUAGE_STEPS, LANGUAGE_RATE)
+    language.train(model, STATE, pictures, questions, IDS, LANGUAGE_CYCLES)
     vision.finished(STATE, model.model.vision_backbone)  # a run that went on has loaded its own copy
     build(TARGET, model)
 
