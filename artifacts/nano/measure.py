@@ -81,9 +81,7 @@ def _one_thread() -> None:
 def _model() -> Any:
     from transform.load import load_model
 
-    model = load_model(TARGET)
-    model.set_experts_implementation("grouped_mm")
-    return model
+    return load_model(TARGET)
 
 
 @cache

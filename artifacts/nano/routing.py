@@ -18,7 +18,6 @@ from transform.runtime import find_routers
 def used_experts() -> list[float]:
     """Share of the experts of each block that at least one token selects."""
     model = load_model(TARGET)
-    model.set_experts_implementation("grouped_mm")
     samples = read_samples(data.TARGET / "test.jsonl")
     routers = find_routers(model)
     seen = [torch.zeros(experts, dtype=torch.bool) for _, experts in routers]
