@@ -28,6 +28,18 @@ SIDE_FILES = (
 )  # fmt: skip
 
 
+class Pack(NamedTuple):
+    """Block-quantised values as onnxruntime's kernels read them: value = (code - 2^(bits-1)) * scale of its block.
+
+    `codes` and `scales` lie in the variant's packed file (`packed.py`). The experts of a block share one stacked pair.
+    """
+
+    codes: "Tensor"  # U8; low bits first
+    scales: "Tensor"  # F32 or F16
+    bits: int  # 4 or 8
+    block: int  # values per scale, along the input features
+
+
 class Tensor(NamedTuple):
     """One tensor: what it will be called and typed, and where its bytes lie now."""
 
@@ -38,6 +50,7 @@ class Tensor(NamedTuple):
     start: int  # absolute position in that file
     nbytes: int  # length there
     stored: str  # dtype there; differs from `dtype` where a cast is planned
+    pack: Pack | None = None  # set where the bytes are block-quantised codes; `stored` is then I4 or I8
 
 
 @dataclass(frozen=True)
