@@ -15,7 +15,7 @@ from transform.errors import CheckpointError
 from transform.write import write_json
 
 FILES = ("vision.onnx", "embedding.onnx", "text.onnx")
-DTYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT64: "int64"}
+DTYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.INT64: "int64"}
 # Without these onnxruntime expands 16-bit weights to float32 at load, and keeps a repacked copy of every matrix:
 # two MolmoE blocks in 16 bits (1.9 GB) take 6.9 GB instead of 0.04 GB. Each matters, the last one for float16 alone.
 SESSION_OPTIONS = {

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from export.graph.builder import BOOL, FLOAT, Graph
+from export.graph.builder import BOOL, FLOAT, FLOAT16, Graph
 from export.graph.norm import rms_norm
 from transform.architectures import Settings
 from transform.checkpoint import Checkpoint
 
-LOWEST = float(np.finfo(np.float32).min)  # finite: a row that may see nothing must not become NaN
+# Finite, also after a score was added: a row that may see nothing must not become NaN.
+LOWEST = {FLOAT: float(np.finfo(np.float32).min), FLOAT16: -3e4}
 INT64_MAX = np.iinfo(np.int64).max
 
 
@@ -51,10 +52,10 @@ def attention_context(g: Graph, settings: Settings, batch_and_new: str, mask: st
     causal = g.op("LessOrEqual", columns, g.op("Unsqueeze", rows, g.ints(1)))  # [s, t]
     grouped = settings.kv_heads < settings.heads
     valid = g.op("Unsqueeze", g.op("Cast", mask, to=BOOL), g.ints(*((1, 2, 3) if grouped else (1, 2))))
-    bias = g.op("Where", g.op("And", causal, valid), g.float(0.0), g.float(LOWEST))
+    bias = g.op("Where", g.op("And", causal, valid), g.float(0.0), g.float(LOWEST[g.compute]))
     return Context(
-        cos=g.op("Cos", angles),
-        sin=g.op("Sin", angles),
+        cos=g.cast(g.op("Cos", angles)),  # angles need float32
+        sin=g.cast(g.op("Sin", angles)),
         bias=bias,
         query_shape=g.op("Concat", batch_and_new, g.ints(settings.heads, settings.head_dim), axis=0),
         key_shape=g.op("Concat", batch_and_new, g.ints(settings.kv_heads, settings.head_dim), axis=0),

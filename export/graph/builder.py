@@ -2,6 +2,7 @@
 
 An operator call returns the names of its results, so a graph reads like the mathematics it stands for. Nothing here
 knows a model, and nothing reads a weight: an initializer is a name, a shape, a file, an offset and a length.
+A graph computes in one type, float32 or float16; weights stored otherwise are cast at the place of use.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,12 +13,19 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from transform.checkpoint import Tensor
+from transform.checkpoint import Pack, Tensor
+from transform.errors import CheckpointError
 
 OPSET = 18  # ordinary ai.onnx operators only, old enough for every onnxruntime in use
 IR_VERSION = 9
-FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
-TYPES = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16}
+CONTRIB = "com.microsoft"  # onnxruntime's own operators, for the fused forms
+FLOAT, FLOAT16, INT64, BOOL = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64, TensorProto.BOOL
+TYPES = {
+    "F32": TensorProto.FLOAT,
+    "F16": TensorProto.FLOAT16,
+    "BF16": TensorProto.BFLOAT16,
+    "U8": TensorProto.UINT8,
+}
 
 Shape = Sequence[int | str]
 
@@ -25,8 +33,10 @@ Shape = Sequence[int | str]
 class Graph:
     """One graph under construction; values are strings, as ONNX has them."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, form: str = "cpu") -> None:
         self.name = name
+        self.compute = FLOAT16 if form == "cuda" else FLOAT
+        self.fused = form != "cpu"  # onnxruntime's own operators may be used
         self._nodes: list[Any] = []
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
@@ -55,7 +65,7 @@ class Graph:
         return names
 
     def choose(self, condition: str, then: Callable[[], str], otherwise: Callable[[], str]) -> str:
-        """`If`: only the chosen branch runs, and only then does it take memory. Branches yield one float tensor."""
+        """`If`: only the chosen branch runs, and only then takes memory. Branches yield one tensor of the graph's type."""
         return self.op("If", condition, then_branch=self._branch(then), else_branch=self._branch(otherwise))
 
     def constant(self, array: np.ndarray[Any, Any]) -> str:
@@ -75,9 +85,17 @@ class Graph:
         """An int64 scalar."""
         return self.constant(np.array(value, np.int64))
 
-    def float(self, value: float) -> str:
+    def float32(self, value: float) -> str:
         """A float32 scalar."""
         return self.constant(np.array(value, np.float32))
+
+    def float(self, value: float) -> str:
+        """A scalar of the graph's own type."""
+        return self.constant(np.array(value, np.float16 if self.compute == FLOAT16 else np.float32))
+
+    def cast(self, value: str) -> str:
+        """A float32 value in the graph's own type."""
+        return value if self.compute == FLOAT else self.op("Cast", value, to=self.compute)
 
     def stored(self, tensor: Tensor) -> str:
         """A weight as it is stored, in place."""
@@ -94,12 +112,32 @@ class Graph:
         return tensor.name
 
     def weight(self, tensor: Tensor) -> str:
-        """A weight to compute with: float32 in place, 16 bits through a cast at the place of use."""
+        """A weight to compute with: in place where it is stored in the graph's type, else through a cast."""
         name = self.stored(tensor)
-        return name if tensor.stored == "F32" else self.op("Cast", name, to=FLOAT)
+        return name if TYPES[tensor.stored] == self.compute else self.op("Cast", name, to=self.compute)
+
+    def rows(self, table: Tensor, indices: str) -> str:
+        """Rows of a stored table [rows, width] in the graph's type."""
+        found = self.op("Gather", self.stored(table), indices, axis=0)
+        return found if TYPES[table.stored] == self.compute else self.op("Cast", found, to=self.compute)
+
+    def stack(self, tensors: Sequence[Tensor]) -> str:
+        """Equal tensors that lie back to back in one file, as one [count, ...] in place; raises CheckpointError."""
+        first = tensors[0]
+        for at, tensor in enumerate(tensors):
+            place = (first.file, first.start + at * first.nbytes, first.shape, first.stored)
+            if (tensor.file, tensor.start, tensor.shape, tensor.stored) != place:
+                raise CheckpointError(
+                    f"{tensor.name} must follow {tensors[at - 1].name} in the weight file, so that one operator can "
+                    "read them together. Export with --form cuda, which writes them so."
+                )
+        shape = (len(tensors), *first.shape)
+        return self.stored(first._replace(name=f"{first.name}.stack", shape=shape, nbytes=len(tensors) * first.nbytes))
 
     def linear(self, x: str, weight: Tensor, bias: Tensor | None = None) -> str:
         """x W^T (+ b) for x [n, in] and W [out, in]: the stored layout, so that no weight is ever transposed."""
+        if weight.pack is not None:
+            return self._packed_linear(x, weight, weight.pack)
         operands = [x, self.weight(weight)] + ([self.weight(bias)] if bias else [])
         return self.op("Gemm", *operands, transB=1)
 
@@ -109,11 +147,20 @@ class Graph:
             self._nodes, self.name, self._inputs, self._outputs, initializer=list(self._initializers.values())
         )
         opsets = [helper.make_opsetid("", OPSET)]
+        if any(node.domain == CONTRIB for node in self._nodes):
+            opsets.append(helper.make_opsetid(CONTRIB, 1))
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="knobcast")
 
     def write(self, path: Path) -> None:
         """Serialise; equal graphs give equal bytes."""
         path.write_bytes(self.model().SerializeToString(deterministic=True))
+
+    def _packed_linear(self, x: str, weight: Tensor, pack: Pack) -> str:
+        operands = [x, self.stored(pack.codes), self.stored(pack.scales)]
+        rows, columns = weight.shape
+        # accuracy_level 1: the activations stay float32
+        sizes = {"N": rows, "K": columns, "bits": pack.bits, "block_size": pack.block, "accuracy_level": 1}
+        return self.op("MatMulNBits", *operands, domain=CONTRIB, **sizes)
 
     def _fresh(self) -> str:
         self._values += 1
@@ -124,7 +171,7 @@ class Graph:
         try:
             result = build()
             info = onnx.ValueInfoProto(name=result)
-            info.type.tensor_type.elem_type = FLOAT
+            info.type.tensor_type.elem_type = self.compute
             return helper.make_graph(self._nodes, "b", [], [info])
         finally:
             self._nodes = outer

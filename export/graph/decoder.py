@@ -10,24 +10,22 @@ from export.graph.norm import rms_norm
 from transform.checkpoint import Checkpoint
 
 
-def text_graph(checkpoint: Checkpoint) -> Graph:
+def text_graph(checkpoint: Checkpoint, form: str = "cpu") -> Graph:
     """The whole decoder of a checkpoint."""
     settings = checkpoint.settings
-    g = Graph("text")
+    g = Graph("text", form)
     if checkpoint.architecture.multimodal:
-        given = g.input("inputs_embeds", FLOAT, ["batch", "sequence", settings.hidden])
+        given = g.input("inputs_embeds", g.compute, ["batch", "sequence", settings.hidden])
         hidden = given
     else:
         given = g.input("input_ids", INT64, ["batch", "sequence"])
         ids = g.op("Max", given, g.int(0))  # padding of -1 is embedded as id 0
-        hidden = g.op("Gather", g.stored(checkpoint.tensor("embedding")), ids, axis=0)
-        if checkpoint.tensor("embedding").stored != "F32":
-            hidden = g.op("Cast", hidden, to=FLOAT)
+        hidden = g.rows(checkpoint.tensor("embedding"), ids)
     mask = g.input("attention_mask", INT64, ["batch", "total"])
     size = [settings.kv_heads, settings.head_dim]
     past = [
         tuple(
-            g.input(f"past_key_values.{i}.{part}", FLOAT, ["batch", size[0], "past", size[1]])
+            g.input(f"past_key_values.{i}.{part}", g.compute, ["batch", size[0], "past", size[1]])
             for part in ("key", "value")
         )
         for i in range(settings.layers)
@@ -46,8 +44,11 @@ def text_graph(checkpoint: Checkpoint) -> Graph:
     head = checkpoint.tensor("head")
     logits = g.linear(rms_norm(g, x, checkpoint.tensor("norm"), settings.eps), head)
     shape = g.op("Concat", batch_and_new, g.ints(head.shape[0]), axis=0)
-    g.output("logits", g.op("Reshape", logits, shape), FLOAT, ["batch", "sequence", head.shape[0]])
+    logits = g.op("Reshape", logits, shape)
+    if g.compute != FLOAT:
+        logits = g.op("Cast", logits, to=FLOAT)
+    g.output("logits", logits, FLOAT, ["batch", "sequence", head.shape[0]])
     for i, pair in enumerate(present):
         for part, value in zip(("key", "value"), pair, strict=True):
-            g.output(f"present.{i}.{part}", value, FLOAT, ["batch", size[0], "total", size[1]])
+            g.output(f"present.{i}.{part}", value, g.compute, ["batch", size[0], "total", size[1]])
     return g

@@ -4,24 +4,23 @@ Feature j is added to the j-th image-patch token, row by row over the batch; zer
 stay two: joining them would copy the larger one.
 """
 
-from export.graph.builder import FLOAT, INT64, Graph
+from export.graph.builder import INT64, Graph
 from transform.checkpoint import Checkpoint
 
 
-def embedding_graph(checkpoint: Checkpoint, image_patch: int) -> Graph:
+def embedding_graph(checkpoint: Checkpoint, image_patch: int, form: str = "cpu") -> Graph:
     """Lookup in both tables, plus the image features."""
     base, extra = checkpoint.tensor("embedding"), checkpoint.tensor("embedding.extra")
     width = checkpoint.settings.hidden
-    g = Graph("embedding")
+    g = Graph("embedding", form)
     ids = g.input("input_ids", INT64, ["batch", "sequence"])
-    features = g.input("image_features", FLOAT, ["features", width])
+    features = g.input("image_features", g.compute, ["features", width])
 
     clipped = g.op("Max", ids, g.int(0))  # padding of -1 is embedded as id 0
     # Not clipped above the second table: an id beyond both is an error, not some other token.
-    low = g.op("Gather", g.stored(base), g.op("Min", clipped, g.int(base.shape[0] - 1)), axis=0)
+    low = g.rows(base, g.op("Min", clipped, g.int(base.shape[0] - 1)))
     over = g.op("Max", g.op("Sub", clipped, g.int(base.shape[0])), g.int(0))
-    high = g.op("Gather", g.stored(extra), over, axis=0)
-    low, high = (_widen(g, value, t.stored) for value, t in ((low, base), (high, extra)))
+    high = g.rows(extra, over)
     in_base = g.op("Unsqueeze", g.op("Less", clipped, g.int(base.shape[0])), g.ints(2))
     embeddings = g.op("Where", in_base, low, high)  # [batch, sequence, d]
 
@@ -35,9 +34,5 @@ def embedding_graph(checkpoint: Checkpoint, image_patch: int) -> Graph:
     zero = g.op("Expand", g.float(0.0), g.ints(1, width))
     added = g.op("Gather", g.op("Concat", features, zero, axis=0), at, axis=0)
     added = g.op("Reshape", added, g.op("Concat", shape, g.ints(width), axis=0))
-    g.output("inputs_embeds", g.op("Add", embeddings, added), FLOAT, ["batch", "sequence", width])
+    g.output("inputs_embeds", g.op("Add", embeddings, added), g.compute, ["batch", "sequence", width])
     return g
-
-
-def _widen(g: Graph, value: str, stored: str) -> str:
-    return value if stored == "F32" else g.op("Cast", value, to=FLOAT)

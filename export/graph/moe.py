@@ -1,22 +1,63 @@
-"""The mixture of experts in the per-expert form that any onnxruntime runs.
+"""The mixture of experts: one fused operator where the form has one, else the per-expert form that runs anywhere.
 
-Slots (token, rank) are sorted by expert and cut into one run per expert, possibly empty, so that the work is
-proportional to k. An expert whose weights are 16 bits sits in an `If` that widens them only when a token needs it.
+Per expert: slots (token, rank) are sorted by expert and cut into one run per expert, possibly empty, so that the work
+is proportional to k. An expert whose weights are 16 bits sits in an `If` that widens them only when a token needs it.
 
 n tokens, k experts per token, E experts, d hidden width.
 """
 
 import numpy as np
 
-from export.graph.builder import Graph
+from export.graph.builder import CONTRIB, Graph
 from transform.checkpoint import Checkpoint
 
 
 def mixture(g: Graph, checkpoint: Checkpoint, i: int, x: str) -> str:
     """Block i's experts on x [n, d] (already normed) -> [n, d]."""
+    logits = g.linear(x, checkpoint.tensor("router", i))  # [n, E]
+    if checkpoint.tensor("expert.gate", i).pack is not None:
+        return _quantised(g, checkpoint, i, x, logits)
+    return (_fused if g.fused else _per_expert)(g, checkpoint, i, x, logits)
+
+
+def _fused(g: Graph, checkpoint: Checkpoint, i: int, x: str, logits: str) -> str:
+    """`MoE` on three stacks of experts that lie back to back; the operator takes the softmax itself, over all."""
+    settings = checkpoint.settings
+    parts = ("gate", "down", "up")  # FC1, FC2, FC3
+    stacks = (g.stack([checkpoint.tensor(f"expert.{part}", i, e) for e in range(settings.experts)]) for part in parts)
+    gate, down, up = stacks
+    return g.op(
+        "MoE", x, logits, gate, "", down, "", up,
+        domain=CONTRIB, k=settings.top_k[i], activation_type="silu",
+        normalize_routing_weights=int(settings.norm_top_k),
+    )  # fmt: skip
+
+
+def _quantised(g: Graph, checkpoint: Checkpoint, i: int, x: str, logits: str) -> str:
+    """`QMoE` on packed experts, gate and up in alternating rows.
+
+    It renormalises the chosen weights whatever it is told, unless all of them are given as `router_weights`.
+    """
+    settings = checkpoint.settings
+    gate_up, down = (checkpoint.tensor(f"expert.{part}", i).pack for part in ("gate", "down"))
+    assert gate_up is not None and down is not None
+    operands = [x, logits]
+    for pack in (gate_up, down):
+        operands += [g.stored(pack.codes), g.stored(pack.scales), ""]
+    if not settings.norm_top_k:
+        operands += [""] * (14 - len(operands)) + [g.op("Softmax", logits, axis=-1)]
+    return g.op(
+        "QMoE", *operands,
+        domain=CONTRIB, k=settings.top_k[i], expert_weight_bits=gate_up.bits, block_size=gate_up.block,
+        activation_type="swiglu", swiglu_fusion=1, activation_alpha=1.0, activation_beta=0.0,
+        normalize_routing_weights=int(settings.norm_top_k),
+    )  # fmt: skip
+
+
+def _per_expert(g: Graph, checkpoint: Checkpoint, i: int, x: str, logits: str) -> str:
     settings = checkpoint.settings
     k, experts = settings.top_k[i], settings.experts
-    probabilities = g.op("Softmax", g.linear(x, checkpoint.tensor("router", i)), axis=-1)  # over all experts
+    probabilities = g.op("Softmax", logits, axis=-1)  # over all experts
     weights, chosen = g.ops("TopK", 2, probabilities, g.ints(k), axis=-1)  # [n, k]
     if settings.norm_top_k:
         weights = g.op("Div", weights, g.op("ReduceSum", weights, g.ints(-1), keepdims=1))

@@ -71,17 +71,17 @@ def _number(config: Mapping[str, Any], key: str) -> int:
     return value
 
 
-def vision_graph(checkpoint: Checkpoint, crops: int | None) -> Graph:
+def vision_graph(checkpoint: Checkpoint, crops: int | None, form: str = "cpu") -> Graph:
     """Tower, pooling and projector; `crops` fixes the number of crops, the global view included."""
     tower = read_tower(checkpoint.config)
     patches = tower.grid**2
     count: int | str = "crops" if crops is None else crops
-    g = Graph("vision")
+    g = Graph("vision", form)
     images = g.input("images", FLOAT, [count, patches, tower.patch_values])
     masks = g.input("image_masks", FLOAT, [count, patches])
     wanted = g.input("feature_index", INT64, ["features"])
 
-    taps = _tower_outputs(g, checkpoint, tower, images)  # L x [c, P, v]
+    taps = _tower_outputs(g, checkpoint, tower, g.cast(images))  # L x [c, P, v]
     width = len(taps) * checkpoint.tensor("vision.class").shape[0]
     features = g.op("Reshape", g.op("Concat", *taps, axis=2), g.ints(-1, width))  # [c*P, L*v]
 
@@ -93,7 +93,7 @@ def vision_graph(checkpoint: Checkpoint, crops: int | None) -> Graph:
     features = g.op("Gather", features, places, axis=0)  # [t, 4, L*v]
 
     # A crop that holds -1.0 anywhere is batch padding. Decided on float32 pixels: in 16 bits real ones round to it.
-    padding = g.op("Cast", g.op("Equal", images, g.float(-1.0)), to=FLOAT)
+    padding = g.op("Cast", g.op("Equal", images, g.float32(-1.0)), to=g.compute)
     real = g.op("Sub", g.float(1.0), g.op("ReduceMax", padding, g.ints(1, 2), keepdims=1))  # [c, 1, 1]
     features = g.op("Mul", features, g.op("Gather", real, crop, axis=0))
     features = _add_pad_embedding(g, checkpoint, features, masks, places)
@@ -102,7 +102,7 @@ def vision_graph(checkpoint: Checkpoint, crops: int | None) -> Graph:
     gate = g.op("Mul", gate, g.op("Sigmoid", gate))
     up = g.linear(pooled, checkpoint.tensor("projector.up"))
     result = g.linear(g.op("Mul", gate, up), checkpoint.tensor("projector.down"))
-    g.output("image_features", result, FLOAT, ["features", checkpoint.settings.hidden])
+    g.output("image_features", result, g.compute, ["features", checkpoint.settings.hidden])
     return g
 
 
@@ -165,11 +165,11 @@ def _add_pad_embedding(g: Graph, checkpoint: Checkpoint, features: str, masks: s
     pad = g.weight(checkpoint.tensor("vision.pad"))  # [2, L*v]
     mask = g.op("Gather", g.op("Reshape", masks, g.ints(-1)), places, axis=0)
     mask = g.op("Unsqueeze", mask, g.ints(2))  # [t, 4, 1]
-    empty = g.op("Equal", mask, g.float(0.0))
-    partial = g.op("And", g.op("Less", mask, g.float(1.0)), g.op("Not", empty))
+    empty = g.op("Equal", mask, g.float32(0.0))
+    partial = g.op("And", g.op("Less", mask, g.float32(1.0)), g.op("Not", empty))
     for row, where in enumerate((empty, partial)):
         value = g.op("Gather", pad, g.int(row), axis=0)
-        features = g.op("Add", features, g.op("Mul", g.op("Cast", where, to=FLOAT), value))
+        features = g.op("Add", features, g.op("Mul", g.op("Cast", where, to=g.compute), value))
     return features
 
 
