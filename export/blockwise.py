@@ -18,7 +18,7 @@ from export.image_probe import image_probe
 from export.integrity import check_graph_bounds
 from export.onnx_run import Graphs
 from export.probe import TextProbe
-from export.verify import TOLERANCE, exactly_equal, find_probe, onnx_vs_torch, other_k, run_text, stored_dtype
+from export.verify import TOLERANCE, exactly_equal, find_probe, onnx_vs_torch, other_k, rounding, run_text
 from transform.checkpoint import Checkpoint, read_checkpoint
 from transform.depth import drop_blocks
 from transform.errors import VerificationError
@@ -36,7 +36,7 @@ def blockwise_gate(plan: Plan, directory: Path, onnx: bool, say: Callable[[str],
     results: dict[str, Any] = {"mode": "blockwise"}
     say("names and shapes")
     results["parameters_on_meta"] = _check_meta(variant)
-    if plan.knobs.dtype == "source":
+    if rounding(plan) == "float32":
         say("bytes")
         results["identical_tensors"] = _check_bytes(plan.target, variant)
     differences: dict[str, float] = {}
@@ -73,8 +73,7 @@ def blockwise_gate(plan: Plan, directory: Path, onnx: bool, say: Callable[[str],
 
 
 def _source_block(plan: Plan, old: int, new: int, probe: TextProbe, image: Any) -> dict[str, torch.Tensor]:
-    rounded = "float32" if plan.knobs.dtype == "source" else stored_dtype(plan.target)
-    model, _ = load_view(drop_blocks(plan.source, (old,)), rounded)
+    model, _ = load_view(drop_blocks(plan.source, (old,)), rounding(plan))
     set_moe_top_k(model, plan.target.settings.top_k[new])
     theirs = run_text(model, probe)
     if image is not None:

@@ -21,7 +21,6 @@ from export.onnx_run import Graphs
 from export.probe import DECODE, MIN_MARGIN, PROMPT, SEEDS, MarginWatch, TextProbe, text_probe
 from transform.checkpoint import Checkpoint, read_checkpoint, read_json
 from transform.errors import VerificationError
-from transform.knobs import DTYPES
 from transform.load import align, load_model, load_with_report
 from transform.plan import Plan
 from transform.runtime import BlockMaskWrapper, moe_top_k, set_moe_top_k
@@ -66,7 +65,7 @@ def gate(plan: Plan, directory: Path, onnx: bool, say: Say) -> dict[str, Any]:
 
 def dynamic_twin(plan: Plan) -> Any:
     """The source with the knobs applied at run time, its weights rounded as the variant's are."""
-    rounded = "float32" if plan.knobs.dtype == "source" else stored_dtype(plan.target)
+    rounded = rounding(plan)
     model = align(load_model(plan.source.path, dtype=rounded).float())
     k = list(plan.source.settings.top_k)
     for i, value in zip(plan.keep, plan.target.settings.top_k, strict=True):
@@ -77,10 +76,11 @@ def dynamic_twin(plan: Plan) -> Any:
     return model
 
 
-def stored_dtype(checkpoint: Checkpoint) -> str:
-    """The dtype all tensors of a cast checkpoint have, as torch spells it."""
-    code = next(iter(checkpoint.tensors.values())).dtype
-    return next(name for name, known in DTYPES.items() if known == code)
+def rounding(plan: Plan) -> str:
+    """The dtype, as torch spells it, to which the plan rounds the source's weights; float32 where it doesn't."""
+    if plan.knobs.form == "cuda":
+        return "float16"
+    return "float32" if plan.knobs.dtype == "source" else plan.knobs.dtype
 
 
 def find_probe(model: Any, checkpoint: Checkpoint) -> TextProbe:

@@ -61,6 +61,7 @@ class Checkpoint:
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
     side_files: tuple[str, ...]
+    joined: bool = False  # to be written as one file in the order of `tensors`, whatever files they come from
 
     @cached_property
     def architecture(self) -> Architecture:

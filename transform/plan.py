@@ -13,6 +13,7 @@ from transform.dtype import cast
 from transform.errors import CheckpointError, KnobError
 from transform.knobs import Knobs, canonical_name
 from transform.molmoe import tiling
+from transform.stack import stack_experts
 from transform.width import beyond_training, set_top_k
 from transform.write import written_bytes
 
@@ -70,7 +71,8 @@ class Plan:
         """`molmoe-nano-k4-b12-t432`."""
         name = f"{self.source.path.name}-{canonical_name(self.target.settings.top_k, self.knobs.tokens)}"
         policy = (self.vision.resize, self.vision.rule) if self.vision else ()
-        extras = [word for word in (self.knobs.dtype, *policy) if word not in ("source", *DEFAULT_POLICY)]
+        words = (self.knobs.form, self.knobs.dtype, *policy)
+        extras = [word for word in words if word not in ("cpu", "source", *DEFAULT_POLICY)]
         return "-".join((name, *extras))
 
     @property
@@ -97,6 +99,7 @@ class Plan:
                 "blocks": target.settings.layers,
                 "tokens": self.knobs.tokens,
                 "dtype": self.knobs.dtype,
+                "form": self.knobs.form,
             },
             "blocks_kept": list(self.keep),
             "blocks_removed": list(self.removed),
@@ -130,7 +133,7 @@ def weight_bytes(checkpoint: Checkpoint) -> int:
 
 
 def make_plan(source: Checkpoint, knobs: Knobs, resize: str = "pad", rule: str = "canvas") -> Plan:
-    """Apply the passes (blocks, then k, then dtype) to the headers; raises KnobError or BudgetError."""
+    """Apply the passes (blocks, k, dtype, then the form's) to the headers; raises KnobError or BudgetError."""
     for option, word, words in (("resize", resize, RESIZES), ("rule", rule, tiling.RULES)):
         if word not in words:
             raise KnobError(f"{option} must be one of {', '.join(words)}, got {word!r}.")
@@ -140,7 +143,9 @@ def make_plan(source: Checkpoint, knobs: Knobs, resize: str = "pad", rule: str =
     if knobs.k is not None:
         target = set_top_k(target, knobs.k)
         warnings += [beyond_training(source, target.settings.top_k, keep)]
-    target = cast(target, knobs.dtype)
+    target = cast(target, "float16" if knobs.form == "cuda" else knobs.dtype)
+    if knobs.form == "cuda":
+        target = stack_experts(target)
     vision = None
     if source.architecture.multimodal:
         vision = plan_vision(source, knobs.tokens, resize, rule)

@@ -1,17 +1,19 @@
 """Write a planned checkpoint into a directory: weights by moving byte ranges, config, side files.
 
-Requires a directory of its own (see `stage.py`). Keeps the source's order of tensors and its shard boundaries,
-coalesces neighbouring ranges, converts dtypes while streaming. A file whose tensors are all unchanged is copied
-whole, header included, so that variants that differ only in k have byte-identical weights.
+Requires a directory of its own (see `stage.py`). Keeps the source's order of tensors and its shard
+boundaries (or joins all in the order planned), coalesces neighbouring ranges, converts dtypes while streaming. A file
+whose tensors are all unchanged is copied whole, header included: variants that differ only in k have the same weights.
 """
 
 import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from transform.checkpoint import INDEX, SINGLE, Checkpoint, Tensor
 from transform.copying import RangeCopier, can_reflink, write_at
@@ -24,10 +26,9 @@ _PAGE = 4096
 
 @dataclass(frozen=True)
 class Shard:
-    """One weight file to be: its name, its source, its tensors in order, and whether it equals its source."""
+    """One weight file to be: its name, its tensors in order, and whether it equals the file they come from."""
 
     name: str
-    source: Path
     tensors: tuple[Tensor, ...]
     whole: bool
 
@@ -37,18 +38,25 @@ def nothing(_: int) -> None:
 
 
 def shards_of(checkpoint: Checkpoint) -> list[Shard]:
-    """The weight files to be written: one per source file that still holds tensors."""
+    """The weight files to be written: one per source file that still holds tensors, or one for all."""
+    if checkpoint.joined:
+        tensors = tuple(checkpoint.tensors.values())
+        return [Shard(SINGLE, tensors, _equals_source(tensors))]
     grouped: dict[Path, list[Tensor]] = {}
     for tensor in checkpoint.tensors.values():
         grouped.setdefault(tensor.file, []).append(tensor)
     shards = []
-    for number, (source, tensors) in enumerate(grouped.items(), 1):
+    for number, members in enumerate(grouped.values(), 1):
         name = SINGLE if len(grouped) == 1 else f"model-{number:05d}-of-{len(grouped):05d}.safetensors"
-        ordered = tuple(sorted(tensors, key=lambda t: (t.start, t.nbytes)))
-        before = [(e.name, e.dtype) for e in read_header(source)]
-        after = [(t.name, t.dtype) for t in ordered]
-        shards.append(Shard(name, source, ordered, before == after))
+        ordered = tuple(sorted(members, key=lambda t: (t.start, t.nbytes)))
+        shards.append(Shard(name, ordered, _equals_source(ordered)))
     return shards
+
+
+def _equals_source(tensors: Sequence[Tensor]) -> bool:
+    source = tensors[0].file
+    before = [(source, e.name, e.dtype) for e in read_header(source)]
+    return before == [(t.file, t.name, t.dtype) for t in tensors]
 
 
 def written_bytes(tensor: Tensor) -> int:
@@ -101,7 +109,7 @@ def write_json(path: Path, value: object) -> None:
 def _check_space(shards: Sequence[Shard], directory: Path) -> None:
     needed = sum(written_bytes(t) for shard in shards for t in shard.tensors)
     free = shutil.disk_usage(directory).free
-    if needed <= free or _shares_blocks(shards[0].source, directory):
+    if needed <= free or _shares_blocks(shards[0].tensors[0].file, directory):
         return
     raise WriteError(
         f"{directory.parent}: the variant's weights take {needed:,} bytes, {free:,} are free; nothing was written. "
@@ -118,37 +126,52 @@ def _shares_blocks(source: Path, directory: Path) -> bool:
 
 
 def _write_shard(shard: Shard, target: Path, progress: Callable[[int], None]) -> dict[str, int]:
-    with shard.source.open("rb") as source, target.open("w+b") as out:
-        copier = RangeCopier(source.fileno(), out.fileno(), progress)
+    with ExitStack() as files:
+        out = files.enter_context(target.open("w+b"))
+        copiers: dict[Path, RangeCopier] = {}
+        for tensor in shard.tensors:
+            if tensor.file not in copiers:
+                source = files.enter_context(tensor.file.open("rb"))
+                copiers[tensor.file] = RangeCopier(source.fileno(), out.fileno(), progress)
         if shard.whole:
-            copier.copy(0, 0, os.fstat(source.fileno()).st_size)
-            return copier.ways
-        header = header_of(shard)
-        out.write(header)
-        out.flush()
-        at = len(header)
-        for start, run in coalesce(shard.tensors):
-            if run[0].dtype == run[0].stored:
-                count = sum(t.nbytes for t in run)
-                copier.copy(start, at, count)
-                at += count
-            else:
-                for tensor in run:
-                    at += _convert(tensor, source.fileno(), out.fileno(), at, progress)
-        return copier.ways
+            copier = copiers[shard.tensors[0].file]
+            copier.copy(0, 0, os.fstat(copier.source).st_size)
+        else:
+            _write_tensors(shard, copiers, out)
+        ways: dict[str, int] = {}
+        for copier in copiers.values():
+            for way, count in copier.ways.items():
+                ways[way] = ways.get(way, 0) + count
+        return ways
+
+
+def _write_tensors(shard: Shard, copiers: Mapping[Path, RangeCopier], out: BinaryIO) -> None:
+    header = header_of(shard)
+    out.write(header)
+    out.flush()
+    at = len(header)
+    for start, run in coalesce(shard.tensors):
+        copier = copiers[run[0].file]
+        if run[0].dtype == run[0].stored:
+            count = sum(t.nbytes for t in run)
+            copier.copy(start, at, count)
+            at += count
+        else:
+            for tensor in run:
+                at += _convert(tensor, copier.source, out.fileno(), at, copier.progress)
 
 
 def coalesce(tensors: Sequence[Tensor]) -> list[tuple[int, list[Tensor]]]:
     """Runs of tensors that lie back to back in the source and need the same treatment -> (start, tensors)."""
     runs: list[tuple[int, list[Tensor]]] = []
-    end, plain = -1, False
+    follows: tuple[Path, int, bool] | None = None
     for tensor in tensors:
         copied = tensor.dtype == tensor.stored
-        if tensor.start == end and copied == plain:
+        if (tensor.file, tensor.start, copied) == follows:
             runs[-1][1].append(tensor)
         else:
             runs.append((tensor.start, [tensor]))
-        end, plain = tensor.start + tensor.nbytes, copied
+        follows = (tensor.file, tensor.start + tensor.nbytes, copied)
     return runs
 
 

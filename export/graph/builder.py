@@ -65,7 +65,7 @@ class Graph:
         return names
 
     def choose(self, condition: str, then: Callable[[], str], otherwise: Callable[[], str]) -> str:
-        """`If`: only the chosen branch runs, and only then takes memory. Branches yield one tensor of the graph's type."""
+        """`If`: only the chosen branch runs and takes memory. Branches yield one tensor of the graph's type."""
         return self.op("If", condition, then_branch=self._branch(then), else_branch=self._branch(otherwise))
 
     def constant(self, array: np.ndarray[Any, Any]) -> str:
