@@ -1,0 +1,56 @@
+"""onnxruntime's other operators that graphs use: block-quantised products and root-mean-square norms."""
+
+import numpy as np
+from onnx.reference.op_run import OpRun
+
+from export.graph.builder import CONTRIB
+from export.numpy_run.arithmetic import Array, Packed, linear, wide
+from export.numpy_run.experts import MoE, QMoE
+from transform.errors import VerificationError
+
+
+class MatMulNBits(OpRun):
+    """x W^T with W [N, K] in codes [N, blocks, block * bits / 8] and scales [N, blocks]; activations stay floats."""
+
+    op_domain = CONTRIB
+
+    def _run(
+        self, x: Array, codes: Array, scales: Array, *more: Array | None, K: int, N: int, bits: int = 4,  # noqa: N803
+        block_size: int, accuracy_level: int = 0,  # noqa: ARG002
+    ) -> tuple[Array]:  # fmt: skip
+        if any(value is not None for value in more):
+            raise VerificationError("numpy runs MatMulNBits without zero points, indices and bias.")
+        weight = Packed(codes, scales, bits, block_size, (N, K))
+        result = linear(x.reshape(-1, K), weight).reshape(*x.shape[:-1], N)
+        return (result.astype(x.dtype, copy=False),)
+
+
+class SimplifiedLayerNormalization(OpRun):
+    """x / sqrt(mean(x^2) + epsilon) over the last axis, rounded, then the weight."""
+
+    def _run(self, x: Array, scale: Array, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1) -> tuple[Array]:
+        if axis not in (-1, x.ndim - 1) or stash_type != 1:
+            raise VerificationError(f"numpy normalises the last axis in float32; got axis {axis}, type {stash_type}.")
+        return (_rms_norm(x, scale, epsilon),)
+
+
+class SkipSimplifiedLayerNormalization(OpRun):
+    """The norm of x + skip (+ bias), and as the fourth output that sum."""
+
+    op_domain = CONTRIB
+
+    def _run(
+        self, x: Array, skip: Array, scale: Array, bias: Array | None = None, epsilon: float = 1e-5
+    ) -> tuple[Array, ...]:
+        total = x + skip if bias is None else x + skip + bias
+        unused = np.zeros(0, np.float32)  # mean and deviation, for training alone
+        return _rms_norm(total, scale, epsilon), unused, unused, total
+
+
+def _rms_norm(x: Array, scale: Array, epsilon: float) -> Array:
+    values = wide(x)
+    mean = np.mean(values * values, axis=-1, keepdims=True, dtype=np.float32)
+    return (values / np.sqrt(mean + np.float32(epsilon))).astype(scale.dtype, copy=False) * scale
+
+
+OPERATORS = (MatMulNBits, MoE, QMoE, SimplifiedLayerNormalization, SkipSimplifiedLayerNormalization)
