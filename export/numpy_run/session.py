@@ -96,7 +96,7 @@ class _Evaluator(ReferenceEvaluator):
                     f"{', '.join(sorted(str(dtype) for dtype in floats))}. Export the variant again."
                 )
             results = node.run(*given, **({"context": values} if node.need_context() else {}))
-            values.update(zip(node.output, results, strict=False))
+            values |= {name: value for name, value in zip(node.output, results, strict=False) if name}
             for name in finished:
                 values.pop(name, None)
         return [values[name] for name in names]
