@@ -16,6 +16,7 @@ import torch
 from export.golden import check_graphs, record, torch_image
 from export.image_probe import image_probe
 from export.integrity import check_graph_bounds
+from export.numpy_run.graphs import checking_graphs
 from export.onnx_run import Graphs
 from export.probe import TextProbe
 from export.verify import TOLERANCE, exactly_equal, find_probe, onnx_vs_torch, other_k, rounding, run_text
@@ -57,7 +58,7 @@ def blockwise_gate(plan: Plan, directory: Path, onnx: bool, say: Callable[[str],
                 image = image_probe(plan.target, directory, plan.vision.as_dict(), probe.seed)
                 ours["image"] = torch.from_numpy(torch_image(model, image)[2])
         if onnx:
-            block_graphs = _one_block_graphs(view, directory)
+            block_graphs = _one_block_graphs(view, directory, plan.knobs.form)
             _merge(graphs, onnx_vs_torch(model, block_graphs, probe))
             if image is not None:
                 _merge(graphs, check_graphs(block_graphs, record(model, probe.ids.numpy(), image), image, TOLERANCE))
@@ -107,14 +108,14 @@ def _check_bytes(planned: Checkpoint, variant: Checkpoint) -> int:
     return len(planned.tensors)
 
 
-def _one_block_graphs(view: Checkpoint, directory: Path) -> Graphs:
+def _one_block_graphs(view: Checkpoint, directory: Path, form: str) -> Graphs:
     """The graphs of one block over the variant's own weight files; io.json and the other graphs stay the variant's."""
     from export.graph.decoder import text_graph
 
     name = f".block-{GRAPH}"
-    text_graph(view).write(directory / name)
+    text_graph(view, form).write(directory / name)
     try:
-        graphs = Graphs(directory, text=name)
+        graphs = checking_graphs(directory, text=name)
         _ = graphs.text  # opened now: the file can go
     finally:
         (directory / name).unlink()

@@ -22,6 +22,7 @@ from export.options import (
     Drop,
     Dtype,
     Family,
+    Form,
     Images,
     Json,
     K,
@@ -54,12 +55,13 @@ def plan(
     tokens: Tokens = None,
     scores: Scores = None,
     dtype: Dtype = "source",
+    form: Form = "cpu",
     resize: Resize = "pad",
     rule: Rule = "canvas",
     as_json: Json = False,
 ) -> None:
     """Show what a setting would do, from headers alone."""
-    made = _plan(model, k, blocks, keep_blocks, drop_blocks, tokens, scores, dtype, resize, rule)
+    made = _plan(model, k, blocks, keep_blocks, drop_blocks, tokens, scores, dtype, resize, rule, form)
     if as_json:
         print_json(made.as_dict())
     else:
@@ -78,6 +80,7 @@ def export(
     tokens: Tokens = None,
     scores: Scores = None,
     dtype: Dtype = "source",
+    form: Form = "cpu",
     resize: Resize = "pad",
     rule: Rule = "canvas",
     family: Family = None,
@@ -100,14 +103,14 @@ def export(
         chosen = {"--k": k, "--blocks": blocks, "--keep-blocks": keep_blocks, "--drop-blocks": drop_blocks}
     if family is not None:
         given = {**chosen, "--member": member, "--no-onnx": None if onnx else ""}
-        options = {"tokens": tokens, "scores": scores, "dtype": dtype, "resize": resize, "rule": rule}
+        options = {"tokens": tokens, "scores": scores, "dtype": dtype, "form": form, "resize": resize, "rule": rule}
         export_grid(model, family, given, options, out, verify, force, dry_run, as_json)
         return
     if member is not None:
         given = {**chosen, "--tokens": tokens, "--scores": scores}
-        made, name = member_plan(model, member, given, dtype, resize, rule)
+        made, name = member_plan(model, member, given, dtype, form, resize, rule)
     else:
-        made = _plan(model, k, blocks, keep_blocks, drop_blocks, tokens, scores, dtype, resize, rule)
+        made = _plan(model, k, blocks, keep_blocks, drop_blocks, tokens, scores, dtype, resize, rule, form)
         name = made.name
     target = out or Path("artifacts") / name
     if not as_json or not dry_run:
@@ -218,6 +221,7 @@ def _plan(
     dtype: str,
     resize: str,
     rule: str,
+    form: str = "cpu",
 ) -> Any:
     """Parse the knobs, read the headers, choose the blocks, make the plan."""
     from importance.choose import choose_blocks
@@ -226,7 +230,7 @@ def _plan(
     from transform.plan import make_plan
     from transform.source import resolve
 
-    knobs = Knobs(parse_k(k), None, parse_tokens(tokens), dtype)
+    knobs = Knobs(parse_k(k), None, parse_tokens(tokens), dtype, form)
     wanted = parse_count(blocks, "--blocks")
     if scores is not None and wanted is None:
         raise KnobError("--scores choose which blocks stay, so they need a number: give --blocks N, or leave them out.")

@@ -37,6 +37,7 @@ def plan_family(
     tokens: int | str | None = None,
     scores: str | None = None,
     dtype: str = "source",
+    form: str = "cpu",
     resize: str = "pad",
     rule: str = "canvas",
 ) -> tuple[Plan, tuple[Plan, ...]]:
@@ -47,11 +48,11 @@ def plan_family(
         found = find_scores(source.path, scores, source.settings.layers, lambda: model_digest(source))
     elif scores is not None:
         raise KnobError("--scores choose which blocks stay, and the grid keeps all. Give blocks=N, or leave them out.")
-    base = make_plan(source, Knobs(None, None, tokens, dtype), resize, rule)
+    base = make_plan(source, Knobs(None, None, tokens, dtype, form), resize, rule)
     members: dict[str, Plan] = {}
     for setting in settings:
         keep = choose_blocks(source, blocks=setting.blocks, scores=found)
-        plan = make_plan(source, Knobs(setting.k, keep, tokens, dtype), resize, rule)
+        plan = make_plan(source, Knobs(setting.k, keep, tokens, dtype, form), resize, rule)
         if member_name(plan.target) in members:
             raise KnobError(
                 f"the members of a family must differ, {member_name(plan.target)} occurs twice in {grid!r}."
@@ -116,7 +117,7 @@ def write_members(base: Plan, members: Sequence[Plan], stage: Path) -> Record:
         top_k, name = plan.target.settings.top_k, member_name(plan.target)
         member = set_top_k(drop_blocks(written, plan.keep), top_k)
         graph, overlay = stage / f"text-{name}.onnx", stage / f"genai_config-{name}.json"
-        text_graph(member).write(graph)
+        text_graph(member, base.knobs.form).write(graph)
         # onnxruntime-genai lays these keys over genai_config.json: Config(DIR).overlay(TEXT)
         changed = {"filename": graph.name, "num_hidden_layers": len(plan.keep)}
         write_json(overlay, {"model": {"decoder": changed}})
@@ -147,7 +148,7 @@ def write_members(base: Plan, members: Sequence[Plan], stage: Path) -> Record:
 
 def _verify_members(model: Any, directory: Path, entries: Sequence[Record], say: Say) -> None:
     """Each member's graph against `model`, the source in PyTorch, with the member's knobs applied at run time."""
-    from export.onnx_run import Graphs
+    from export.numpy_run.graphs import checking_graphs
     from export.verify import find_probe, onnx_vs_torch, other_k
     from transform.runtime import BlockMaskWrapper, moe_top_k
 
@@ -160,7 +161,7 @@ def _verify_members(model: Any, directory: Path, entries: Sequence[Record], say:
         mask = [i in kept for i in range(written.settings.layers)]
         with BlockMaskWrapper(model, mask), moe_top_k(model, k):
             probe = find_probe(model, member)
-            graphs = Graphs(directory, text=entry["graph"])
+            graphs = checking_graphs(directory, text=entry["graph"])
             try:
                 compared = onnx_vs_torch(model, graphs, probe)
             except VerificationError as error:

@@ -24,7 +24,9 @@ SESSION_OPTIONS = {
 }
 
 
-def io_spec(checkpoint: Checkpoint, directory: Path, vision: Mapping[str, object] | None = None) -> dict[str, Any]:
+def io_spec(
+    checkpoint: Checkpoint, directory: Path, vision: Mapping[str, object] | None = None, form: str = "cpu"
+) -> dict[str, Any]:
     """The content of io.json for the graphs in `directory`; `vision` is the preprocessing policy of image models."""
     ends = end_ids(checkpoint, directory)
     ids: dict[str, object] = {"bos": begin_id(checkpoint, directory), "eos": list(ends)}
@@ -33,6 +35,7 @@ def io_spec(checkpoint: Checkpoint, directory: Path, vision: Mapping[str, object
         ids |= {"image_start": start, "image_end": end, "image_patch": patch, "image_column": column}
     spec: dict[str, Any] = {
         "schema": 1,
+        "form": form,
         "model_type": checkpoint.architecture.model_type,
         "layers": checkpoint.settings.layers,
         "top_k": list(checkpoint.settings.top_k),
@@ -46,10 +49,12 @@ def io_spec(checkpoint: Checkpoint, directory: Path, vision: Mapping[str, object
     return spec
 
 
-def write_io(checkpoint: Checkpoint, directory: Path, vision: Mapping[str, object] | None = None) -> Path:
+def write_io(
+    checkpoint: Checkpoint, directory: Path, vision: Mapping[str, object] | None = None, form: str = "cpu"
+) -> Path:
     """Write io.json beside the graphs."""
     path = directory / "io.json"
-    write_json(path, io_spec(checkpoint, directory, vision))
+    write_json(path, io_spec(checkpoint, directory, vision, form))
     return path
 
 

@@ -17,6 +17,7 @@ from export.golden import FILE as GOLDEN
 from export.golden import LEAST_SCALE, check_graphs, check_torch, load_golden, record, torch_image, write_golden
 from export.image_probe import ImageProbe, image_probe
 from export.integrity import check_graph_bounds, check_sums
+from export.numpy_run.graphs import checking_graphs
 from export.onnx_run import Graphs
 from export.probe import DECODE, MIN_MARGIN, PROMPT, SEEDS, MarginWatch, TextProbe, text_probe
 from transform.checkpoint import Checkpoint, read_checkpoint, read_json
@@ -57,7 +58,7 @@ def gate(plan: Plan, directory: Path, onnx: bool, say: Say) -> dict[str, Any]:
     if onnx:
         say("ONNX == PyTorch")
         results["graph_ranges"] = check_graph_bounds(directory)
-        graphs = Graphs(directory)
+        graphs = checking_graphs(directory)
         results["onnx_vs_torch"] = onnx_vs_torch(static, graphs, probe)
         results["onnx_vs_torch"] |= check_graphs(graphs, golden, image, TOLERANCE)
     return results
@@ -222,5 +223,5 @@ def verify_directory(directory: Path, say: Say) -> dict[str, Any]:
     results["torch_vs_golden"] = check_torch(load_model(directory), golden, image, TOLERANCE)
     if (directory / "text.onnx").is_file():
         say("ONNX == golden")
-        results["onnx_vs_golden"] = check_graphs(Graphs(directory), golden, image, TOLERANCE)
+        results["onnx_vs_golden"] = check_graphs(checking_graphs(directory), golden, image, TOLERANCE)
     return results

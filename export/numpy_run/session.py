@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from export.numpy_run.arithmetic import FLOATS, Array
+from export.numpy_run.arithmetic import FLOATS, Array, wide
 from export.numpy_run.contrib import OPERATORS
 from export.numpy_run.standard import STANDARD
 from export.numpy_run.weights import take_external
@@ -16,6 +16,8 @@ from transform.errors import VerificationError
 
 # Operators that may be given floats of two types; all others onnxruntime refuses, where numpy would widen silently.
 MIXED = ("Cast", "MatMulNBits", "Pow", "QMoE", "SimplifiedLayerNormalization")
+# Operators that read large weights piece by piece and widen them by themselves.
+SPARING = ("Gather", "Gemm", "MatMulNBits", "MoE", "QMoE")
 
 
 class Value(NamedTuple):
@@ -27,19 +29,25 @@ class Value(NamedTuple):
 
 
 class NumpySession:
-    """A graph ready to run. External weights stay in their files."""
+    """A graph ready to run. External weights stay in their files.
 
-    def __init__(self, path: Path) -> None:
+    `widen` computes a float16 graph in float32 on its float16 weights: what it says, without its rounding.
+    """
+
+    def __init__(self, path: Path, widen: bool = False) -> None:
         try:
             model = onnx.load(path, load_external_data=False)
         except Exception as error:  # protobuf's own exception type depends on its implementation
             raise VerificationError(f"{path.name}: not an ONNX file ({error}). Export the variant again.") from error
         self.path = path
+        if widen:
+            _widen(model.graph)
         self._weights = take_external(model.graph, path.parent)
         self._inputs = [_value(info) for info in model.graph.input]
         self._outputs = [_value(info) for info in model.graph.output]
         try:
             self._evaluator = _Evaluator(model, new_ops=[*STANDARD, *OPERATORS])
+            self._evaluator.widen = widen
         except (NotImplementedError, RuntimeError) as error:
             reason = str(error).splitlines()[0][:300]
             raise VerificationError(f"{path.name}: numpy can't run it: {reason}") from error
@@ -84,13 +92,17 @@ class NumpySession:
 class _Evaluator(ReferenceEvaluator):
     """The reference evaluator, except that it drops values after their last use and lets no types mix."""
 
+    widen = False
+
     def run(self, output_names: Sequence[str] | None, feed_inputs: Mapping[str, Any], **_: Any) -> list[Any]:
         values: dict[str, Any] = {"": None, **self.rt_inits_, **feed_inputs}
         names = self.output_names if output_names is None else output_names
         for node, finished in zip(self.rt_nodes_, self._finished(), strict=True):
             given = [values[name] for name in node.input]
+            if self.widen and node.op_type not in SPARING:
+                given = [value if value is None else wide(value) for value in given]
             floats = {value.dtype for value in given if value is not None and value.dtype in FLOATS}
-            if len(floats) > 1 and node.op_type not in MIXED:
+            if len(floats) > 1 and node.op_type not in MIXED and not self.widen:
                 raise VerificationError(
                     f"{node.op_type} ({', '.join(node.input)}): onnxruntime takes floats of one type, got "
                     f"{', '.join(sorted(str(dtype) for dtype in floats))}. Export the variant again."
@@ -99,7 +111,7 @@ class _Evaluator(ReferenceEvaluator):
             values |= {name: value for name, value in zip(node.output, results, strict=False) if name}
             for name in finished:
                 values.pop(name, None)
-        return [values[name] for name in names]
+        return [wide(values[name]) if self.widen else values[name] for name in names]
 
     def _finished(self) -> list[list[str]]:
         """Per node, the values of this graph that nothing later reads."""
@@ -114,6 +126,18 @@ class _Evaluator(ReferenceEvaluator):
                 if name in last:
                     self._finished_[last[name]].append(name)
         return self._finished_
+
+
+def _widen(graph: Any) -> None:
+    """Float32 wherever the graph asks for float16; its weights stay as they are."""
+    halves = onnx.TensorProto.FLOAT16
+    for info in (*graph.input, *graph.output):
+        if info.type.tensor_type.elem_type == halves:
+            info.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == halves:
+                attribute.i = onnx.TensorProto.FLOAT
 
 
 def _reads(node: Any) -> Iterator[str]:
