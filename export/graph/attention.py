@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from export.graph.builder import BOOL, FLOAT, FLOAT16, Graph
+from export.graph.builder import BOOL, CONTRIB, FLOAT, FLOAT16, Graph
 from export.graph.norm import rms_norm
 from transform.architectures import Settings
 from transform.checkpoint import Checkpoint
@@ -80,23 +80,28 @@ def attention(
     keys = g.op("Concat", past[0], k, axis=2)  # [b, G, t, h]
     values = g.op("Concat", past[1], v, axis=2)
 
-    q = g.op("Mul", q, g.float(settings.head_dim**-0.5))
     grouped = settings.kv_heads < settings.heads
     if grouped:  # [b, G, H/G, s, h] against [b, G, 1, t, h]
         shape = g.ints(0, settings.kv_heads, settings.heads // settings.kv_heads, -1, settings.head_dim)
         q = g.op("Reshape", q, shape)
         k, v = (g.op("Unsqueeze", value, g.ints(2)) for value in (keys, values))
-        flip = [0, 1, 2, 4, 3]
     else:
         k, v = keys, values
-        flip = [0, 1, 3, 2]
-    scores = g.op("Add", g.op("MatMul", q, g.op("Transpose", k, perm=flip)), context.bias)
+    scores = g.op("Add", scaled_products(g, q, k, settings.head_dim**-0.5, 5 if grouped else 4), context.bias)
     mixed = g.op("MatMul", g.op("Softmax", scores, axis=-1), v)  # [b, H, s, h], heads in two axes if grouped
     if grouped:
         mixed = g.op("Reshape", mixed, g.ints(0, settings.heads, -1, settings.head_dim))
     mixed = g.op("Transpose", mixed, perm=[0, 2, 1, 3])
     mixed = g.op("Reshape", mixed, g.ints(-1, settings.heads * settings.head_dim))  # [n, H*h]
     return g.linear(mixed, checkpoint.tensor("attention.out", i)), keys, values
+
+
+def scaled_products(g: Graph, q: str, k: str, scale: float, rank: int) -> str:
+    """scale q k^T over the last two of `rank` axes; fused, `scale` stays float32 whatever the graph computes in."""
+    if g.fused:
+        return g.op("FusedMatMul", q, k, domain=CONTRIB, transB=1, alpha=scale)
+    flipped = g.op("Transpose", k, perm=[*range(rank - 2), rank - 1, rank - 2])
+    return g.op("MatMul", g.op("Mul", q, g.float(scale)), flipped)
 
 
 def _project(g: Graph, checkpoint: Checkpoint, i: int, x: str) -> tuple[str, str, str]:

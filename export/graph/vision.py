@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from export.graph.builder import FLOAT, INT64, Graph
+from export.graph.attention import scaled_products
+from export.graph.builder import CONTRIB, FLOAT, INT64, Graph
 from export.graph.norm import layer_norm
 from transform.architectures import lookup
 from transform.checkpoint import Checkpoint
@@ -144,8 +145,14 @@ def _block(g: Graph, checkpoint: Checkpoint, tower: Tower, j: int, x: str, token
     mixed = _attend(g, q, k, v, tower.heads, inner, tokens, tokens)
     x = g.op("Add", x, linear(mixed, "out"))
     hidden = linear(norm(x, "norm2"), "fc1")
-    hidden = g.op("Mul", hidden, g.op("Sigmoid", g.op("Mul", hidden, g.float(1.702))))
-    return g.op("Add", x, linear(hidden, "fc2"))
+    return g.op("Add", x, linear(_quick_gelu(g, hidden), "fc2"))
+
+
+def _quick_gelu(g: Graph, x: str) -> str:
+    """x sigmoid(1.702 x)."""
+    if g.fused:
+        return g.op("QuickGelu", x, domain=CONTRIB, alpha=1.702)
+    return g.op("Mul", x, g.op("Sigmoid", g.op("Mul", x, g.float(1.702))))
 
 
 def _attend(g: Graph, q: str, k: str, v: str, heads: int, width: int, queries: int, keys: int) -> str:
@@ -153,9 +160,8 @@ def _attend(g: Graph, q: str, k: str, v: str, heads: int, width: int, queries: i
     head = width // heads
     q = g.op("Reshape", q, g.ints(-1, queries, heads, head))
     k, v = (g.op("Reshape", value, g.ints(-1, keys, heads, head)) for value in (k, v))
-    q, v = (g.op("Transpose", value, perm=[0, 2, 1, 3]) for value in (q, v))
-    k = g.op("Transpose", k, perm=[0, 2, 3, 1])
-    scores = g.op("MatMul", g.op("Mul", q, g.float(head**-0.5)), k)
+    q, k, v = (g.op("Transpose", value, perm=[0, 2, 1, 3]) for value in (q, k, v))
+    scores = scaled_products(g, q, k, head**-0.5, 4)
     mixed = g.op("MatMul", g.op("Softmax", scores, axis=-1), v)
     return g.op("Reshape", g.op("Transpose", mixed, perm=[0, 2, 1, 3]), g.ints(-1, width))
 

@@ -1,10 +1,10 @@
-"""onnxruntime's other operators that graphs use: block-quantised products and root-mean-square norms."""
+"""onnxruntime's other operators that graphs use: products, norms and an activation."""
 
 import numpy as np
 from onnx.reference.op_run import OpRun
 
 from export.graph.builder import CONTRIB
-from export.numpy_run.arithmetic import Array, Packed, linear, wide
+from export.numpy_run.arithmetic import Array, Packed, linear, sigmoid, wide
 from export.numpy_run.experts import MoE, QMoE
 from transform.errors import VerificationError
 
@@ -47,10 +47,38 @@ class SkipSimplifiedLayerNormalization(OpRun):
         return _rms_norm(total, scale, epsilon), unused, unused, total
 
 
+class FusedMatMul(OpRun):
+    """alpha A B^T over the last two axes (or A B), alpha in float32."""
+
+    op_domain = CONTRIB
+
+    def _run(self, a: Array, b: Array, alpha: float = 1.0, transA: int = 0, transB: int = 0) -> tuple[Array]:  # noqa: N803
+        left, right = (np.swapaxes(wide(m), -1, -2) if flip else wide(m) for m, flip in ((a, transA), (b, transB)))
+        return ((np.float32(alpha) * np.matmul(left, right)).astype(a.dtype, copy=False),)
+
+
+class QuickGelu(OpRun):
+    """x sigmoid(alpha x), inside in float32."""
+
+    op_domain = CONTRIB
+
+    def _run(self, x: Array, alpha: float = 1.702) -> tuple[Array]:
+        values = wide(x)
+        return ((values * sigmoid(np.float32(alpha) * values)).astype(x.dtype, copy=False),)
+
+
 def _rms_norm(x: Array, scale: Array, epsilon: float) -> Array:
     values = wide(x)
     mean = np.mean(values * values, axis=-1, keepdims=True, dtype=np.float32)
     return (values / np.sqrt(mean + np.float32(epsilon))).astype(scale.dtype, copy=False) * scale
 
 
-OPERATORS = (MatMulNBits, MoE, QMoE, SimplifiedLayerNormalization, SkipSimplifiedLayerNormalization)
+OPERATORS = (
+    FusedMatMul,
+    MatMulNBits,
+    MoE,
+    QMoE,
+    QuickGelu,
+    SimplifiedLayerNormalization,
+    SkipSimplifiedLayerNormalization,
+)
