@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from export.io_spec import SESSION_OPTIONS
+from export.providers import cuda_options
 from export.special_tokens import begin_id, end_ids, image_token_ids
 from transform.checkpoint import Checkpoint
 from transform.write import write_json
@@ -15,7 +16,7 @@ from transform.write import write_json
 TEXT_TYPE, IMAGE_TYPE = "olmo", "gemma3"
 
 
-def genai_config(checkpoint: Checkpoint, directory: Path) -> dict[str, Any]:
+def genai_config(checkpoint: Checkpoint, directory: Path, form: str = "cpu") -> dict[str, Any]:
     """The content of genai_config.json for the graphs of a finished variant."""
     settings = checkpoint.settings
     multimodal = checkpoint.architecture.multimodal
@@ -23,7 +24,7 @@ def genai_config(checkpoint: Checkpoint, directory: Path) -> dict[str, Any]:
     given = "inputs_embeds" if multimodal else "input_ids"
     decoder = {
         "filename": "text.onnx",
-        "session_options": _session_options(),
+        "session_options": _session_options(form),
         "head_size": settings.head_dim,
         "hidden_size": settings.hidden,
         "num_attention_heads": settings.heads,
@@ -55,13 +56,13 @@ def genai_config(checkpoint: Checkpoint, directory: Path) -> dict[str, Any]:
         model["image_token_id"] = image_token_ids(directory, settings).patch
         model["vision"] = {
             "filename": "vision.onnx",
-            "session_options": _session_options(),
+            "session_options": _session_options(form),
             "inputs": {"pixel_values": "images"},
             "outputs": {"image_features": "image_features"},
         }
         model["embedding"] = {
             "filename": "embedding.onnx",
-            "session_options": _session_options(),
+            "session_options": _session_options(form),
             "inputs": {"input_ids": "input_ids", "image_features": "image_features"},
             "outputs": {"inputs_embeds": "inputs_embeds"},
         }
@@ -74,12 +75,13 @@ def genai_config(checkpoint: Checkpoint, directory: Path) -> dict[str, Any]:
     return {"model": model, "search": search}
 
 
-def write_genai_config(checkpoint: Checkpoint, directory: Path) -> Path:
+def write_genai_config(checkpoint: Checkpoint, directory: Path, form: str = "cpu") -> Path:
     """Write genai_config.json beside the graphs."""
     path = directory / "genai_config.json"
-    write_json(path, genai_config(checkpoint, directory))
+    write_json(path, genai_config(checkpoint, directory, form))
     return path
 
 
-def _session_options() -> dict[str, Any]:
-    return {"log_id": "knobcast", "provider_options": [], **SESSION_OPTIONS}
+def _session_options(form: str) -> dict[str, Any]:
+    providers = [{"cuda": cuda_options(static=False)}] if form == "cuda" else []
+    return {"log_id": "knobcast", "provider_options": providers, **SESSION_OPTIONS}

@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx
 
+from export.providers import provider_options
 from export.special_tokens import begin_id, end_ids, image_token_ids
 from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError
@@ -44,6 +45,8 @@ def io_spec(
         "special_ids": ids,
         "graphs": {name: _signature(directory / name) for name in FILES if (directory / name).is_file()},
     }
+    values = [v for graph in spec["graphs"].values() for part in graph.values() for v in part]
+    spec["providers"] = provider_options(form, static=all(type(d) is int for v in values for d in v["shape"]))
     if checkpoint.architecture.multimodal:
         spec["vision"] = dict(vision or {})
     return spec

@@ -3,6 +3,7 @@
 b batch, s new tokens, p cached tokens, d width, V vocabulary, L blocks, t kept image features.
 """
 
+import hashlib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -10,27 +11,51 @@ from typing import Any
 
 import numpy as np
 
-from export.session import open_session
+from export.providers import own_caches, provider_options
+from export.session import RunError, open_session
 from transform.checkpoint import read_json
 from transform.errors import VerificationError
 
 Array = np.ndarray[Any, Any]
+DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 
 
 class Graphs:
-    """The sessions of one variant directory, opened when first needed."""
+    """The sessions of one variant directory, opened when first needed.
 
-    def __init__(
-        self,
-        directory: Path,
-        providers: tuple[str, ...] = ("CPUExecutionProvider",),
-        threads: int = 0,
-        text: str = "text.onnx",
-    ) -> None:
-        self.directory, self.providers, self.threads, self._text = directory, providers, threads, text
+    `provider` is a key of io.json's `providers`, `threads` 0 takes all cores, `text` names the decoder's file.
+    """
+
+    def __init__(self, directory: Path, provider: str = "cpu", threads: int = 0, text: str = "text.onnx") -> None:
+        self.directory, self.provider, self.threads, self._text = directory, provider, threads, text
+        if not (directory / "io.json").is_file():
+            raise RunError(
+                f"A variant's graphs run with the io.json beside them: {directory} has none. Give the directory of an "
+                "export, or let `knobcast layout` carry the graphs elsewhere."
+            )
         self.io = read_json(directory / "io.json")
         if not isinstance(self.io.get("session_options"), dict):
             raise VerificationError(f"{directory}: io.json must hold session_options. Export the variant again.")
+
+    @property
+    def providers(self) -> list[Any]:
+        """[provider, options] in order of preference."""
+        form = str(self.io.get("form", "cpu"))
+        known = self.io.get("providers") or provider_options(form, static=False)
+        if self.provider not in known:
+            raise RunError(
+                f"The provider must be one of {', '.join(known)} for a variant of the {form} form, got "
+                f"{self.provider!r}. Choose one of them, or export the variant in another --form."
+            )
+        return [[name, own_caches(options, self._identity())] for name, options in known[self.provider]]
+
+    def _identity(self) -> str:
+        """What tells this variant's weights from all others'; for a changed or unverified one, its place does."""
+        manifest = self.directory / "manifest.json"
+        files = read_json(manifest).get("files") if manifest.is_file() else None
+        sums = files.get("sha256sums") if isinstance(files, dict) else None
+        known = sums if isinstance(sums, str) and len(sums) == 64 else str(self.directory.resolve())
+        return hashlib.sha256(known.encode()).hexdigest()[:16]
 
     def _open(self, name: str) -> Any:
         return open_session(self.directory / name, self.io["session_options"], self.providers, self.threads)
@@ -56,24 +81,25 @@ class Graphs:
         return (self.directory / "vision.onnx").is_file()
 
     def empty_cache(self, batch: int) -> dict[str, Array]:
-        """A cache of no tokens."""
+        """A cache of no tokens, in the graph's own type."""
         cache = {}
         for given in self.text.get_inputs():
             if given.name.startswith("past_key_values."):
                 _, heads, _, width = given.shape
-                cache[given.name] = np.zeros((batch, heads, 0, width), np.float32)
+                cache[given.name] = np.zeros((batch, heads, 0, width), dtype_of(given))
         return cache
 
     def image_features(self, images: Array, masks: Array, feature_index: Array) -> Array:
         """[n, 576, 588] crops, their masks [n, 576] and the features to keep [t] -> [t, d]."""
-        feed = {"images": images, "image_masks": masks, "feature_index": feature_index.astype(np.int64)}
-        return self.vision.run(["image_features"], feed)[0]
+        feed = {"images": images, "image_masks": masks, "feature_index": feature_index}
+        return self.vision.run(["image_features"], fitted(self.vision, feed))[0]
 
     def embed(self, input_ids: Array, features: Array | None = None) -> Array:
         """[b, s] ids and [t, d] features -> [b, s, d]; feature j is added to the j-th image-patch token."""
         if features is None:
             features = np.zeros((0, self.embedding.get_outputs()[0].shape[-1]), np.float32)
-        return self.embedding.run(["inputs_embeds"], {"input_ids": input_ids, "image_features": features})[0]
+        feed = {"input_ids": input_ids, "image_features": features}
+        return self.embedding.run(["inputs_embeds"], fitted(self.embedding, feed))[0]
 
     def step(self, inputs: Array, mask: Array, cache: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
         """One decoder call: ids [b, s] (or embeddings [b, s, d]), mask [b, p + s] -> logits [b, s, V], new cache."""
@@ -101,3 +127,19 @@ class Graphs:
             "decode": np.concatenate(steps, 1),
             "padded": np.concatenate((padded[0], padded[1, : probe.short])),
         }
+
+
+def dtype_of(value: Any) -> Any:
+    """numpy's type for a session's input or output."""
+    if value.type not in DTYPES:
+        raise RunError(
+            f"Inputs and outputs must be of the types {', '.join(DTYPES)}: {value.name} is {value.type}. Export the "
+            "variant with --form cpu."
+        )
+    return DTYPES[value.type]
+
+
+def fitted(session: Any, feed: Mapping[str, Array]) -> dict[str, Array]:
+    """The arrays in the types that the session declares, contiguous."""
+    types = {given.name: dtype_of(given) for given in session.get_inputs()}
+    return {name: np.ascontiguousarray(value, types[name]) for name, value in feed.items()}

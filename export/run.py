@@ -12,19 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from export.bound import Bound
 from export.onnx_run import Array, Graphs
-from transform.errors import KnobcastError
+from export.providers import PROVIDERS
+from export.session import RunError
+from transform.checkpoint import read_json
 from transform.molmoe.pictures import ImageInput
 from transform.molmoe.preprocessing import Preprocessed, preprocess
-
-PROVIDERS = {
-    "cpu": ("CPUExecutionProvider",),
-    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
-}
-
-
-class RunError(KnobcastError):
-    """A variant that can't run here, or a prompt it can't take."""
 
 
 @dataclass(frozen=True)
@@ -95,23 +89,28 @@ class Answer:
 
 
 class Runner:
-    """The graphs and the tokenizer of one variant, loaded once for any number of prompts."""
+    """The graphs and the tokenizer of one variant, loaded once for any number of prompts.
 
-    def __init__(self, directory: Path, provider: str = "cpu", threads: int = 0) -> None:
+    `member` names one of a family's decoders; `threads` 0 takes all cores.
+    """
+
+    def __init__(self, directory: Path, provider: str = "cpu", threads: int = 0, member: str | None = None) -> None:
         self.directory = Path(directory)
+        if provider not in PROVIDERS:
+            raise RunError(f"The provider must be one of {', '.join(PROVIDERS)}, got {provider!r}. Choose one of them.")
+        if threads < 0:
+            raise RunError(f"Threads are counted from 1, 0 takes all cores: got {threads}. Give 0 or more.")
+        text = "text.onnx" if member is None else member_graph(self.directory, member)
         for name, reason in (
             ("io.json", "Export it with its graphs (without --no-onnx)"),
-            ("text.onnx", "Export it with its graphs (without --no-onnx)"),
+            (text, "Export it with its graphs (without --no-onnx)"),
             ("tokenizer.json", "Export from a source that has its tokenizer"),
         ):
             if not (self.directory / name).is_file():
                 raise RunError(f"A variant to run must have {name}: {self.directory} has none. {reason}.")
-        self.graphs = Graphs(self.directory, _providers(provider), threads)
-        if provider not in str(self.graphs.text.get_providers()[0]).lower():
-            raise RunError(
-                f"The {provider} provider must load to be used: onnxruntime fell back to "
-                f"{self.graphs.text.get_providers()[0]}. Install its libraries, or run on the cpu."
-            )
+        self.graphs = Graphs(self.directory, provider, threads, text)
+        opened = self.graphs.text  # what can't run is said before anything else is loaded
+        del opened
         from tokenizers import Tokenizer
 
         try:
@@ -158,26 +157,23 @@ class Runner:
             raise RunError(f"At least one token must be asked for, got max_new_tokens={max_new_tokens}.")
         timing = timing if timing is not None else Timing()
         graphs, length = self.graphs, prompt.ids.shape[1]
-        features = None
+        sequence = Bound(graphs)
+        opened = graphs.embedding if graphs.multimodal else None  # loading isn't running
         if prompt.image is not None:
-            opened = graphs.vision  # loading isn't running
+            opened = graphs.vision
             began = perf_counter()
-            image = prompt.image
-            features = graphs.image_features(image.images, image.image_masks, image.feature_index)
+            sequence.see(prompt.image.images, prompt.image.image_masks, prompt.image.feature_index)
             timing.vision = perf_counter() - began
-            del opened
+        del opened
         began = perf_counter()
-        given = graphs.embed(prompt.ids, features) if graphs.multimodal else prompt.ids
-        logits, cache = graphs.step(given, np.ones((1, length), np.int64), graphs.empty_cache(1))
-        token = int(logits[0, -1].argmax())
+        token = int(sequence.prefill(prompt.ids).argmax())
         timing.prefill = perf_counter() - began
         yield token
-        for total in range(length + 1, min(length + max_new_tokens, self.max_positions)):
+        for _ in range(length + 1, min(length + max_new_tokens, self.max_positions)):
             if token in self.ids["eos"]:
                 return
             began = perf_counter()
-            logits, cache = graphs.step(np.array([[token]], np.int64), np.ones((1, total), np.int64), cache)
-            token = int(logits[0, -1].argmax())
+            token = int(sequence.decode(token).argmax())
             timing.decode += perf_counter() - began
             timing.steps += 1
             yield token
@@ -218,20 +214,20 @@ def answer(
     *,
     provider: str = "cpu",
     threads: int = 0,
+    member: str | None = None,
     stream: Callable[[str], None] | None = None,
 ) -> Answer:
     """Load the variant in `directory` and answer one prompt, about one image or none."""
-    return Runner(directory, provider, threads).answer(image, prompt, max_new_tokens, stream)
+    return Runner(directory, provider, threads, member).answer(image, prompt, max_new_tokens, stream)
 
 
-def _providers(name: str) -> tuple[str, ...]:
-    import onnxruntime
-
-    if name not in PROVIDERS:
-        raise RunError(f"The provider must be one of {', '.join(PROVIDERS)}, got {name!r}.")
-    if PROVIDERS[name][0] not in onnxruntime.get_available_providers():
-        raise RunError(
-            f"The provider must be built into onnxruntime: {name} is not, only "
-            f"{', '.join(onnxruntime.get_available_providers())}. Install onnxruntime-gpu, or run on the cpu."
-        )
-    return PROVIDERS[name]
+def member_graph(directory: Path, name: str) -> str:
+    """The decoder file of a family's member."""
+    path = directory / "family.json"
+    if not path.is_file():
+        raise RunError(f"--member names one of a family's decoders: {directory} has no family.json. Leave it out.")
+    entries = read_json(path).get("members")
+    graphs = {str(e.get("name")): e.get("graph") for e in entries if isinstance(e, dict)} if entries else {}
+    if name not in graphs or graphs[name] != f"text-{name}.onnx":
+        raise RunError(f"--member must be one of the family's members, {', '.join(graphs)}; got {name[:40]!r}.")
+    return str(graphs[name])

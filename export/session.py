@@ -1,27 +1,122 @@
-"""onnxruntime sessions as the variant's io.json asks for them: named providers, no folding, no prepacking. No torch."""
+"""onnxruntime sessions as a variant's io.json asks for them: named providers, no folding, no prepacking. No torch.
 
+What can't run is refused before the session is opened where the graph tells, for onnxruntime then loads for minutes,
+falls back in silence, or fails at the first token.
+"""
+
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transform.errors import VerificationError
+from export.graph_facts import FLOAT, Facts, check_ranges, read_facts
+from export.last_row import last_row_model
+from export.providers import CPU, CUDA
+from transform.errors import KnobcastError, VerificationError
+
+# A provider by name, or with its options, as onnxruntime takes them.
+Provider = str | tuple[str, Mapping[str, str]] | list[Any]
+
+_LACKING = (
+    r"(?P<op>[\w.]*:?\w+)\(-?\d+\) is not a registered function/op",
+    r"No Op registered for (?P<op>[\w.:]+)",
+    r"Could not find an implementation for (?P<op>[\w.:]+)\(",
+    r"NOT_IMPLEMENTED.*?running (?P<op>[\w.]+) node",
+)
+
+
+class RunError(KnobcastError):
+    """A variant that can't run here, or a prompt it can't take."""
 
 
 def open_session(
-    path: Path, options: Mapping[str, str], providers: Sequence[str] = ("CPUExecutionProvider",), threads: int = 0
+    path: Path, options: Mapping[str, str], providers: Sequence[Provider] = (CPU,), threads: int = 0
 ) -> Any:
-    """An InferenceSession; `options` are session config entries."""
+    """An InferenceSession on the first of `providers`; `options` are session config entries, 0 threads all cores."""
     import onnxruntime
 
+    named = [_with_options(provider) for provider in providers]
+    facts = read_facts(path)
+    check_ranges(path, facts)
+    check_provider(path, facts, named[0][0])
+    check_loads(named)
     session_options = onnxruntime.SessionOptions()
     session_options.log_severity_level = 3
     session_options.intra_op_num_threads = threads
     for key, value in options.items():
         session_options.add_session_config_entry(key, value)
     try:
-        return onnxruntime.InferenceSession(str(path), session_options, providers=list(providers))
+        # its own way of falling back prints on stdout and takes another provider than the one asked for
+        return onnxruntime.InferenceSession(str(path), session_options, providers=named, enable_fallback=0)
     except Exception as error:  # onnxruntime has a dozen exception types without a common base
-        reason = str(error).strip().splitlines()[0][:300]
-        raise VerificationError(
-            f"{path.name}: onnxruntime {onnxruntime.__version__} could not load it: {reason}. Export the variant again."
-        ) from error
+        raise _explained(path, str(error), named[0][0]) from error
+
+
+def _with_options(provider: Provider) -> tuple[str, dict[str, str]]:
+    if isinstance(provider, str):
+        return provider, {}
+    name, options = provider
+    return name, dict(options)
+
+
+def check_loads(providers: Sequence[tuple[str, Mapping[str, str]]]) -> None:
+    """Open a graph of one operator on the first provider: one that doesn't load is left out without an error."""
+    import onnxruntime
+
+    wanted = providers[0][0]
+    if wanted == CPU:
+        return
+    try:
+        tiny = onnxruntime.InferenceSession(last_row_model(FLOAT), providers=list(providers), enable_fallback=0)
+        used = str(tiny.get_providers()[0])
+    except Exception as error:  # TensorRT's absence is an error, CUDA's is not
+        used = str(error).strip().splitlines()[0][:300]
+    if used != wanted:
+        raise RunError(
+            f"The provider must load to be used: onnxruntime {onnxruntime.__version__} could not load {wanted} "
+            f"({used}). Install its libraries and a GPU's driver, or run on the cpu."
+        )
+
+
+def check_provider(path: Path, facts: Facts, provider: str) -> None:
+    """Refuse a provider that isn't built in, and a graph it has no kernels for."""
+    import onnxruntime
+
+    version, available = onnxruntime.__version__, onnxruntime.get_available_providers()
+    if provider not in available:
+        raise RunError(
+            f"The provider must be built into onnxruntime: {version} has {', '.join(available)}, not {provider}. "
+            "Install onnxruntime-gpu, or run on the cpu."
+        )
+    if provider != CPU and "com.microsoft::QMoE" in facts.operators:
+        raise RunError(
+            f"{path.name} holds quantised experts (QMoE) in the order that the CPU's operator reads, {provider} reads "
+            "another. Run it with --provider cpu, or export the variant with --form cuda."
+        )
+    if provider == CPU and facts.separate_gate:
+        raise RunError(
+            f"{path.name} is of the cuda form, which needs {CUDA}: its experts are fused as three matrices "
+            f"(FC3), which onnxruntime {version} has not implemented for the CPU. Run it with --provider cuda, or "
+            "export the variant with --form cpu or int4."
+        )
+    if provider == CPU and facts.bfloat16:
+        raise RunError(
+            f"{path.name} computes {', '.join(sorted(facts.bfloat16))} in bfloat16, which onnxruntime {version} has no "
+            "kernels for on the CPU. Run it with --provider cuda, or export the variant with --form cpu."
+        )
+
+
+def _explained(path: Path, reason: str, provider: str) -> KnobcastError:
+    """The error onnxruntime gave, in our words where it is known."""
+    import onnxruntime
+
+    for pattern in _LACKING:
+        if match := re.search(pattern, reason):
+            return RunError(
+                f"{path.name} needs the operator {match['op']}, which onnxruntime {onnxruntime.__version__} doesn't "
+                f"have for {provider}. Install a newer onnxruntime, or export the variant with --form cpu."
+            )
+    first = reason.strip().splitlines()[0][:300] if reason.strip() else "no reason given"
+    return VerificationError(
+        f"{path.name}: onnxruntime {onnxruntime.__version__} could not load it: {first}. Export the variant again."
+    )

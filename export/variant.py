@@ -92,4 +92,4 @@ def _write_graphs(plan: Plan, stage: Path) -> None:
     crops = plan.vision.crops + 1 if plan.vision and plan.vision.crops is not None else None
     emit_graphs(written, stage, crops, plan.knobs.form)
     write_io(written, stage, plan.vision.as_dict() if plan.vision else None, plan.knobs.form)
-    write_genai_config(written, stage)
+    write_genai_config(written, stage, plan.knobs.form)

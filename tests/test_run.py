@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from export.genai import write_genai_config
 from export.graph import emit_graphs
 from export.io_spec import write_io
-from export.run import RunError, Runner, answer
+from export.run import Runner, answer
+from export.session import RunError
 from transform.checkpoint import read_checkpoint
 from transform.depth import drop_blocks
 from transform.molmoe.preprocessing import ImageError

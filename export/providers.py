@@ -1,0 +1,66 @@
+"""Which onnxruntime providers run a variant, with their options in onnxruntime's own spelling.
+
+What an option is for stands beside it; all values are strings, as onnxruntime takes them. The names were compared with
+the provider libraries of onnxruntime 1.31; what they do on a GPU was not measured here.
+"""
+
+from typing import Any
+
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+PROVIDERS = ("cpu", "cuda", "tensorrt")  # the words of --provider
+# Codes and scales of the quantised forms are laid out for the CPU's QMoE; the CUDA one reads another order.
+CPU_ONLY_FORMS = ("int4", "int8")
+ENGINE_CACHE = "trt-cache"  # relative: engines belong to one device, so never to the variant
+
+Providers = dict[str, list[list[Any]]]
+
+
+def provider_options(form: str, static: bool) -> Providers:
+    """`--provider` name -> [[provider, options], ...] in order of preference, for the graphs of one form.
+
+    `static`: all graphs have fixed shapes only, so that a CUDA graph can be captured.
+    """
+    cpu: list[Any] = [CPU, {}]
+    if form in CPU_ONLY_FORMS:
+        return {"cpu": [cpu]}
+    cuda: list[Any] = [CUDA, cuda_options(static)]
+    return {"cpu": [cpu], "cuda": [cuda, cpu], "tensorrt": [[TENSORRT, tensorrt_options(form, static)], cuda, cpu]}
+
+
+def cuda_options(static: bool) -> dict[str, str]:
+    """Of the CUDA provider."""
+    options = {
+        "arena_extend_strategy": "kSameAsRequested",  # the default doubles: up to twice the memory that is needed
+        "cudnn_conv_algo_search": "HEURISTIC",  # the default times every algorithm for every new shape
+        "use_tf32": "0",  # the default rounds float32 products to 10 bits of mantissa
+    }
+    if static:
+        options["enable_cuda_graph"] = "1"  # replays recorded launches: wrong as soon as a shape changes
+    return options
+
+
+def tensorrt_options(form: str, static: bool) -> dict[str, str]:
+    """Of the TensorRT provider; what it can't take goes to the CUDA provider behind it."""
+    half = str(int(form == "cuda"))
+    options = {
+        "trt_fp16_enable": half,
+        "trt_layer_norm_fp32_fallback": half,  # sums of squares leave float16's range
+        "trt_engine_cache_enable": "1",  # building an engine takes minutes
+        "trt_engine_cache_path": ENGINE_CACHE,
+        "trt_timing_cache_enable": "1",  # what was timed for one engine serves the next
+        "trt_timing_cache_path": ENGINE_CACHE,
+        "trt_max_workspace_size": str(1 << 30),  # the default is all of the device's memory
+    }
+    if static:
+        options["trt_cuda_graph_enable"] = "1"
+    return options
+
+
+def own_caches(options: dict[str, str], identity: str) -> dict[str, str]:
+    """The options with a TensorRT engine cache of one variant's own, below the working directory.
+
+    An engine holds weights, and TensorRT's provider finds it by the names in a graph: variants of equal shape would
+    get each other's. Only the last directory of the path is created by onnxruntime.
+    """
+    path = options.get("trt_engine_cache_path")
+    return options if path is None else {**options, "trt_engine_cache_path": f"{path}-{identity}"}
