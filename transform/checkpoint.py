@@ -19,6 +19,7 @@ from transform.safetensors_header import read_header
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PACKED = "knobcast"  # how config.json calls weights quantised by `packed.py`
 MAX_JSON_BYTES = 64_000_000
 # What may travel with a variant besides weights and config. Code of the source never does.
 SIDE_FILES = (
@@ -31,13 +32,16 @@ SIDE_FILES = (
 class Pack(NamedTuple):
     """Block-quantised values as onnxruntime's kernels read them: value = (code - 2^(bits-1)) * scale of its block.
 
-    `codes` and `scales` lie in the variant's packed file (`packed.py`). The experts of a block share one stacked pair.
+    `codes` and `scales` lie in the variant's packed file (`packed.py`). The experts of a block share one stacked pair,
+    gate and up in alternating rows: counting all rows of the pair, a tensor has every `step`-th from `first` on.
     """
 
     codes: "Tensor"  # U8; low bits first
     scales: "Tensor"  # F32 or F16
     bits: int  # 4 or 8
     block: int  # values per scale, along the input features
+    first: int = 0
+    step: int = 1
 
 
 class Tensor(NamedTuple):
@@ -77,9 +81,11 @@ class Checkpoint:
     def _spelling(self) -> dict[str, str]:
         """Role -> the spelling of its name that this checkpoint uses."""
         chosen = {}
+        at = 0
         for role, (names, _) in self.architecture.roles.items():
             first = [name.format(i=0, e=0, j=0) for name in names]
-            at = next((n for n, name in enumerate(first) if name in self.tensors), 0)
+            # a role whose names are not there (packed experts') is spelled as the one before
+            at = next((n for n, name in enumerate(first) if name in self.tensors), min(at, len(names) - 1))
             chosen[role] = names[at]
         return chosen
 
@@ -96,6 +102,9 @@ class Checkpoint:
 
     def expected(self) -> dict[str, tuple[str, tuple[str, ...]]]:
         """Every tensor name the architecture and the config ask for -> (role, shape in symbols)."""
+        layers, experts_each = self.settings.layers, self.settings.experts
+        if layers > 10_000 or experts_each > 100_000:
+            raise CheckpointError(f"config.json: {layers} blocks of {experts_each} experts are not plausible.")
         wanted = {}
         vision = self.count("j")
         for role, (_, shape) in self.architecture.roles.items():
@@ -107,6 +116,10 @@ class Checkpoint:
                     for j in range(vision if "{j}" in pattern else 1):
                         wanted[pattern.format(i=i, e=e, j=j)] = (role, shape)
         return wanted
+
+    def bound(self) -> dict[str, int]:
+        """The symbols of shapes that the settings give a number; tensors bind the others."""
+        return {symbol: getattr(self.settings, setting) for symbol, setting in self.architecture.dims.items()}
 
     def count(self, index: str) -> int:
         """How far an index of the roles other than block and expert runs (`j`: vision blocks)."""
@@ -176,6 +189,10 @@ def read_checkpoint(directory: Path) -> Checkpoint:
         raise CheckpointError(f"{directory}: not a directory. Give the directory of a checkpoint.")
     config = read_json(directory / "config.json")
     architecture_of(config)  # before the weights: an unknown family is the more useful message
+    if lookup(config, "quantization_config.quant_method") == PACKED:
+        from transform.packed import read_packed  # it builds on this file
+
+        return read_packed(directory, config)
     weight_map, files = weight_files(directory)
     tensors: dict[str, Tensor] = {}
     for file in files:
@@ -199,17 +216,18 @@ def read_checkpoint(directory: Path) -> Checkpoint:
             f"the index names {len(weight_map)} tensors, the files hold {len(tensors)}; the first missing one is "
             f"{absent[0]!r}. Download the checkpoint again."
         )
-    side = tuple(name for name in SIDE_FILES if (directory / name).is_file())
-    checkpoint = Checkpoint(directory, config, tensors, side)
+    checkpoint = Checkpoint(directory, config, tensors, side_files(directory))
     check_tensors(checkpoint)
     return checkpoint
 
 
+def side_files(directory: Path) -> tuple[str, ...]:
+    """What travels along of a directory."""
+    return tuple(name for name in SIDE_FILES if (directory / name).is_file())
+
+
 def check_tensors(checkpoint: Checkpoint) -> None:
     """Every tensor the architecture asks for is there with a consistent shape, and no other."""
-    settings = checkpoint.settings
-    if settings.layers > 10_000 or settings.experts > 100_000:
-        raise CheckpointError(f"config.json: {settings.layers} blocks of {settings.experts} experts are not plausible.")
     expected = checkpoint.expected()
     missing = [name for name in expected if name not in checkpoint.tensors]
     unexpected = [name for name in checkpoint.tensors if name not in expected]
@@ -221,10 +239,10 @@ def check_tensors(checkpoint: Checkpoint) -> None:
             f"{len(missing)} missing, {len(unexpected)} unexpected{first}. "
             "Config and weights must be of one checkpoint."
         )
-    bound = {symbol: getattr(settings, setting) for symbol, setting in checkpoint.architecture.dims.items()}
+    bound = checkpoint.bound()
     for symbol, key in checkpoint.architecture.config_dims.items():
         value = lookup(checkpoint.config, key)
-        if value is not None and not (type(value) is int and value > 0 and _fits(symbol, value, bound)):
+        if value is not None and not (type(value) is int and value > 0 and fits(symbol, value, bound)):
             raise CheckpointError(
                 f"config.json: {key} does not fit the other sizes ({symbol} = {value!r}, {bound}). "
                 "Restore the original config.json."
@@ -232,20 +250,20 @@ def check_tensors(checkpoint: Checkpoint) -> None:
     for name, (_, symbols) in expected.items():
         shape = checkpoint.tensors[name].shape
         if len(shape) != len(symbols) or not all(
-            _fits(symbol, size, bound) for symbol, size in zip(symbols, shape, strict=True)
+            fits(symbol, size, bound) for symbol, size in zip(symbols, shape, strict=True)
         ):
             raise CheckpointError(
                 f"{name!r} must have the shape [{', '.join(symbols)}] with {bound}, it has {list(shape)}. "
                 "Config and weights must be of one checkpoint."
             )
-    floats = {t.dtype for t in checkpoint.tensors.values()} - {"F32", "F16", "BF16"}
+    floats = {t.dtype for t in checkpoint.tensors.values() if t.pack is None} - {"F32", "F16", "BF16"}
     if floats:
         raise CheckpointError(
             f"weights must be F32, F16 or BF16, found {', '.join(sorted(floats))}. Convert the checkpoint first."
         )
 
 
-def _fits(symbol: str, size: int, bound: dict[str, int]) -> bool:
+def fits(symbol: str, size: int, bound: dict[str, int]) -> bool:
     """Whether a size agrees with a symbol such as `d` or `3*d`; a symbol met first is bound to it."""
     if symbol.isdigit():
         return size == int(symbol)

@@ -1,6 +1,7 @@
 """A checkpoint directory -> a model in memory, with every tensor in its place or an error.
 
 For both families, and without running code from the directory: MolmoE by our own class, the rest by transformers'.
+Quantised weights are loaded as the float32 values they stand for.
 """
 
 import mmap
@@ -12,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
-from transform.checkpoint import Checkpoint, read_json
+from transform.architectures import lookup
+from transform.checkpoint import PACKED, Checkpoint, read_checkpoint, read_json
+from transform.dtype import cast
 from transform.errors import CheckpointError
+from transform.packed import dequantise, fake_quantised
 
 ALIGNMENT = 64  # bytes; torch's own allocations have it
 TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -60,7 +65,10 @@ class LoadReport:
 
 def load_with_report(directory: Path, dtype: str = "float32", **kwargs: Any) -> tuple[Any, LoadReport]:
     """The model in eval mode, and the report; `kwargs` go to `from_pretrained` (`attn_implementation`, ...)."""
-    if read_json(directory / "config.json").get("model_type") == "molmo":
+    config = read_json(directory / "config.json")
+    if lookup(config, "quantization_config.quant_method") == PACKED:
+        return _load_packed(directory, dtype, kwargs)
+    if config.get("model_type") == "molmo":
         home, name = "transform.molmoe", "MolmoEForConditionalGeneration"
     else:
         home, name = "transformers", "AutoModelForCausalLM"
@@ -108,29 +116,67 @@ def load_model(directory: Path, dtype: str = "float32", **kwargs: Any) -> Any:
     return model
 
 
-def load_view(view: Checkpoint, dtype: str = "float32") -> tuple[Any, LoadReport]:
-    """A model in float32 from a checkpoint value, its tensors mapped from wherever they lie; `dtype` rounds first."""
+def load_view(
+    view: Checkpoint, dtype: str = "float32", packed: tuple[int, int] | None = None
+) -> tuple[Any, LoadReport]:
+    """A model in float32 from a checkpoint value, its tensors mapped from wherever they lie.
+
+    `dtype` rounds first; `packed` (bits, values per scale) then gives what is quantised in such a variant the values
+    it has there, to the last bit.
+    """
+    given = dtype
+    tensors = _mapped(view)
+    if packed is not None:
+        if dtype != "float32":
+            tensors = {name: values.to(getattr(torch, dtype)).float() for name, values in tensors.items()}
+        tensors |= {name: torch.from_numpy(values) for name, values in fake_quantised(cast(view, dtype), *packed)}
+        given = "float32"  # another one would round the quantised values
+    model, report = _from_tensors(view, tensors, given, {})
+    report.insist(str(view.path))
+    return align(model.float()).eval(), report
+
+
+def _load_packed(directory: Path, dtype: str, kwargs: Mapping[str, Any]) -> tuple[Any, LoadReport]:
+    view = read_checkpoint(directory)
+    model, report = _from_tensors(view, _mapped(view), dtype, kwargs)
+    if (directory / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
+    return align(model).eval(), report
+
+
+def _mapped(view: Checkpoint) -> dict[str, torch.Tensor]:
+    """Every tensor in its file, or dequantised."""
     tensors = {}
     maps: dict[Path, mmap.mmap] = {}
     for name, tensor in view.tensors.items():
+        if tensor.pack is not None:
+            tensors[name] = torch.from_numpy(dequantise(tensor))
+            continue
         if tensor.file not in maps:
             with tensor.file.open("rb") as file:
                 maps[tensor.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         count = tensor.nbytes // TORCH_DTYPES[tensor.stored].itemsize
         flat = torch.frombuffer(maps[tensor.file], dtype=TORCH_DTYPES[tensor.stored], count=count, offset=tensor.start)
         tensors[name] = flat.view(tensor.shape)
+    return tensors
+
+
+def _from_tensors(
+    view: Checkpoint, tensors: dict[str, torch.Tensor], dtype: str, kwargs: Mapping[str, Any]
+) -> tuple[Any, LoadReport]:
+    """The model that a checkpoint's config describes, with these weights, which are floating point by now."""
     kind = model_class(view.config)
+    config = {key: value for key, value in view.config.items() if key != "quantization_config"}
     with building(str(view.path)):
         model, info = kind.from_pretrained(
             None,
-            config=kind.config_class.from_dict(dict(view.config)),
+            config=kind.config_class.from_dict(config),
             state_dict=tensors,
             dtype=getattr(torch, dtype),
             output_loading_info=True,
+            **kwargs,
         )
-    report = LoadReport.of(info)
-    report.insist(str(view.path))
-    return align(model.float()).eval(), report
+    return model, LoadReport.of(info)
 
 
 def model_class(config: Mapping[str, Any]) -> Any:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from transform.checkpoint import INDEX, SINGLE, Checkpoint, Tensor
 from transform.copying import RangeCopier, can_reflink, write_at
@@ -60,7 +60,9 @@ def _equals_source(tensors: Sequence[Tensor]) -> bool:
 
 
 def written_bytes(tensor: Tensor) -> int:
-    """Size of a tensor as it will be stored."""
+    """Size of a tensor as it will be stored; a packed one can't change any more."""
+    if tensor.pack is not None:
+        return tensor.nbytes
     return math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype]
 
 
@@ -85,6 +87,7 @@ def write_checkpoint(
     checkpoint: Checkpoint, directory: Path, progress: Callable[[int], None] = nothing
 ) -> dict[str, int]:
     """Write everything of `checkpoint` into the empty `directory`; returns bytes moved per way of copying."""
+    refuse_packed(checkpoint)
     shards = shards_of(checkpoint)
     _check_space(shards, directory)
     ways: dict[str, int] = {}
@@ -106,15 +109,30 @@ def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
 
 
+def refuse_packed(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError for quantised weights: whatever follows would build on their errors."""
+    packed = next((t for t in checkpoint.tensors.values() if t.pack is not None), None)
+    if packed is not None:
+        raise CheckpointError(
+            f"{checkpoint.path}: a variant is made from a checkpoint of floating point weights, {packed.name} is "
+            f"{packed.stored}. A quantised variant is final: export again from its source."
+        )
+
+
 def _check_space(shards: Sequence[Shard], directory: Path) -> None:
     needed = sum(written_bytes(t) for shard in shards for t in shard.tensors)
+    if not _shares_blocks(shards[0].tensors[0].file, directory):
+        insist_on_space(needed, directory)
+
+
+def insist_on_space(needed: int, directory: Path) -> None:
+    """Raise WriteError where `directory` has no room for so many bytes."""
     free = shutil.disk_usage(directory).free
-    if needed <= free or _shares_blocks(shards[0].tensors[0].file, directory):
-        return
-    raise WriteError(
-        f"{directory.parent}: the variant's weights take {needed:,} bytes, {free:,} are free; nothing was written. "
-        "Free space or choose another --out."
-    )
+    if needed > free:
+        raise WriteError(
+            f"{directory.parent}: the variant's weights take {needed:,} bytes, {free:,} are free; nothing was written. "
+            "Free space or choose another --out."
+        )
 
 
 def _shares_blocks(source: Path, directory: Path) -> bool:
@@ -158,7 +176,7 @@ def _write_tensors(shard: Shard, copiers: Mapping[Path, RangeCopier], out: Binar
             at += count
         else:
             for tensor in run:
-                at += _convert(tensor, copier.source, out.fileno(), at, copier.progress)
+                at += convert(tensor, copier.source, out.fileno(), at, copier.progress)
 
 
 def coalesce(tensors: Sequence[Tensor]) -> list[tuple[int, list[Tensor]]]:
@@ -175,26 +193,40 @@ def coalesce(tensors: Sequence[Tensor]) -> list[tuple[int, list[Tensor]]]:
     return runs
 
 
-def _convert(tensor: Tensor, source: int, out: int, at: int, progress: Callable[[int], None]) -> int:
+def convert(tensor: Tensor, source: int, out: int, at: int, progress: Callable[[int], None]) -> int:
+    """Write a tensor in its planned dtype to `at`; returns its bytes there."""
+    done = 0
+    for offset in range(0, tensor.nbytes, _CHUNK):
+        data = read_range(tensor, source, offset, min(_CHUNK, tensor.nbytes - offset))
+        done += write_at(out, rounded(tensor, data).tobytes(), at + done)
+        progress(len(data))
+    return done
+
+
+def read_range(tensor: Tensor, source: int, offset: int, count: int) -> bytes:
+    """`count` of the tensor's bytes from `offset` on."""
+    data = os.pread(source, count, tensor.start + offset)
+    if len(data) < count:
+        raise CheckpointError(f"{tensor.file.name}: ended early: it changed while it was read.")
+    return data
+
+
+def rounded(tensor: Tensor, data: bytes) -> Any:
+    """Some of a tensor's bytes as a flat array of its planned dtype; raises CheckpointError where that overflows."""
     import ml_dtypes
     import numpy as np
 
     kinds = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
     before, after = kinds[tensor.stored], kinds[tensor.dtype]
-    done = 0
-    for offset in range(0, tensor.nbytes, _CHUNK):
-        data = os.pread(source, min(_CHUNK, tensor.nbytes - offset), tensor.start + offset)
-        if len(data) < min(_CHUNK, tensor.nbytes - offset):
-            raise CheckpointError(f"{tensor.file.name}: ended early: it changed while it was read.")
-        values = np.frombuffer(data, before).astype(np.float32)
-        with np.errstate(over="ignore"):
-            cast = values.astype(after)
-        lost = np.isfinite(values) & ~np.isfinite(cast.astype(np.float32))
-        if lost.any():
-            raise CheckpointError(
-                f"{tensor.name}: {tensor.dtype} can't hold {float(np.abs(values[lost]).max()):.6g}, "
-                "the largest value. Use --dtype bfloat16 or float32."
-            )
-        done += write_at(out, cast.tobytes(), at + done)
-        progress(len(data))
-    return done
+    if before == after:
+        return np.frombuffer(data, before)
+    values = np.frombuffer(data, before).astype(np.float32)
+    with np.errstate(over="ignore"):
+        cast = values.astype(after)
+    lost = np.isfinite(values) & ~np.isfinite(cast.astype(np.float32))
+    if lost.any():
+        raise CheckpointError(
+            f"{tensor.name}: {tensor.dtype} can't hold {float(np.abs(values[lost]).max()):.6g}, "
+            "the largest value. Use --dtype bfloat16 or float32."
+        )
+    return cast

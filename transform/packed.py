@@ -1,0 +1,225 @@
+"""A checkpoint whose decoder is block-quantised, in one file: write it, read it back, its values.
+
+What lies where is `packed_layout.py`'s to say. Read back it is a Checkpoint of the float one's names and shapes, its
+quantised tensors with a `pack`. Such a checkpoint is final: it is loaded and run, but not written again.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from transform.checkpoint import PACKED, Checkpoint, Pack, Tensor, check_tensors, fits, side_files
+from transform.copying import RangeCopier, write_at
+from transform.errors import CheckpointError
+from transform.packed_layout import BLOCK, FILES, MATRICES, Stack, check_format, entries, stacks
+from transform.packing import Array, pack, unpack
+from transform.safetensors_header import Entry, read_header
+from transform.write import convert, insist_on_space, nothing, read_range, refuse_packed, rounded, write_json
+
+_KINDS = {"F32": "<f4", "F16": "<f2"}
+_ALIGNMENT = 64
+_AT_ONCE = 1 << 20  # values of source
+
+
+def write_packed(
+    checkpoint: Checkpoint, directory: Path, bits: int, block: int = BLOCK, progress: Callable[[int], None] = nothing
+) -> None:
+    """Write a planned float checkpoint, quantised, into the empty `directory`: weights, config, side files.
+
+    Streams: holds a few rows at a time. `progress` is told the bytes of source read. Raises CheckpointError for what
+    can't be quantised and WriteError for lack of space.
+    """
+    refuse_packed(checkpoint)
+    placed = entries(checkpoint, bits, block)
+    insist_on_space(sum(entry.nbytes for entry in placed.values()), directory)
+    header = _header(placed)
+    starts = {name: len(header) + entry.start for name, entry in placed.items()}
+    with ExitStack() as files, (directory / FILES[bits]).open("w+b") as out:
+        out.write(header)
+        out.flush()
+        sources = _Sources(files, progress)
+        for stack in stacks(checkpoint, block):
+            _write_stack(checkpoint, stack, bits, block, sources, out, starts)
+        for tensor in checkpoint.tensors.values():
+            if tensor.name in starts:
+                source = sources.file(tensor.file)
+                if tensor.dtype == tensor.stored:
+                    RangeCopier(source, out.fileno(), progress).copy(tensor.start, starts[tensor.name], tensor.nbytes)
+                else:
+                    convert(tensor, source, out.fileno(), starts[tensor.name], progress)
+    about = {"quant_method": PACKED, "bits": bits, "block_size": block}
+    write_json(directory / "config.json", {**checkpoint.config, "quantization_config": about})
+    for name in checkpoint.side_files:
+        shutil.copyfile(checkpoint.path / name, directory / name)
+
+
+def fake_quantised(checkpoint: Checkpoint, bits: int, block: int = BLOCK) -> Iterator[tuple[str, Array]]:
+    """(name, float32 values) of all that would be packed of a float checkpoint: what `dequantise` would then give."""
+    refuse_packed(checkpoint)
+    check_format(bits, block)
+    with ExitStack() as files:
+        sources = _Sources(files, nothing)
+        for stack in stacks(checkpoint, block):
+            for name in stack.members:
+                tensor = checkpoint.tensors[name]
+                values = np.empty(tensor.shape, np.float32)
+                for at, rows in sources.rows(tensor):
+                    codes, scales = pack(rows, bits, block, _KINDS[stack.scale_dtype], name)
+                    values[at : at + len(rows)] = unpack(codes, scales, bits, stack.columns)
+                yield name, values
+
+
+def dequantise(tensor: Tensor) -> Array:
+    """The float32 values of a packed tensor, in its shape."""
+    assert tensor.pack is not None, tensor.name
+    codes, scales, bits, block, first, step = tensor.pack
+    rows, columns = tensor.shape
+    total = math.prod(scales.shape) // -(-columns // block)
+
+    def taken(part: Tensor, kind: str) -> Array:
+        whole = np.memmap(part.file, kind, "r", part.start, (total, math.prod(part.shape) // total))
+        return whole[first::step][:rows]
+
+    return unpack(taken(codes, "u1"), taken(scales, _KINDS[scales.stored]), bits, columns)
+
+
+def read_packed(directory: Path, config: Mapping[str, Any]) -> Checkpoint:
+    """The packed checkpoint in a directory, strictly checked; raises CheckpointError.
+
+    `nbytes` of a packed tensor is its share of codes and scales, so that all tensors together make up the file's data.
+    """
+    about = config["quantization_config"]
+    bits, block = about.get("bits"), about.get("block_size")
+    check_format(bits, block)
+    path = directory / FILES[bits]
+    held = {e.name: Tensor(e.name, e.dtype, e.shape, path, e.start, e.nbytes, e.dtype) for e in read_header(path)}
+    checkpoint = Checkpoint(directory, config, _floats(directory, config, held, path), side_files(directory))
+    wanted = entries(checkpoint, bits, block)
+    _compare(wanted, held, path.name)
+    tensors = dict(checkpoint.tensors)
+    for stack in stacks(checkpoint, block):
+        codes, scales = held[f"{stack.stem}.codes"], held[f"{stack.stem}.scales"]
+        share = (codes.nbytes + scales.nbytes) // len(stack.members)
+        for at, name in enumerate(stack.members):
+            turn, place = divmod(at, stack.step)
+            first = turn * stack.step * tensors[name].shape[0] + place
+            found = Pack(codes, scales, bits, block, first, stack.step)
+            kind = f"I{bits}"
+            shape = tensors[name].shape
+            tensors[name] = Tensor(name, kind, shape, path, codes.start, share, kind, found)
+    checkpoint = Checkpoint(directory, config, tensors, checkpoint.side_files)
+    check_tensors(checkpoint)
+    return checkpoint
+
+
+def _floats(directory: Path, config: Mapping[str, Any], held: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The table of the float checkpoint: its names and shapes, with bytes only for what isn't packed."""
+    stems = {name.removesuffix(".codes"): tensor for name, tensor in held.items() if name.endswith(".codes")}
+    named = Checkpoint(directory, config, {**held, **stems}, ())
+    bound, expected, roles = named.bound(), named.expected(), named.architecture.roles
+    for name, (role, symbols) in expected.items():
+        if role in MATRICES and name in stems and stems[name].shape:
+            fits(symbols[0], stems[name].shape[0], bound)
+    stacked = stems.get("blocks.0.experts.gate_up")
+    if stacked is not None and len(stacked.shape) == 3:
+        fits(roles["expert.gate"].shape[0], stacked.shape[1] // 2, bound)
+    tensors = {}
+    for name, (role, symbols) in expected.items():
+        if role in MATRICES or role.startswith("expert."):
+            tensors[name] = Tensor(name, "U8", _numbers(name, symbols, bound), path, 0, 0, "U8")
+        elif name in held:
+            tensors[name] = held[name]
+    return tensors
+
+
+def _numbers(name: str, symbols: tuple[str, ...], bound: Mapping[str, int]) -> tuple[int, ...]:
+    shape = []
+    for symbol in symbols:
+        factor, _, base = symbol.rpartition("*")
+        if base not in bound:
+            raise CheckpointError(f"the codes of {name!r} are missing. The checkpoint is incomplete: export it again.")
+        shape.append(int(factor or 1) * bound[base])
+    return tuple(shape)
+
+
+def _compare(wanted: Mapping[str, Entry], held: Mapping[str, Tensor], file: str) -> None:
+    missing = [name for name in wanted if name not in held]
+    unexpected = [name for name in held if name not in wanted]
+    if missing or unexpected:
+        first = f"; first missing: {missing[0]!r}" if missing else ""
+        first += f"; first unexpected: {unexpected[0]!r}" if unexpected else ""
+        raise CheckpointError(
+            f"{file}: by config.json it holds {len(wanted)} tensors, by its header {len(held)}{first}. "
+            "Config and weights must be of one checkpoint: export it again."
+        )
+    for name, entry in wanted.items():
+        found = held[name]
+        if (found.dtype, found.shape) != (entry.dtype, entry.shape):
+            raise CheckpointError(
+                f"{file}: {name!r} must be {entry.dtype} of {list(entry.shape)}, it is {found.dtype} of "
+                f"{list(found.shape)}. Config and weights must be of one checkpoint: export it again."
+            )
+
+
+class _Sources:
+    """The source's files, each opened once, and the float32 rows of its matrices."""
+
+    def __init__(self, files: ExitStack, progress: Callable[[int], None]) -> None:
+        self._files, self._progress = files, progress
+        self._open: dict[Path, int] = {}
+
+    def file(self, path: Path) -> int:
+        """An open file's descriptor."""
+        if path not in self._open:
+            self._open[path] = self._files.enter_context(path.open("rb")).fileno()
+        return self._open[path]
+
+    def rows(self, tensor: Tensor) -> Iterator[tuple[int, Array]]:
+        """(index of the first row, some rows as planned, in float32), to the last one."""
+        rows, columns = tensor.shape
+        width = tensor.nbytes // rows
+        step = max(1, _AT_ONCE // columns)
+        for at in range(0, rows, step):
+            count = min(step, rows - at) * width
+            data = read_range(tensor, self.file(tensor.file), at * width, count)
+            yield at, rounded(tensor, data).astype(np.float32, copy=False).reshape(-1, columns)
+            self._progress(count)
+
+
+def _header(placed: Mapping[str, Entry]) -> bytes:
+    table: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    for name, entry in placed.items():
+        span = [entry.start, entry.start + entry.nbytes]
+        table[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": span}
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _write_stack(
+    checkpoint: Checkpoint,
+    stack: Stack,
+    bits: int,
+    block: int,
+    sources: _Sources,
+    out: BinaryIO,
+    starts: dict[str, int],
+) -> None:
+    """Quantise the rows of all members, alternating within a turn, and write them where they belong."""
+    starting = [starts[f"{stack.stem}.codes"], starts[f"{stack.stem}.scales"]]
+    for turn in range(0, len(stack.members), stack.step):
+        tensors = [checkpoint.tensors[name] for name in stack.members[turn : turn + stack.step]]
+        for parts in zip(*(sources.rows(tensor) for tensor in tensors), strict=True):
+            pairs = [
+                pack(rows, bits, block, _KINDS[stack.scale_dtype], tensor.name)
+                for tensor, (_, rows) in zip(tensors, parts, strict=True)
+            ]
+            for which, arrays in enumerate(zip(*pairs, strict=True)):
+                data = np.stack(arrays, 1).tobytes()
+                starting[which] += write_at(out.fileno(), data, starting[which])
