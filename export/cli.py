@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from export.bench_command import bench
 from export.options import (
     TASKS,
     Annotations,
@@ -43,6 +44,7 @@ from transform.errors import KnobcastError, KnobError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.command()(score)
+app.command()(bench)
 
 
 @app.command()

@@ -1,0 +1,45 @@
+"""The variant's own graphs, driven as `knobcast run` does: io.json's session options, the cache bound to the device."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from export.bench.workload import Workload
+from export.bound import Bound
+from export.onnx_run import Graphs
+
+
+class Engine:
+    """onnxruntime sessions over one variant; `start` begins a sequence."""
+
+    sees = True
+
+    def __init__(self, job: Mapping[str, Any], workload: Workload) -> None:
+        import onnxruntime  # noqa: F401 - loaded here, not on the clock
+
+        self.workload = workload
+        self.graphs = Graphs(Path(job["directory"]), job["provider"], job["threads"], job["graph"])
+        self.sequence: Any = None
+
+    def load(self) -> None:
+        """Open every session."""
+        graphs = self.graphs
+        opened = (graphs.text, graphs.vision, graphs.embedding) if graphs.multimodal else (graphs.text,)
+        del opened
+
+    def start(self) -> None:
+        """Forget the last sequence."""
+        self.sequence = Bound(self.graphs)
+
+    def see(self) -> None:
+        """Image features."""
+        picture = self.workload.picture
+        self.sequence.see(picture["images"], picture["image_masks"], picture["feature_index"])
+
+    def prefill(self) -> int:
+        """The first new token."""
+        return int(self.sequence.prefill(self.workload.ids).argmax())
+
+    def step(self, token: int) -> int:
+        """The next one."""
+        return int(self.sequence.decode(token).argmax())

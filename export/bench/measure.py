@@ -1,0 +1,199 @@
+"""Rounds: load all, warm up, then A B C A B C …; from the times to the record that is printed. No torch.
+
+Times are per step, and N tokens make N - 1 steps: the first comes with the prefill.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.bench.contestants import GRAPHS, PREPARES, WHAT
+from export.bench.process import Contestant, ContestantError
+from export.bench.workload import Workload
+
+SETTLE = 0.05  # seconds between turns: the threads of the last one wait busily for a while
+Say = Callable[[str], None]
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What to measure. `job` is what all contestants are started with; `reasons` says who can't run."""
+
+    job: Mapping[str, Any]
+    workload: Workload
+    names: Sequence[str]  # the graphs first, then the baselines in order
+    reasons: Mapping[str, str]
+    runs: int
+    warmup: int
+    timeout: float
+
+    @property
+    def turns(self) -> int:
+        """Loads and runs in all."""
+        return (len(self.names) - len(self.reasons)) * (1 + self.warmup + self.runs)
+
+
+@dataclass
+class Entry:
+    """One contestant's measurements; `reason` is set when it failed or could not start."""
+
+    name: str
+    status: str = "measured"
+    reason: str | None = None
+    prepared: float | None = None
+    loaded: dict[str, Any] = field(default_factory=dict)
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    process: Contestant | None = None
+
+
+def measure(bench: Bench, say: Say, advance: Advance) -> list[dict[str, Any]]:
+    """One record per contestant, in the order of `names`."""
+    entries = [Entry(name) for name in bench.names]
+    with tempfile.TemporaryDirectory(prefix="knobcast-bench-") as folder:
+        path = Path(folder) / "workload.npz"
+        bench.workload.save(path)
+        job = {**bench.job, "workload": str(path), "scratch": folder}
+        for entry in entries:
+            if entry.name in bench.reasons:
+                entry.status, entry.reason = "unavailable", bench.reasons[entry.name]
+        try:
+            for entry in entries:
+                _turn(entry, f"load {entry.name}", lambda e: _load(e, job, bench.timeout), say, advance)
+            for r in range(bench.warmup + bench.runs):
+                counted = r >= bench.warmup
+                label = f"run {r - bench.warmup + 1} of {bench.runs}" if counted else "warm-up"
+                for entry in entries:
+                    keep = entry.runs if counted else []
+                    _turn(entry, f"{label}: {entry.name}", lambda e, keep=keep: keep.append(_run(e)), say, advance)
+        finally:
+            for entry in entries:
+                if entry.process is not None:
+                    entry.process.close()
+    return records(entries)
+
+
+def _turn(entry: Entry, label: str, act: Callable[[Entry], None], say: Say, advance: Advance) -> None:
+    if entry.status == "unavailable":
+        return
+    if entry.status == "measured":
+        say(label)
+        try:
+            act(entry)
+        except ContestantError as error:
+            entry.status, entry.reason = "failed", str(error)
+        time.sleep(SETTLE)
+    advance(1)
+
+
+def _load(entry: Entry, job: Mapping[str, Any], timeout: float) -> None:
+    given = {**job, "name": entry.name}
+    if entry.name in PREPARES:
+        first = Contestant(given, timeout)
+        try:
+            entry.prepared = first.ask("prepare")["seconds"]
+        finally:
+            first.close()
+    entry.process = Contestant(given, timeout)
+    entry.loaded = entry.process.ask("load")
+
+
+def _run(entry: Entry) -> dict[str, Any]:
+    assert entry.process is not None
+    return entry.process.ask("run")
+
+
+def records(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """The entries as they are printed, compared with the first baseline and with the graphs' tokens."""
+    found = {entry.name: _record(entry) for entry in entries}
+    measured = [name for name in found if found[name]["status"] == "measured"]
+    baseline = first_baseline(list(found.values()))
+    for name in measured:
+        record = found[name]
+        if baseline is not None:
+            record["ratios"] = _ratios(record, found[baseline])
+        if GRAPHS in measured:
+            record["first_difference"] = first_difference(found[GRAPHS]["tokens"], record["tokens"])
+    return list(found.values())
+
+
+def first_baseline(found: Sequence[Mapping[str, Any]]) -> str | None:
+    """The first contestant that was measured, the graphs aside."""
+    return next((str(r["name"]) for r in found if r["status"] == "measured" and r["name"] != GRAPHS), None)
+
+
+def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int | None:
+    """The step at which two answers part; 0 is the prefill, None means never."""
+    return next((j for j, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), None)
+
+
+def tokens_equal(found: Sequence[Mapping[str, Any]]) -> bool | None:
+    """Whether all made the graphs' tokens in every run; None where there is nobody to compare with."""
+    measured = [r for r in found if r["status"] == "measured"]
+    if len(measured) < 2 or measured[0]["name"] != GRAPHS:
+        return None
+    return all(r["first_difference"] is None and r["repeatable"] for r in measured)
+
+
+def _record(entry: Entry) -> dict[str, Any]:
+    record: dict[str, Any] = {"name": entry.name, "what": WHAT[entry.name], "status": entry.status}
+    if entry.status != "measured":
+        return record | {"reason": entry.reason}
+    runs = [{key: _rounded(run[key]) for key in ("vision", "prefill", "steps")} for run in entry.runs]
+    tokens = entry.runs[0]["tokens"]
+    steps = [second for run in runs for second in run["steps"]]
+    mean = float(np.mean(steps))
+    memory, before = entry.runs[-1]["memory"], entry.loaded["memory_before"]
+    return record | {
+        "prepare_seconds": _rounded(entry.prepared),
+        "load_seconds": _rounded(entry.loaded["seconds"]),
+        "vision_seconds": _spread([run["vision"] for run in runs]),
+        "prefill_seconds": _spread([run["prefill"] for run in runs]),
+        "step_seconds": {
+            "steps": len(steps),
+            "mean": round(mean, 9),
+            "p50": round(float(np.percentile(steps, 50)), 9),
+            "p95": round(float(np.percentile(steps, 95)), 9),
+        },
+        "tokens_per_second": round(1 / mean, 3),
+        "memory": {
+            "peak_bytes": memory["peak_bytes"],
+            "anonymous_bytes_before_load": before["anonymous_bytes"],
+            "anonymous_bytes_at_load": entry.loaded["memory"]["anonymous_bytes"],
+            "device_bytes": memory["device_bytes"],
+        },
+        "repeatable": all(run["tokens"] == tokens for run in entry.runs),
+        "tokens": tokens,
+        "runs": runs,
+    }
+
+
+def _ratios(record: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, float | None]:
+    """Median time over the baseline's median time: below 1 is faster."""
+    pairs = {
+        "vision": (record["vision_seconds"], baseline["vision_seconds"], "median"),
+        "prefill": (record["prefill_seconds"], baseline["prefill_seconds"], "median"),
+        "step": (record["step_seconds"], baseline["step_seconds"], "p50"),
+    }
+    return {
+        part: None if ours is None or theirs is None else round(ours[key] / theirs[key], 4)
+        for part, (ours, theirs, key) in pairs.items()
+    }
+
+
+def _spread(seconds: Sequence[float | None]) -> dict[str, float] | None:
+    known = [value for value in seconds if value is not None]
+    if not known:
+        return None
+    return {"median": round(float(np.median(known)), 9), "least": min(known), "most": max(known)}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [round(v, 9) for v in value]
+    return None if value is None else round(value, 9)

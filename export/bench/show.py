@@ -1,0 +1,121 @@
+"""The measurements as a table: a column per contestant, a row per quantity; who could not run, and why."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+Record = Mapping[str, Any]
+MB = 1e6
+
+
+@contextmanager
+def turn_bar(console: Console, total: int) -> Iterator[tuple[Callable[[str], None], Callable[[int], None]]]:
+    """(say, advance): a bar of turns; plain lines where no terminal watches."""
+    columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    # redrawn seldom: the bar's own thread would take time from what is measured
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal, refresh_per_second=1
+    ) as progress:
+        task = progress.add_task("", total=total)
+
+        def say(step: str) -> None:
+            progress.update(task, description=step)
+            if not console.is_terminal:
+                console.print(f"… {step}", style="dim")
+
+        yield say, lambda count: progress.advance(task, count)
+
+
+def show_bench(found: Record, console: Console) -> None:
+    """Print all of it."""
+    work, machine = found["workload"], found["machine"]
+    measured = [r for r in found["contestants"] if r["status"] == "measured"]
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for record in measured:
+        table.add_column(record["name"], justify="right")
+    for label, cell in _rows(found):
+        cells = [cell(record) for record in measured]
+        if any(cells):
+            table.add_row(label, *(text or "–" for text in cells))
+    if measured:
+        console.print(table)
+        _say_tokens(found, console)
+    for record in found["contestants"]:
+        if record["status"] != "measured":
+            console.print(
+                f"[yellow]{record['status']}[/yellow] {record['name']}: {escape(record['reason'])}", soft_wrap=True
+            )
+    picture = f"{work['image_tokens']} image tokens of {work['crops']} crops among them, " if work["crops"] else ""
+    console.print(
+        f"batch 1, {work['prompt_tokens']} prompt tokens, {picture}{work['new_tokens']} new ones in {work['steps']} "
+        f"steps; medians of {found['runs']} runs in turn, after {found['warmup']} to warm up",
+        style="dim", soft_wrap=True,
+    )  # fmt: skip
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    gpu = f", {machine['gpu']}" if machine["gpu"] else ""
+    console.print(
+        f"{escape(machine['cpu'])}{escape(gpu)}, {machine['threads']} threads, {versions}", style="dim", soft_wrap=True
+    )
+
+
+def show_contestants(names: Mapping[str, str | None], what: Mapping[str, str], console: Console) -> None:
+    """Who would be measured, before anything is."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, reason in names.items():
+        state = "[green]available[/green]" if reason is None else f"[yellow]unavailable[/yellow] {escape(reason)}"
+        table.add_row(name, what[name], state)
+    console.print(table)
+
+
+def _rows(found: Record) -> list[tuple[str, Callable[[Record], str]]]:
+    base = found["baseline"]
+    rows: list[tuple[str, Callable[[Record], str]]] = [
+        ("load, s", lambda r: _number(r["load_seconds"])),
+        ("picture, s", lambda r: _number(r["vision_seconds"] and r["vision_seconds"]["median"])),
+        ("prefill, s", lambda r: _number(r["prefill_seconds"]["median"])),
+        ("step p50, ms", lambda r: _number(1e3 * r["step_seconds"]["p50"])),
+        ("step p95, ms", lambda r: _number(1e3 * r["step_seconds"]["p95"])),
+        ("step mean, ms", lambda r: _number(1e3 * r["step_seconds"]["mean"])),
+        ("tokens/s", lambda r: _number(r["tokens_per_second"])),
+    ]
+    for part in ("vision", "prefill", "step"):
+        title = f"{'picture' if part == 'vision' else part} / {base}'s"
+        rows.append((title, lambda r, part=part: _number(r.get("ratios", {}).get(part))))
+    for key, title in (
+        ("peak_bytes", "peak memory, MB"),
+        ("anonymous_bytes_at_load", "anonymous after load, MB"),
+        ("anonymous_bytes_before_load", "  before it, MB"),
+        ("device_bytes", "on the device, MB"),
+    ):
+        rows.append((title, lambda r, key=key: "" if r["memory"][key] is None else f"{r['memory'][key] / MB:,.0f}"))
+    return rows
+
+
+def _say_tokens(found: Record, console: Console) -> None:
+    if found["tokens_equal"] is None:
+        return
+    parted = [
+        f"{r['name']}: first difference at step {r['first_difference']}"
+        for r in found["contestants"]
+        if r["status"] == "measured" and r["first_difference"] is not None
+    ]
+    parted += [
+        f"{r['name']}: not the same in every run"
+        for r in found["contestants"]
+        if r["status"] == "measured" and not r["repeatable"]
+    ]
+    answer = "[green]yes[/green]" if found["tokens_equal"] else f"[yellow]no[/yellow] ({'; '.join(parted)})"
+    console.print(f"tokens equal: {answer}", soft_wrap=True)
+
+
+def _number(value: float | None) -> str:
+    """Three figures."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:#.3g}".rstrip(".")

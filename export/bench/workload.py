@@ -1,0 +1,141 @@
+"""What every contestant is given: one prompt of exactly P token ids, one picture for image models, N tokens to make.
+
+The ids are those of a text, since a router that sees drawn ids spreads them over experts as no text does.
+No torch, but for the default picture.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.onnx_run import Array
+from transform.errors import KnobError
+
+DEFAULT_PROMPT = 512
+LEAST_TEXT = 64  # tokens of text behind a picture, where the default would leave fewer
+PICTURE = ("images", "image_masks", "image_input_idx", "feature_index")
+TEXT = """The lighthouse stands where the river meets the sea. In winter the keeper counted forty-one ships on a clear
+day, and seven when fog lay over the bay; he wrote every number into a green book, with the hour and the wind. His
+daughter, who later studied glass in another town, remembered the lamp best: a tower of prisms, taller than a man, that
+gathered the light of a small flame and threw it twenty miles. "It isn't the flame," she used to say, "it's what you do
+with it." When the railway came, fewer ships passed. A company bought the house in 1911, sold it again, and for some
+years it was a school where children of fishermen learned arithmetic, maps and a little Latin. Today there is a museum.
+You enter through the kitchen: copper pans, a stove, three chairs. Upstairs you find the books, page after page of
+ships: names, flags, loads of timber, salt, oranges and coal. A machine reads them now. It has found two wrecks that
+nobody had reported, an island that the old charts put four miles too far east, and the day in June when the keeper,
+for once, wrote no number at all, only: married. Visitors may climb the stairs between ten and five, except on Mondays;
+the ticket costs eight euros, children pay half, and on the first Sunday of a month everyone goes in free. """
+
+
+@dataclass(frozen=True)
+class Workload:
+    """`ids` int64 [1, P] with BOS and image stream; `picture` holds PICTURE's arrays, empty for text-only models:
+    images [n, 576, 588], image_masks [n, 576], image_input_idx [1, n, 144] counting BOS, feature_index [t]."""
+
+    ids: Array
+    new_tokens: int
+    picture: Mapping[str, Array]
+    source: str  # "text", or "drawn" where the variant has no tokenizer
+
+    @property
+    def image_tokens(self) -> int:
+        """How many ids of the prompt hold an image feature."""
+        return len(self.picture["feature_index"]) if self.picture else 0
+
+    def save(self, path: Path) -> None:
+        """Write what a contestant needs."""
+        np.savez(path, ids=self.ids, new_tokens=self.new_tokens, **self.picture)
+
+    @classmethod
+    def load(cls, path: Path) -> "Workload":
+        """What `save` wrote."""
+        with np.load(path) as found:
+            picture = {name: found[name] for name in PICTURE if name in found}
+            return cls(found["ids"], int(found["new_tokens"]), picture, "")
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the record."""
+        return {
+            "batch": 1,
+            "prompt_tokens": self.ids.shape[1],
+            "prompt_from": self.source,
+            "crops": len(self.picture["images"]) if self.picture else 0,
+            "image_tokens": self.image_tokens,
+            "new_tokens": self.new_tokens,
+            "steps": self.new_tokens - 1,
+        }
+
+
+def make_workload(
+    directory: Path, io: Mapping[str, Any], prompt_tokens: int | None, new_tokens: int, image: Path | None
+) -> Workload:
+    """A prompt of `prompt_tokens` (None: 512, more where a picture needs more); raises KnobError where it can't be."""
+    if new_tokens < 2:
+        raise KnobError(
+            f"--new-tokens must be at least 2: the first token comes with the prefill, so {new_tokens} make no step to "
+            "be timed. Give 2 or more."
+        )
+    special = io["special_ids"]
+    picture, opening = {}, []
+    if "vision" in io:
+        picture, stream = _picture(io, image)
+        opening = [special["bos"], *stream]
+    elif image is not None:
+        raise KnobError(f"--image is for image models, this is a text-only {io['model_type']}. Leave it out.")
+    default = max(DEFAULT_PROMPT, len(opening) + LEAST_TEXT)
+    length = default if prompt_tokens is None else prompt_tokens
+    if length <= len(opening):
+        least = "the picture with its marks and the first token takes" if opening else "there is"
+        raise KnobError(
+            f"--prompt-tokens must leave room for text: {least} {len(opening)}, got {length}. Give at least "
+            f"{len(opening) + 1}."
+        )
+    positions = int(io["max_positions"])
+    if length + new_tokens > positions:
+        raise KnobError(
+            f"prompt and new tokens must fit the model's {positions} positions: {length} and {new_tokens} are "
+            f"{length + new_tokens}. Lower --prompt-tokens or --new-tokens."
+        )
+    count = length - len(opening)
+    words, source = _words(directory, io, count)
+    return Workload(np.array([[*opening, *words]], np.int64), new_tokens, picture, source)
+
+
+def _picture(io: Mapping[str, Any], image: Path | None) -> tuple[dict[str, Array], list[int]]:
+    """The arrays of a picture cut by the variant's own policy, and its stream of ids."""
+    from transform.molmoe.preprocessing import preprocess
+
+    policy = {name: io["vision"][name] for name in ("tokens", "max_crops", "resize", "rule") if name in io["vision"]}
+    if image is None:
+        from export.probe import picture
+
+        cut = preprocess(picture(), **policy)
+    else:
+        cut = preprocess(image, **policy)
+    roles = [io["special_ids"][f"image_{role}"] for role in ("start", "end", "patch", "column")]
+    index = np.where(cut.image_input_idx < 0, cut.image_input_idx, cut.image_input_idx + 1)  # behind BOS
+    arrays = {
+        "images": cut.images,
+        "image_masks": cut.image_masks,
+        "image_input_idx": index[None].astype(np.int32),
+        "feature_index": cut.feature_index.astype(np.int64),
+    }
+    return arrays, cut.image_tokens(*roles).tolist()
+
+
+def _words(directory: Path, io: Mapping[str, Any], count: int) -> tuple[list[int], str]:
+    """`count` ids of TEXT, over and over; drawn ones where there is no tokenizer."""
+    special = {i for value in io["special_ids"].values() for i in (value if isinstance(value, list) else [value])}
+    if (directory / "tokenizer.json").is_file():
+        from tokenizers import Tokenizer
+
+        encoded = Tokenizer.from_file(str(directory / "tokenizer.json")).encode(TEXT, add_special_tokens=False).ids
+        ids = [i for i in encoded if i not in special]
+        if ids:
+            return (ids * (count // len(ids) + 1))[:count], "text"
+    vocab = next(o["shape"][-1] for o in io["graphs"]["text.onnx"]["outputs"] if o["name"] == "logits")
+    ordinary = np.array([i for i in range(vocab) if i not in special])
+    return np.random.Generator(np.random.PCG64(0)).choice(ordinary, count).tolist(), "drawn"
