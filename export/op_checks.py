@@ -15,9 +15,8 @@ import numpy as np
 import onnxruntime
 
 from export.graph.builder import CONTRIB, FLOAT16, Graph
-from export.io_spec import SESSION_OPTIONS
+from export.io_spec import SESSION_OPTIONS, session_options
 from export.op_rig import (
-    BLOCK,
     WIDTH,
     Array,
     Block,
@@ -35,6 +34,7 @@ from transform.architectures import Settings
 from transform.checkpoint import Checkpoint, Tensor
 from transform.errors import VerificationError
 from transform.knobs import PACKED_BITS
+from transform.packed_layout import BLOCK
 
 FLOAT32_LIMIT = 1e-5  # as in the gate
 FLOAT16_LIMIT = 5e-3
@@ -82,7 +82,7 @@ def run_checks(form: str, settings: Settings, provider: str = CPU) -> Iterator[C
     """Measure the checks of a form one by one, judging none; raises VerificationError for what can't run at all."""
     with tempfile.TemporaryDirectory(prefix="knobcast-operators-") as directory:
         # whether weights are repacked at load decides which kernels run: codes must be right both ways
-        options = (SESSION_OPTIONS, {}) if form in PACKED_BITS else (SESSION_OPTIONS,)
+        options = [session_options(form)] + ([SESSION_OPTIONS] if form in PACKED_BITS else [])
         rig = Rig(Path(directory), provider, options)
         yield from _views(rig, form)
         yield from _norms(rig, settings, form)
@@ -183,9 +183,8 @@ def _block(rig: Rig, block: Block, form: str, what: str, limit: float = FLOAT32_
 def _quantised(rig: Rig, settings: Settings, k: int, form: str) -> Iterator[Check]:
     bits = PACKED_BITS[form]
     limit = FLOAT32_LIMIT if bits == 4 else INT8_LIMIT
-    for scales in ("F32", "F16"):
-        block = make_block(rig, settings, k, bits=bits, scales=scales)
-        yield _block(rig, block, form, f"{bits} bits, scales {scales}, k {k}", limit)
+    block = make_block(rig, settings, k, bits=bits)
+    yield _block(rig, block, form, f"{bits} bits, k {k}", limit)
     if not settings.norm_top_k:
         # what the emission guards against; a difference of 0 would say that it needn't any more
         difference = _difference(rig, block, block_graph(block, form), block.tokens, _no_router_weights)
@@ -196,7 +195,7 @@ def _products(rig: Rig, form: str) -> Iterator[Check]:
     bits = PACKED_BITS[form]
     for columns in (2 * BLOCK, _ODD):
         weight = rig.draw(24, columns, scale=columns**-0.5)
-        pack, meant = rig.pack(f"product{columns}", weight, bits)
+        pack, meant = rig.pack(f"product{columns}", weight, bits, "F32")
         tensor = Tensor(f"weight{columns}", "F32", weight.shape, pack.codes.file, 0, 0, f"I{bits}", pack)
         x = rig.draw(4, columns)
         expected = x @ meant.T

@@ -21,10 +21,11 @@ from export.session import open_session
 from transform.architectures import Settings
 from transform.checkpoint import Checkpoint, Pack, Tensor
 from transform.errors import VerificationError
+from transform.packed_layout import BLOCK
+from transform.packing import pack
 
 Array = np.ndarray[Any, Any]
 STORED = {"F32": np.float32, "F16": np.float16, "BF16": bfloat16, "U8": np.uint8}
-BLOCK = 32  # values per scale
 WIDTH, INNER, SPARE = 2 * BLOCK, 3 * BLOCK, 8  # d, I, experts beyond k
 TOKENS = 5
 _FILE = "model.safetensors"
@@ -56,25 +57,23 @@ class Rig:
             file.write(data)
         return Tensor(name, stored, values.shape, path, start, len(data), stored)
 
-    def pack(self, name: str, values: Array, bits: int, scales: str = "F32") -> tuple[Pack, Array]:
-        """[..., N, K] in codes and scales as onnxruntime reads them, and the values they stand for (float64).
+    def pack(self, name: str, values: Array, bits: int, scales: str) -> tuple[Pack, Array]:
+        """[..., N, K] quantised as a variant's weights are, and the values that codes and scales mean (float64).
 
-        A last block that isn't full is filled up with zeros.
+        Read back here by itself, not by what the packing module thinks it wrote.
         """
         *rows, width = values.shape
-        padded = np.zeros((*rows, -(-width // BLOCK) * BLOCK), np.float32)
-        padded[..., :width] = values
-        blocks = padded.reshape(*rows, -1, BLOCK)
-        zero = 1 << (bits - 1)
-        steps = np.abs(blocks).max(axis=-1, keepdims=True) / (zero - 1)
-        steps = np.where(steps == 0, 1, steps).astype(STORED[scales])
-        codes = np.clip(np.rint(blocks / steps.astype(np.float32)) + zero, 0, 2 * zero - 1).astype(np.uint8)
-        meant = ((codes.astype(np.float64) - zero) * steps.astype(np.float64)).reshape(padded.shape)[..., :width]
-        if bits == 4:
-            codes = codes[..., 0::2] | codes[..., 1::2] << 4  # the first value in the low half
-        stacked = values.ndim > 2  # experts: QMoE wants rows of codes, MatMulNBits wants blocks
+        flat = values.reshape(-1, width)
+        codes, steps = pack(flat, bits, BLOCK, np.dtype(STORED[scales]).str, name)
+        numbers = codes if bits == 8 else np.stack((codes & 15, codes >> 4), axis=-1)  # the low half comes first
+        numbers = numbers.reshape(*steps.shape, BLOCK).astype(np.float64) - 2 ** (bits - 1)
+        meant = (numbers * steps[..., None]).reshape(len(flat), -1)[:, :width].reshape(values.shape)
+        stacked = len(rows) > 1  # QMoE takes rows of codes, MatMulNBits takes blocks
         codes = codes.reshape(*rows, -1) if stacked else codes
-        stored = self.store(f"{name}.codes", codes, "U8"), self.store(f"{name}.scales", steps[..., 0], scales)
+        stored = (
+            self.store(f"{name}.codes", codes, "U8"),
+            self.store(f"{name}.scales", steps.reshape(*rows, -1), scales),
+        )
         return Pack(*stored, bits, BLOCK), meant
 
     def run(self, graph: Graph, x: Array, change: Callable[[Any], None] = lambda _: None) -> list[Array]:
@@ -119,7 +118,7 @@ class Block:
         return x + np.einsum("nk,nkdi,nki->nd", kept, down, inner)
 
 
-def make_block(rig: Rig, settings: Settings, k: int, stored: str = "F32", bits: int = 0, scales: str = "F32") -> Block:
+def make_block(rig: Rig, settings: Settings, k: int, stored: str = "F32", bits: int = 0) -> Block:
     """A block with the model's k, norm and epsilon at small widths; `bits` packs its experts."""
     count = min(settings.experts, k + SPARE)
     config = {
@@ -143,7 +142,7 @@ def make_block(rig: Rig, settings: Settings, k: int, stored: str = "F32", bits: 
         "down": rig.draw(count, WIDTH, INNER, scale=2 / INNER**0.5),
     }
     if bits:
-        values = _pack_experts(rig, empty, tensors, drawn, bits, scales)
+        values = _pack_experts(rig, empty, tensors, drawn, bits)
     else:  # stack after stack, as the cuda form has them
         values = {part: np.stack([add(f"expert.{part}", w, e) for e, w in enumerate(v)]) for part, v in drawn.items()}
     experts = (values["gate"], values["up"], values["down"])
@@ -151,18 +150,16 @@ def make_block(rig: Rig, settings: Settings, k: int, stored: str = "F32", bits: 
 
 
 def _pack_experts(
-    rig: Rig, empty: Checkpoint, tensors: dict[str, Tensor], drawn: Mapping[str, Array], bits: int, scales: str
+    rig: Rig, empty: Checkpoint, tensors: dict[str, Tensor], drawn: Mapping[str, Array], bits: int
 ) -> dict[str, Array]:
     """Gate and up in alternating rows in one pack, down in another; every expert's tensor carries its stack's."""
     both = np.stack((drawn["gate"], drawn["up"]), axis=2).reshape(len(drawn["gate"]), 2 * INNER, WIDTH)
-    gate_up, meant = rig.pack("gate_up", both, bits, scales)
-    down, meant_down = rig.pack("down", drawn["down"], bits, scales)
-    for part, pack in (("gate", gate_up), ("up", gate_up), ("down", down)):
+    gate_up, meant = rig.pack("gate_up", both, bits, "F16")
+    down, meant_down = rig.pack("down", drawn["down"], bits, "F16")
+    for part, found in (("gate", gate_up), ("up", gate_up), ("down", down)):
         for e, weight in enumerate(drawn[part]):
-            name = empty.name(f"expert.{part}", 0, e)
-            tensors[name] = pack.codes._replace(
-                name=name, dtype="F32", shape=weight.shape, stored=f"I{bits}", pack=pack
-            )
+            name, kind = empty.name(f"expert.{part}", 0, e), f"I{bits}"
+            tensors[name] = found.codes._replace(name=name, shape=weight.shape, stored=kind, pack=found)
     return {"gate": meant[:, 0::2], "up": meant[:, 1::2], "down": meant_down}
 
 
