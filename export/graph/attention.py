@@ -1,7 +1,7 @@
 """The decoder's attention: positions and mask from `attention_mask`, rotary embedding, cache, grouped heads.
 
 b batch, s new tokens, p cached ones, t = p + s, H heads, G key/value heads, h head width, n = b*s.
-Cached keys are normed and rotated.
+Cached keys are normed and rotated. A cache grows with every call, or has t fixed slots that are written in place.
 """
 
 from dataclasses import dataclass
@@ -19,14 +19,24 @@ INT64_MAX = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
+class Static:
+    """The sizes of a decoder graph without dynamic axes; the batch is 1."""
+
+    sequence: int  # new tokens per call
+    cache: int  # slots
+
+
+@dataclass(frozen=True)
 class Context:
     """What every block shares."""
 
     cos: str  # [b, s, 1, h/2]
     sin: str  # [b, s, 1, h/2]
-    bias: str  # [b, 1, s, t], or [b, 1, 1, s, t] with grouped heads
     query_shape: str  # b, s, H, h
     key_shape: str  # b, s, G, h
+    bias: str = ""  # of a growing cache: [b, 1, s, t], or [b, 1, 1, s, t] with grouped heads
+    allowed: str = ""  # of a cache with fixed slots, of the same shape
+    places: str = ""  # of a cache with fixed slots: where the new keys go, [1, G, s, 3]
 
 
 def attention_context(g: Graph, settings: Settings, batch_and_new: str, mask: str) -> Context:
@@ -39,12 +49,7 @@ def attention_context(g: Graph, settings: Settings, batch_and_new: str, mask: st
     counted = g.op("Sub", g.op("CumSum", mask, g.int(1)), g.int(1))
     positions = g.op("Max", counted, g.int(0))  # [b, t]
     positions = g.op("Slice", positions, g.op("Neg", new), g.ints(INT64_MAX), g.ints(1))  # [b, s]
-    half = np.arange(0, settings.head_dim, 2, dtype=np.float32) / np.float32(settings.head_dim)
-    # Rounded where torch rounds: at position 4000 one bit more or less is an angle of 2e-4.
-    powers = (np.float64(settings.rope_theta) ** half).astype(np.float32)
-    frequencies = g.constant(np.float32(1.0) / powers)  # [h/2]
-    angles = g.op("Unsqueeze", g.op("Cast", positions, to=FLOAT), g.ints(2, 3))
-    angles = g.op("Mul", angles, frequencies)
+    cos, sin = _angles(g, settings, g.op("Cast", positions, to=FLOAT))
 
     total = g.op("Shape", mask, start=1, end=2)  # [1]
     columns = g.op("Range", g.int(0), g.op("Squeeze", total, g.ints(0)), g.int(1))  # [t]
@@ -54,12 +59,49 @@ def attention_context(g: Graph, settings: Settings, batch_and_new: str, mask: st
     valid = g.op("Unsqueeze", g.op("Cast", mask, to=BOOL), g.ints(*((1, 2, 3) if grouped else (1, 2))))
     bias = g.op("Where", g.op("And", causal, valid), g.float(0.0), g.float(LOWEST[g.compute]))
     return Context(
-        cos=g.cast(g.op("Cos", angles)),  # angles need float32
-        sin=g.cast(g.op("Sin", angles)),
+        cos,
+        sin,
         bias=bias,
         query_shape=g.op("Concat", batch_and_new, g.ints(settings.heads, settings.head_dim), axis=0),
         key_shape=g.op("Concat", batch_and_new, g.ints(settings.kv_heads, settings.head_dim), axis=0),
     )
+
+
+def static_context(g: Graph, settings: Settings, static: Static, mask: str, past_length: str) -> Context:
+    """The same for s tokens that go to the slots from `past_length` [1] on; `mask` [1, t] marks the valid slots.
+
+    No shape depends on a value, no operator reads a size: what a captured graph or a compiled engine needs.
+    """
+    s, t, kv_heads = static.sequence, static.cache, settings.kv_heads
+    slots = g.op("Add", past_length, g.constant(np.arange(s, dtype=np.int64)))  # [s]
+    causal = g.op("LessOrEqual", g.constant(np.arange(t, dtype=np.int64)), g.op("Unsqueeze", slots, g.ints(1)))
+    allowed = g.op("And", causal, g.op("Unsqueeze", g.op("Cast", mask, to=BOOL), g.ints(1)))  # [1, s, t]
+    # the valid slots up to one's own: its position, and small enough to be exact in float32
+    counted = g.op("ReduceSum", g.op("Cast", allowed, to=FLOAT), g.ints(2), keepdims=0)
+    cos, sin = _angles(g, settings, g.op("Max", g.op("Sub", counted, g.float32(1.0)), g.float32(0.0)))
+    heads = np.arange(kv_heads, dtype=np.int64).reshape(1, kv_heads, 1, 1)
+    rows = g.op("Reshape", slots, g.ints(1, 1, s, 1))
+    parts = (g.constant(np.zeros((1, 1, 1, 1), np.int64)), g.constant(heads), rows)
+    shape = g.ints(1, kv_heads, s, 1)
+    return Context(
+        cos,
+        sin,
+        allowed=g.op("Unsqueeze", allowed, g.ints(*((1, 2) if kv_heads < settings.heads else (1,)))),
+        places=g.op("Concat", *(g.op("Expand", part, shape) for part in parts), axis=3),
+        query_shape=g.ints(1, s, settings.heads, settings.head_dim),
+        key_shape=g.ints(1, s, kv_heads, settings.head_dim),
+    )
+
+
+def _angles(g: Graph, settings: Settings, positions: str) -> tuple[str, str]:
+    """Cosines and sines of float32 positions [b, s], in the graph's type; the angles themselves need float32."""
+    half = np.arange(0, settings.head_dim, 2, dtype=np.float32) / np.float32(settings.head_dim)
+    # Rounded where torch rounds: at position 4000 one bit more or less is an angle of 2e-4.
+    powers = (np.float64(settings.rope_theta) ** half).astype(np.float32)
+    frequencies = g.constant(np.float32(1.0) / powers)  # [h/2]
+    angles = g.op("Unsqueeze", positions, g.ints(2, 3))
+    angles = g.op("Mul", angles, frequencies)
+    return g.cast(g.op("Cos", angles)), g.cast(g.op("Sin", angles))
 
 
 def attention(
@@ -77,8 +119,15 @@ def attention(
     k = _rotate(g, g.op("Reshape", k, context.key_shape), context)  # [b, s, G, h]
     v = g.op("Reshape", v, context.key_shape)
     q, k, v = (g.op("Transpose", value, perm=[0, 2, 1, 3]) for value in (q, k, v))
-    keys = g.op("Concat", past[0], k, axis=2)  # [b, G, t, h]
-    values = g.op("Concat", past[1], v, axis=2)
+    if context.places:
+        # only this reads the past, so that it may be the same buffer as the present
+        keys, values = (
+            g.named(f"present.{i}.{part}", "ScatterND", old, context.places, new)
+            for part, old, new in zip(("key", "value"), past, (k, v), strict=True)
+        )
+    else:
+        keys, values = (g.op("Concat", old, new, axis=2) for old, new in zip(past, (k, v), strict=True))
+    # both [b, G, t, h]
 
     grouped = settings.kv_heads < settings.heads
     if grouped:  # [b, G, H/G, s, h] against [b, G, 1, t, h]
@@ -87,7 +136,11 @@ def attention(
         k, v = (g.op("Unsqueeze", value, g.ints(2)) for value in (keys, values))
     else:
         k, v = keys, values
-    scores = g.op("Add", scaled_products(g, q, k, settings.head_dim**-0.5, 5 if grouped else 4), context.bias)
+    scores = scaled_products(g, q, k, settings.head_dim**-0.5, 5 if grouped else 4)
+    if context.allowed:  # chosen, not added: whatever stands in an empty slot, its score may be infinite
+        scores = g.op("Where", context.allowed, scores, g.float(LOWEST[g.compute]))
+    else:
+        scores = g.op("Add", scores, context.bias)
     mixed = g.op("MatMul", g.op("Softmax", scores, axis=-1), v)  # [b, H, s, h], heads in two axes if grouped
     if grouped:
         mixed = g.op("Reshape", mixed, g.ints(0, settings.heads, -1, settings.head_dim))

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from export.graph.shapes import fused_shapes
 from transform.checkpoint import Pack, Tensor
 from transform.errors import CheckpointError
 
@@ -33,8 +34,9 @@ Shape = Sequence[int | str]
 class Graph:
     """One graph under construction; values are strings, as ONNX has them."""
 
-    def __init__(self, name: str, form: str = "cpu") -> None:
+    def __init__(self, name: str, form: str = "cpu", fixed: bool = False) -> None:
         self.name = name
+        self.fixed = fixed  # all sizes are known: those that onnx can't infer are written down
         self.compute = FLOAT16 if form == "cuda" else FLOAT
         self.fused = form != "cpu"  # onnxruntime's own operators may be used
         self._nodes: list[Any] = []
@@ -50,8 +52,9 @@ class Graph:
         return name
 
     def output(self, name: str, value: str, dtype: int, shape: Shape) -> None:
-        """Give a value its public name and declare it an output."""
-        self._nodes.append(helper.make_node("Identity", [value], [name]))
+        """Give a value its public name, unless `named` gave it, and declare it an output."""
+        if value != name:
+            self._nodes.append(helper.make_node("Identity", [value], [name]))
         self._outputs.append(helper.make_tensor_value_info(name, dtype, shape))
 
     def op(self, kind: str, *inputs: str, **attributes: object) -> str:
@@ -63,6 +66,11 @@ class Graph:
         names = [self._fresh() for _ in range(results)]
         self._nodes.append(helper.make_node(kind, inputs, names, **attributes))
         return names
+
+    def named(self, name: str, kind: str, *inputs: str, **attributes: object) -> str:
+        """Append an operator whose one result has a public name: nothing stands between it and a bound buffer."""
+        self._nodes.append(helper.make_node(kind, inputs, [name], **attributes))
+        return name
 
     def choose(self, condition: str, then: Callable[[], str], otherwise: Callable[[], str]) -> str:
         """`If`: only the chosen branch runs and takes memory. Branches yield one tensor of the graph's type."""
@@ -149,7 +157,10 @@ class Graph:
         opsets = [helper.make_opsetid("", OPSET)]
         if any(node.domain == CONTRIB for node in self._nodes):
             opsets.append(helper.make_opsetid(CONTRIB, 1))
-        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="knobcast")
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="knobcast")
+        if self.fixed:
+            model.graph.value_info.extend(fused_shapes(model, self.compute))
+        return model
 
     def write(self, path: Path) -> None:
         """Serialise; equal graphs give equal bytes."""

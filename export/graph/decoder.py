@@ -1,37 +1,50 @@
 """`text.onnx`: the decoder with its cache. Embeddings come in for image models, token ids for text models.
 
 The residual stream stays [n, d], n = batch * new tokens, so that every projection is one Gemm on a stored weight.
+The static graphs (`prefill.onnx`, `decode.onnx`) are the same decoder for one sequence with every size fixed.
 """
 
-from export.graph.attention import attention, attention_context
+from export.graph.attention import Static, attention, attention_context, static_context
 from export.graph.builder import FLOAT, INT64, Graph
 from export.graph.moe import mixture
 from export.graph.norm import rms_norm
 from transform.checkpoint import Checkpoint
 
+Sizes = tuple[int | str, int | str, int | str, int | str]
+DYNAMIC: Sizes = ("batch", "sequence", "past", "total")
 
-def text_graph(checkpoint: Checkpoint, form: str = "cpu") -> Graph:
-    """The whole decoder of a checkpoint."""
+
+def text_graph(checkpoint: Checkpoint, form: str = "cpu", static: Static | None = None) -> Graph:
+    """The whole decoder of a checkpoint.
+
+    With `static` it takes `past_length` [1], the slot of the first new token, and gives the logits of one row alone:
+    of the row `logits_index` [1] where there are several.
+    """
     settings = checkpoint.settings
-    g = Graph("text", form)
+    g = Graph("text", form, fixed=static is not None)
+    sizes: Sizes = (1, static.sequence, static.cache, static.cache) if static else DYNAMIC
+    batch, new, held, total = sizes
     if checkpoint.architecture.multimodal:
-        given = g.input("inputs_embeds", g.compute, ["batch", "sequence", settings.hidden])
+        given = g.input("inputs_embeds", g.compute, [batch, new, settings.hidden])
         hidden = given
     else:
-        given = g.input("input_ids", INT64, ["batch", "sequence"])
+        given = g.input("input_ids", INT64, [batch, new])
         ids = g.op("Max", given, g.int(0))  # padding of -1 is embedded as id 0
         hidden = g.rows(checkpoint.tensor("embedding"), ids)
-    mask = g.input("attention_mask", INT64, ["batch", "total"])
+    mask = g.input("attention_mask", INT64, [batch, total])
     size = [settings.kv_heads, settings.head_dim]
     past = [
         tuple(
-            g.input(f"past_key_values.{i}.{part}", g.compute, ["batch", size[0], "past", size[1]])
+            g.input(f"past_key_values.{i}.{part}", g.compute, [batch, size[0], held, size[1]])
             for part in ("key", "value")
         )
         for i in range(settings.layers)
     ]
-    batch_and_new = g.op("Shape", given, start=0, end=2)
-    context = attention_context(g, settings, batch_and_new, mask)
+    if static:
+        context = static_context(g, settings, static, mask, g.input("past_length", INT64, [1]))
+    else:
+        batch_and_new = g.op("Shape", given, start=0, end=2)
+        context = attention_context(g, settings, batch_and_new, mask)
     x = g.op("Reshape", hidden, g.ints(-1, settings.hidden))  # [n, d]
     present: list[tuple[str, str]] = []
     for i in range(settings.layers):
@@ -41,14 +54,17 @@ def text_graph(checkpoint: Checkpoint, form: str = "cpu") -> Graph:
         x = g.op("Add", x, mixed)
         normed = rms_norm(g, x, checkpoint.tensor("mlp.norm", i), settings.eps)
         x = g.op("Add", x, mixture(g, checkpoint, i, normed))
+    if static and static.sequence > 1:
+        x = g.op("Gather", x, g.input("logits_index", INT64, [1]), axis=0)  # [1, d]
     head = checkpoint.tensor("head")
     logits = g.linear(rms_norm(g, x, checkpoint.tensor("norm"), settings.eps), head)
-    shape = g.op("Concat", batch_and_new, g.ints(head.shape[0]), axis=0)
+    vocab = head.shape[0]
+    shape = g.ints(1, 1, vocab) if static else g.op("Concat", batch_and_new, g.ints(vocab), axis=0)
     logits = g.op("Reshape", logits, shape)
     if g.compute != FLOAT:
         logits = g.op("Cast", logits, to=FLOAT)
-    g.output("logits", logits, FLOAT, ["batch", "sequence", head.shape[0]])
+    g.output("logits", logits, FLOAT, [batch, 1 if static else new, vocab])
     for i, pair in enumerate(present):
         for part, value in zip(("key", "value"), pair, strict=True):
-            g.output(f"present.{i}.{part}", value, g.compute, ["batch", size[0], "total", size[1]])
+            g.output(f"present.{i}.{part}", value, g.compute, [batch, size[0], total, size[1]])
     return g

@@ -1,6 +1,7 @@
 """`vision.onnx`: crops of one image -> image features, in the order of `feature_index`.
 
-CLIP's tower up to the last block that is used, then pooling and projector for the wanted 2x2 windows only.
+CLIP's tower up to the last block that is used, then pooling and projector for the wanted 2x2 windows only. A static
+graph has the index inside.
 c crops, P patches per crop, t wanted windows, v tower width, L tapped blocks.
 """
 
@@ -72,17 +73,19 @@ def _number(config: Mapping[str, Any], key: str) -> int:
     return value
 
 
-def vision_graph(checkpoint: Checkpoint, crops: int | None, form: str = "cpu") -> Graph:
-    """Tower, pooling and projector; `crops` fixes the number of crops, the global view included."""
+def vision_graph(
+    checkpoint: Checkpoint, crops: int | None, form: str = "cpu", kept: np.ndarray[Any, Any] | None = None
+) -> Graph:
+    """Tower, pooling and projector; `crops` fixes the number of crops, the global view included, `kept` the index."""
     tower = read_tower(checkpoint.config)
     patches = tower.grid**2
     count: int | str = "crops" if crops is None else crops
-    g = Graph("vision", form)
+    g = Graph("vision", form, fixed=kept is not None)
     images = g.input("images", FLOAT, [count, patches, tower.patch_values])
     masks = g.input("image_masks", FLOAT, [count, patches])
-    wanted = g.input("feature_index", INT64, ["features"])
+    wanted = g.input("feature_index", INT64, ["features"]) if kept is None else g.constant(kept.astype(np.int64))
 
-    taps = _tower_outputs(g, checkpoint, tower, g.cast(images))  # L x [c, P, v]
+    taps = _tower_outputs(g, checkpoint, tower, g.cast(images), None if kept is None else crops)  # L x [c, P, v]
     width = len(taps) * checkpoint.tensor("vision.class").shape[0]
     features = g.op("Reshape", g.op("Concat", *taps, axis=2), g.ints(-1, width))  # [c*P, L*v]
 
@@ -103,18 +106,21 @@ def vision_graph(checkpoint: Checkpoint, crops: int | None, form: str = "cpu") -
     gate = g.op("Mul", gate, g.op("Sigmoid", gate))
     up = g.linear(pooled, checkpoint.tensor("projector.up"))
     result = g.linear(g.op("Mul", gate, up), checkpoint.tensor("projector.down"))
-    g.output("image_features", result, g.compute, ["features", checkpoint.settings.hidden])
+    number: int | str = "features" if kept is None else len(kept)
+    g.output("image_features", result, g.compute, [number, checkpoint.settings.hidden])
     return g
 
 
-def _tower_outputs(g: Graph, checkpoint: Checkpoint, tower: Tower, images: str) -> list[str]:
+def _tower_outputs(g: Graph, checkpoint: Checkpoint, tower: Tower, images: str, crops: int | None) -> list[str]:
     """The tapped blocks' outputs without class token; blocks after the last tap are never computed."""
     width = checkpoint.tensor("vision.class").shape[0]
     patches = tower.grid**2
     flat = g.op("Reshape", images, g.ints(-1, tower.patch_values))
     x = g.op("Reshape", g.linear(flat, checkpoint.tensor("vision.patch")), g.ints(-1, patches, width))
-    crops = g.op("Shape", images, start=0, end=1)
-    shape = g.op("Concat", crops, g.ints(1, width), axis=0)
+    if crops is None:
+        shape = g.op("Concat", g.op("Shape", images, start=0, end=1), g.ints(1, width), axis=0)
+    else:
+        shape = g.ints(crops, 1, width)
     x = g.op("Concat", g.op("Expand", g.weight(checkpoint.tensor("vision.class")), shape), x, axis=1)
     x = g.op("Add", x, g.weight(checkpoint.tensor("vision.position")))
     pre = [checkpoint.tensor(f"vision.pre_norm.{part}") for part in ("weight", "bias")]
