@@ -12,7 +12,7 @@ from transform.errors import VerificationError
 
 FLOAT, INT64, FLOAT16, BFLOAT16 = 1, 7, 10, 16
 # Field numbers of onnx.proto.
-_MODEL_GRAPH, _GRAPH_NODE, _GRAPH_INITIALIZER = 7, 1, 5
+_MODEL_GRAPH, _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT = 7, 1, 5, 11
 _NODE_INPUT, _NODE_KIND, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 4, 5, 7
 _ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS = 6, 11
 _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL = 2, 8, 13
@@ -30,6 +30,8 @@ class Facts:
     separate_gate: bool = False  # a MoE with three matrices per expert
     bfloat16: set[str] = field(default_factory=set)  # operators that multiply bfloat16 weights as they are
     ranges: dict[str, tuple[str, int, int]] = field(default_factory=dict)  # tensor -> file, offset, length
+    sixteen_bit: bool = False  # some weights are stored in 16 bits
+    inputs: list[str] = field(default_factory=list)
 
 
 def read_facts(path: Path) -> Facts:
@@ -40,11 +42,13 @@ def read_facts(path: Path) -> Facts:
         if len(graphs) != 1:
             raise ValueError(f"{len(graphs)} graphs")
         _read_graph(graphs[0], facts, set())
+        values = [bytes_of(value) for number, value in fields(graphs[0]) if number == _GRAPH_INPUT]
+        facts.inputs = [bytes_of(v).decode() for value in values for number, v in fields(value) if number == 1]
     except OSError as error:
         raise VerificationError(
             f"A variant to run must have {path.name}: it cannot be read ({error.strerror}). Export it again."
         ) from error
-    except (ValueError, IndexError, UnicodeDecodeError) as error:
+    except (ValueError, IndexError, RecursionError) as error:
         raise VerificationError(f"{path.name}: not an ONNX graph ({error}). Export the variant again.") from error
     return facts
 
@@ -138,6 +142,7 @@ def _read_tensor(data: bytes, facts: Facts, narrow: set[str]) -> None:
         )  # fmt: skip
     if kind == BFLOAT16:
         narrow.add(name)
+    facts.sixteen_bit |= kind in (FLOAT16, BFLOAT16)
 
 
 def _read_node(data: bytes, facts: Facts, narrow: set[str]) -> None:

@@ -53,7 +53,7 @@ def io_spec(
         "max_positions": checkpoint.settings.max_positions,
         "session_options": session_options(form),
         "special_ids": ids,
-        "graphs": {name: _signature(directory / name) for name in FILES if (directory / name).is_file()},
+        "graphs": {name: signature(directory / name) for name in FILES if (directory / name).is_file()},
     }
     values = [v for graph in spec["graphs"].values() for part in graph.values() for v in part]
     spec["providers"] = provider_options(form, static=all(type(d) is int for v in values for d in v["shape"]))
@@ -71,7 +71,8 @@ def write_io(
     return path
 
 
-def _signature(path: Path) -> dict[str, Any]:
+def signature(path: Path) -> dict[str, Any]:
+    """Names, types and shapes of a graph's inputs and outputs, as io.json has them."""
     try:
         graph = onnx.load(path, load_external_data=False).graph
     except Exception as error:  # protobuf's own exception type depends on its implementation

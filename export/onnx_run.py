@@ -143,3 +143,15 @@ def fitted(session: Any, feed: Mapping[str, Array]) -> dict[str, Array]:
     """The arrays in the types that the session declares, contiguous."""
     types = {given.name: dtype_of(given) for given in session.get_inputs()}
     return {name: np.ascontiguousarray(value, types[name]) for name, value in feed.items()}
+
+
+def member_graph(directory: Path, name: str) -> str:
+    """The decoder file of a family's member."""
+    path = directory / "family.json"
+    if not path.is_file():
+        raise RunError(f"--member names one of a family's decoders: {directory} has no family.json. Leave it out.")
+    entries = read_json(path).get("members")
+    graphs = {str(e.get("name")): e.get("graph") for e in entries if isinstance(e, dict)} if entries else {}
+    if name not in graphs or graphs[name] != f"text-{name}.onnx":
+        raise RunError(f"--member must be one of the family's members, {', '.join(graphs)}; got {name[:40]!r}.")
+    return str(graphs[name])

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from export.bound import Bound
-from export.onnx_run import Array, Graphs
+from export.onnx_run import Array, Graphs, member_graph
 from export.providers import PROVIDERS
 from export.session import RunError
-from transform.checkpoint import read_json
 from transform.molmoe.pictures import ImageInput
 from transform.molmoe.preprocessing import Preprocessed, preprocess
 
@@ -219,15 +218,3 @@ def answer(
 ) -> Answer:
     """Load the variant in `directory` and answer one prompt, about one image or none."""
     return Runner(directory, provider, threads, member).answer(image, prompt, max_new_tokens, stream)
-
-
-def member_graph(directory: Path, name: str) -> str:
-    """The decoder file of a family's member."""
-    path = directory / "family.json"
-    if not path.is_file():
-        raise RunError(f"--member names one of a family's decoders: {directory} has no family.json. Leave it out.")
-    entries = read_json(path).get("members")
-    graphs = {str(e.get("name")): e.get("graph") for e in entries if isinstance(e, dict)} if entries else {}
-    if name not in graphs or graphs[name] != f"text-{name}.onnx":
-        raise RunError(f"--member must be one of the family's members, {', '.join(graphs)}; got {name[:40]!r}.")
-    return str(graphs[name])

@@ -1,0 +1,65 @@
+"""transformers.js: `config.json`, tokenizer and `onnx/model.onnx` of a text-only variant, loaded with its defaults.
+
+It knows no `olmoe`; any decoder with the usual inputs runs as its `olmo`, whose class only feeds a cache. Image models
+can't be laid out: it has no class that feeds MolmoE's vision and embedding graphs.
+"""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from export.graph_facts import Facts
+from export.layout.moved import Layout, Moved, plan_move
+from transform.checkpoint import Checkpoint
+from transform.errors import KnobError
+from transform.write import write_json
+
+GRAPH = "onnx/model.onnx"
+
+
+def plan(variant: Checkpoint, graphs: Mapping[str, Path]) -> tuple[Moved, ...]:
+    """The decoder alone."""
+    if variant.architecture.multimodal:
+        raise KnobError(
+            "transformers.js takes text-only variants: it has no model class for "
+            f"{variant.architecture.model_type!r}. Use --for triton, onnxruntime-genai, or `knobcast run`."
+        )
+    moved = plan_move(graphs["text"], GRAPH)
+    _check(moved.facts)
+    return (moved,)
+
+
+def _check(facts: Facts) -> None:
+    if facts.separate_gate:
+        raise KnobError(
+            "transformers.js takes variants of the forms cpu, int4 and int8: neither its CPU nor its WebGPU "
+            "provider has the fused experts of the cuda form. Export the variant with --form cpu or int4."
+        )
+
+
+def write_files(layout: Layout, stage: Path) -> None:
+    """config.json under a model_type it knows, and the tokenizer's files."""
+    variant, (text,) = layout.variant, layout.moved
+    # counted in the graph itself: a family's member has fewer blocks than the checkpoint
+    layers = sum(name.startswith("past_key_values.") and name.endswith(".key") for name in text.facts.inputs)
+    write_json(stage / "config.json", config(variant, layers))
+    for name in variant.side_files:
+        shutil.copyfile(variant.path / name, stage / name)
+
+
+def config(variant: Checkpoint, layers: int) -> dict[str, Any]:
+    """The variant's config with what transformers.js reads from it written out."""
+    settings = variant.settings
+    kept = {key: value for key, value in variant.config.items() if key != "auto_map"}
+    return {
+        **kept,
+        "architectures": ["OlmoForCausalLM"],
+        "model_type": "olmo",
+        "hidden_size": settings.hidden,
+        "num_attention_heads": settings.heads,
+        "num_key_value_heads": settings.kv_heads,
+        "head_dim": settings.head_dim,
+        "num_hidden_layers": layers,
+        "transformers.js_config": {"dtype": "fp32", "use_external_data_format": {Path(GRAPH).name: True}},
+    }
