@@ -83,8 +83,10 @@ def dequantise(tensor: Tensor) -> Array:
     total = math.prod(scales.shape) // -(-columns // block)
 
     def taken(part: Tensor, kind: str) -> Array:
-        whole = np.memmap(part.file, kind, "r", part.start, (total, math.prod(part.shape) // total))
-        return whole[first::step][:rows]
+        width = part.nbytes // total
+        count = (step * (rows - 1) + 1) * width
+        data = np.fromfile(part.file, np.uint8, count, offset=part.start + first * width)
+        return data.reshape(-1, width)[::step].view(kind)
 
     return unpack(taken(codes, "u1"), taken(scales, _KINDS[scales.stored]), bits, columns)
 
@@ -94,9 +96,12 @@ def read_packed(directory: Path, config: Mapping[str, Any]) -> Checkpoint:
 
     `nbytes` of a packed tensor is its share of codes and scales, so that all tensors together make up the file's data.
     """
-    about = config["quantization_config"]
-    bits, block = about.get("bits"), about.get("block_size")
+    about = dict(config["quantization_config"])
+    bits, block = about.pop("bits", None), about.pop("block_size", None)
     check_format(bits, block)
+    if about.keys() != {"quant_method"}:
+        unknown = ", ".join(sorted(about.keys() - {"quant_method"}))
+        raise CheckpointError(f"config.json: quantization_config holds unknown keys ({unknown}). Export it again.")
     path = directory / FILES[bits]
     held = {e.name: Tensor(e.name, e.dtype, e.shape, path, e.start, e.nbytes, e.dtype) for e in read_header(path)}
     checkpoint = Checkpoint(directory, config, _floats(directory, config, held, path), side_files(directory))

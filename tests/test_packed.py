@@ -1,0 +1,484 @@
+"""Quantised weights: nearest codes, the layout of the kernels, the same values whoever reads them, no other file."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.numpy import load_file, save_file
+
+from tests.full_size import released_config, write_sparse_molmoe
+from transform.checkpoint import Checkpoint, read_checkpoint
+from transform.depth import drop_blocks
+from transform.dtype import cast
+from transform.errors import CheckpointError
+from transform.load import load_model, load_view, load_with_report
+from transform.packed import dequantise, fake_quantised, write_packed
+from transform.packed_layout import FILES, packed_bytes
+from transform.packing import pack, unpack
+from transform.plan import parameters, weight_bytes
+from transform.width import set_top_k
+from transform.write import write_checkpoint
+
+ROOT = Path(__file__).parent.parent
+NANO = ROOT / "artifacts" / "molmoe-nano"
+Array = np.ndarray[Any, Any]
+
+
+def packed(source: Checkpoint, target: Path, bits: int, block: int = 32) -> Checkpoint:
+    target.mkdir()
+    write_packed(source, target, bits, block)
+    return read_checkpoint(target)
+
+
+@pytest.fixture(scope="module")
+def sources(molmo: Path, olmoe: Path) -> dict[str, Path]:
+    return {"molmo": molmo, "olmoe": olmoe, "nano": NANO}
+
+
+# Arithmetic
+
+
+@pytest.mark.parametrize("dtype", ["<f4", "<f2"])
+@pytest.mark.parametrize("bits", [4, 8])
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), exponent=st.integers(-30, 12), columns=st.integers(1, 100))
+def test_every_code_is_the_nearest(bits: int, dtype: str, seed: int, exponent: int, columns: int) -> None:
+    """Half a scale, but for the one side that has a code less: there at most a whole one."""
+    rng = np.random.default_rng(seed)
+    values = (rng.standard_normal((3, columns)) * 2.0**exponent).astype(np.float32)
+    values[rng.random(values.shape) < 0.2] = 0
+    codes, scales = pack(values, bits, 16, dtype, "w")
+    restored = unpack(codes, scales, bits, columns)
+    scale = np.repeat(scales.astype(np.float64), 16, axis=1)[:, :columns]
+    error = np.abs(restored.astype(np.float64) - values)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        last = values / scale > 2 ** (bits - 1) - 0.5
+    assert (error <= np.where(last, 1.0, 0.5) * np.abs(scale) * (1 + 2.0**-20) + 0.05 * last * np.abs(scale)).all()
+    assert (restored[values == 0] == 0).all()
+
+
+def test_low_bits_come_first_and_all_codes_are_used() -> None:
+    values = np.arange(-8, 8, dtype=np.float32)[None] * 3
+    codes, scales = pack(values, 4, 16, "<f4", "w")
+    assert codes.tobytes() == bytes.fromhex("1032547698badcfe")
+    assert scales.tolist() == [[3.0]]
+    flipped, scales = pack(-values, 4, 16, "<f4", "w")
+    assert (flipped.tobytes(), scales.tolist()) == (codes.tobytes(), [[-3.0]])
+
+
+@pytest.mark.parametrize(("bits", "zero"), [(4, 0x88), (8, 0x80)])
+def test_blocks_of_zeros_and_padding_are_zeros(bits: int, zero: int) -> None:
+    codes, scales = pack(np.zeros((2, 40), np.float32), bits, 32, "<f2", "w")
+    assert (codes == zero).all() and (scales == 0).all()
+    assert codes.shape == (2, 2, 32 * bits // 8)
+    ones, _ = pack(np.ones((2, 40), np.float32), bits, 32, "<f2", "w")
+    assert (ones[:, 1, 8 * bits // 8 :] == zero).all()
+
+
+def test_the_smallest_values_are_not_lost_to_the_scales_type() -> None:
+    """2^-25 / 8 is below float16: the smallest scale there is stands in, and the value is kept to half of it."""
+    values = np.full((1, 16), 2.0**-22, np.float32)
+    codes, scales = pack(values, 4, 16, "<f2", "w")
+    assert np.abs(scales) == np.float16(2.0**-24)
+    assert np.array_equal(unpack(codes, scales, 4, 16), values)
+
+
+def test_values_beyond_the_scales_type_are_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"w: its 4-bit blocks have float16 scales, .* up to 524032; .* 1e\+06"):
+        pack(np.full((1, 16), 1e6, np.float32), 4, 16, "<f2", "w")
+    pack(np.full((1, 16), 1e6, np.float32), 8, 16, "<f2", "w")
+    pack(np.full((1, 16), 3e38, np.float32), 4, 16, "<f4", "w")
+
+
+# The file
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", ["molmo", "olmoe", "nano"])
+def test_names_shapes_and_bytes_are_accounted_for(
+    sources: dict[str, Path], name: str, bits: int, tmp_path: Path
+) -> None:
+    source = read_checkpoint(sources[name])
+    read: list[int] = []
+    (tmp_path / "v").mkdir()
+    write_packed(source, tmp_path / "v", bits, progress=read.append)
+    written = read_checkpoint(tmp_path / "v")
+    assert {n: t.shape for n, t in written.tensors.items()} == {n: t.shape for n, t in source.tensors.items()}
+    assert sum(read) == sum(t.nbytes for t in source.tensors.values())
+    held = load_file(tmp_path / "v" / FILES[bits])
+    assert weight_bytes(written) == sum(a.nbytes for a in held.values()) == packed_bytes(source, bits)
+    assert parameters(written) == parameters(source)
+    about = {"quant_method": "knobcast", "bits": bits, "block_size": 32}
+    assert json.loads((tmp_path / "v" / "config.json").read_text()) == {**source.config, "quantization_config": about}
+    assert all(t.start % 4 == 0 for t in written.tensors.values())
+    for plain in (t for t in written.tensors.values() if t.pack is None):
+        origin = source.tensors[plain.name]
+        assert read_bytes(plain) == read_bytes(origin)
+
+
+def read_bytes(tensor: Any) -> bytes:
+    with tensor.file.open("rb") as file:
+        file.seek(tensor.start)
+        return bytes(file.read(tensor.nbytes))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_experts_alternate_gate_and_up(molmo: Path, tmp_path: Path, bits: int) -> None:
+    source = read_checkpoint(molmo)
+    written = packed(source, tmp_path / "v", bits)
+    held = load_file(tmp_path / "v" / FILES[bits])
+    floats = load_file(molmo / "model.safetensors")
+    codes, scales = held["blocks.2.experts.gate_up.codes"], held["blocks.2.experts.gate_up.scales"]
+    assert codes.shape == (8, 64, 64 * bits // 8) and scales.shape == (8, 64, 2) and scales.dtype == np.float16
+    for turn, part in enumerate(("gate", "up")):
+        name = source.name(f"expert.{part}", 2, 5)
+        ours = unpack(codes[5, turn::2], scales[5, turn::2], bits, 64)
+        assert np.array_equal(ours, dequantise(written.tensors[name]))
+        assert np.abs(ours - floats[name]).max() <= np.abs(scales[5]).max()
+    pack_of = [written.tensor(f"expert.{part}", 2, e).pack for part in ("gate", "up") for e in range(8)]
+    assert len({(p.codes, p.scales) for p in pack_of if p}) == 1
+    down = held["blocks.2.experts.down.codes"]
+    assert down.shape == (8, 64, 32 * bits // 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "dtype"),
+    [
+        ("molmo", 4, "source"),
+        ("olmoe", 8, "source"),
+        ("nano", 4, "source"),
+        ("olmoe", 4, "bfloat16"),
+        ("molmo", 8, "bfloat16"),
+    ],
+)
+def test_loaded_values_equal_those_of_the_source_quantised_at_run_time(
+    sources: dict[str, Path], tmp_path: Path, name: str, bits: int, dtype: str
+) -> None:
+    source = read_checkpoint(sources[name])
+    written = packed(cast(source, dtype), tmp_path / "v", bits)
+    expected = dict(fake_quantised(cast(source, dtype), bits))
+    assert expected.keys() == {n for n, t in written.tensors.items() if t.pack is not None}
+    assert all(np.array_equal(dequantise(written.tensors[n]), values) for n, values in expected.items())
+    static, report = load_with_report(tmp_path / "v")
+    assert report.clean
+    view, _ = load_view(source, "float32" if dtype == "source" else dtype, packed=(bits, 32))
+    ours, theirs = static.state_dict(), view.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[n], theirs[n]) for n in ours)
+    assert not torch.equal(load_model(sources[name]).state_dict()["lm_head.weight"], ours["lm_head.weight"])
+    kinds = {t.dtype for t in written.tensors.values()} - {f"I{bits}"}
+    assert kinds == ({"BF16"} if dtype == "bfloat16" else {t.stored for t in source.tensors.values()})
+
+
+def test_a_loaded_variant_knows_what_ends_an_answer(olmoe: Path, tmp_path: Path) -> None:
+    packed(read_checkpoint(olmoe), tmp_path / "v", 4)
+    model, theirs = load_model(tmp_path / "v"), load_model(olmoe)
+    assert model.generation_config.eos_token_id == theirs.generation_config.eos_token_id == 2
+    ids = torch.arange(5)[None]
+    assert model.generate(ids, max_new_tokens=3, do_sample=False).shape == (1, 8)
+
+
+@pytest.mark.parametrize("name", ["molmo", "olmoe"])
+def test_passes_work_on_packed_checkpoints(sources: dict[str, Path], name: str, tmp_path: Path) -> None:
+    """Dropping then packing equals packing then dropping."""
+    source = read_checkpoint(sources[name])
+    whole = set_top_k(drop_blocks(packed(source, tmp_path / "whole", 4), (0, 3)), 2)
+    part = packed(set_top_k(drop_blocks(source, (0, 3)), 2), tmp_path / "part", 4)
+    assert whole.settings == part.settings
+    assert weight_bytes(whole) == weight_bytes(part)
+    ours, theirs = (load_view(c)[0].state_dict() for c in (whole, part))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+def test_experts_keep_the_sources_spelling(molmo: Path, tmp_path: Path) -> None:
+    (tmp_path / "flat").mkdir()
+    tensors = load_file(molmo / "model.safetensors")
+    flat = {n.replace(".attn.", ".").replace(".mlp.", "."): a for n, a in tensors.items()}
+    save_file(flat, tmp_path / "flat" / "model.safetensors")
+    (tmp_path / "flat" / "config.json").write_bytes((molmo / "config.json").read_bytes())
+    source = read_checkpoint(tmp_path / "flat")
+    assert source.tensors.keys() != tensors.keys()
+    assert packed(source, tmp_path / "v", 4).tensors.keys() == source.tensors.keys()
+
+
+# What onnxruntime makes of it
+
+
+def run(node: Any, inputs: dict[str, Array], weights: dict[str, Array], before: tuple[Any, ...] = ()) -> Array:
+    graph = helper.make_graph(
+        [*before, node],
+        "g",
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, a.shape) for n, a in inputs.items()],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(a, n) for n, a in weights.items()],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    ran = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return ran.run(None, inputs)[0]
+
+
+def relative(ours: Array, theirs: Array) -> float:
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def multiply(x: Array, codes: Array, scales: Array, bits: int, columns: int, block: int) -> Array:
+    node = helper.make_node(
+        "MatMulNBits", ["x", "codes", "scales"], ["y"], domain="com.microsoft",
+        N=len(codes), K=columns, bits=bits, block_size=block, accuracy_level=1,
+    )  # fmt: skip
+    return run(node, {"x": x}, {"codes": codes, "scales": scales})
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_matmulnbits_reads_the_files_matrices(molmo: Path, tmp_path: Path, bits: int) -> None:
+    written = packed(read_checkpoint(molmo), tmp_path / "v", bits)
+    held = load_file(tmp_path / "v" / FILES[bits])
+    x = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
+    for role in ("attention.qkv", "attention.out", "head"):
+        tensor = written.tensor(role, 1)
+        ours = multiply(x, held[f"{tensor.name}.codes"], held[f"{tensor.name}.scales"], bits, 64, 32)
+        assert relative(ours, x @ dequantise(tensor).T) <= 1e-5
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("columns", "block"), [(80, 32), (33, 16), (300, 128)])
+def test_matmulnbits_reads_padded_blocks(bits: int, columns: int, block: int) -> None:
+    rng = np.random.default_rng(1)
+    x, values = (rng.standard_normal((n, columns)).astype(np.float32) for n in (3, 24))
+    codes, scales = pack(values, bits, block, "<f4", "w")
+    ours = multiply(x, codes, scales, bits, columns, block)
+    assert relative(ours, x @ unpack(codes, scales, bits, columns).T) <= 1e-5
+
+
+# With 8 bits the kernel rounds activations to int8 too, whatever accuracy it is asked for.
+@pytest.mark.parametrize(("bits", "tolerance"), [(4, 1e-5), (8, 2e-2)])
+@pytest.mark.parametrize("name", ["molmo", "nano"])
+def test_qmoe_reads_the_files_experts(
+    sources: dict[str, Path], name: str, tmp_path: Path, bits: int, tolerance: float
+) -> None:
+    written = packed(read_checkpoint(sources[name]), tmp_path / "v", bits)
+    held = load_file(tmp_path / "v" / FILES[bits])
+    k, experts = 3, written.settings.experts
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((7, written.settings.hidden)).astype(np.float32)
+    logits = rng.standard_normal((7, experts)).astype(np.float32)
+    names = [f"blocks.1.experts.{stem}.{kind}" for stem in ("gate_up", "down") for kind in ("codes", "scales")]
+    node = helper.make_node(
+        "QMoE", ["x", "logits", *names[:2], "", *names[2:], *[""] * 7, "weights"], ["y"], domain="com.microsoft",
+        k=k, expert_weight_bits=bits, block_size=32, activation_type="swiglu", swiglu_fusion=1,
+        activation_alpha=1.0, activation_beta=0.0, normalize_routing_weights=0,
+    )  # fmt: skip
+    softmax = helper.make_node("Softmax", ["logits"], ["weights"], axis=-1)
+    ours = run(node, {"x": x, "logits": logits}, {n: held[n] for n in names}, (softmax,))
+
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    theirs = np.zeros_like(x)
+    for token, weights in enumerate(probabilities):
+        for e in np.argsort(-weights)[:k]:
+            gate, up, down = (dequantise(written.tensor(f"expert.{p}", 1, int(e))) for p in ("gate", "up", "down"))
+            gated = gate @ x[token]
+            theirs[token] += weights[e] * (down @ (gated / (1 + np.exp(-gated)) * (up @ x[token])))
+    assert relative(ours, theirs) <= tolerance
+
+
+# Size
+
+
+def test_four_bits_take_a_third_of_the_released_models_bytes(molmo: Path, tmp_path: Path) -> None:
+    source = read_checkpoint(write_sparse_molmoe(tmp_path / "full", released_config(molmo), "BF16"))
+    assert packed_bytes(source, 4) <= 0.33 * weight_bytes(source)
+    assert packed_bytes(source, 8) <= 0.60 * weight_bytes(source)
+
+
+PACK = """
+import re, sys
+from pathlib import Path
+from transform.checkpoint import read_checkpoint
+from transform.packed import write_packed
+write_packed(read_checkpoint(Path(sys.argv[1])), Path(sys.argv[2]), 4)
+assert not {"torch", "onnx"} & sys.modules.keys()
+print(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of a process's memory")
+def test_writing_holds_a_few_rows(molmo: Path, tmp_path: Path) -> None:
+    """A block of 16 experts at full width, 0.4 GB, in 150 MB."""
+    config = released_config(molmo, n_layers=1, moe_num_experts=16)
+    sizes = {
+        "d": 2048,
+        "E": 16,
+        "V": 256,
+        "V2": 128,
+        "I": 1024,
+        "v": 64,
+        "m": 64,
+        "p": 1024,
+        "a": 64,
+        "h": 64,
+        "f": 128,
+    }
+    config |= {"embedding_size": 256, "vocab_size": 250}
+    config["vision_backbone"] |= {"image_emb_dim": 64, "image_mlp_dim": 64, "image_num_layers": 1}
+    source = write_sparse_molmoe(tmp_path / "wide", config, "F32", sizes)
+    (tmp_path / "v").mkdir()
+    command = [sys.executable, "-c", PACK, str(source), str(tmp_path / "v")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (source / "model.safetensors").stat().st_size > 400_000_000
+    assert int(done.stdout) * 1024 <= 150_000_000
+    assert weight_bytes(read_checkpoint(tmp_path / "v")) > 70_000_000
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused_by_name(molmo: Path, tmp_path: Path, value: float) -> None:
+    source = damaged_source(molmo, tmp_path, "model.transformer.blocks.1.mlp.experts.3.up_proj.weight", value)
+    with pytest.raises(CheckpointError, match=r"blocks\.1\.mlp\.experts\.3\.up_proj\.weight: .* NaN or infinity"):
+        packed(source, tmp_path / "v", 4)
+    with pytest.raises(CheckpointError, match="NaN or infinity"):
+        list(fake_quantised(source, 4))
+
+
+def damaged_source(molmo: Path, tmp_path: Path, name: str, value: float) -> Checkpoint:
+    (tmp_path / "bad").mkdir()
+    tensors = load_file(molmo / "model.safetensors")
+    tensors[name][1, 2] = value
+    save_file(tensors, tmp_path / "bad" / "model.safetensors")
+    (tmp_path / "bad" / "config.json").write_bytes((molmo / "config.json").read_bytes())
+    return read_checkpoint(tmp_path / "bad")
+
+
+def test_experts_too_large_for_float16_scales_are_refused_by_name(molmo: Path, tmp_path: Path) -> None:
+    name = "model.transformer.blocks.0.mlp.experts.7.down_proj.weight"
+    with pytest.raises(CheckpointError, match=r"experts\.7\.down_proj\.weight: .*float16 scales"):
+        packed(damaged_source(molmo, tmp_path, name, 1e6), tmp_path / "v", 4)
+
+
+def test_widths_that_do_not_fill_blocks_are_refused(molmo: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"block 0: .*down must be a multiple of 64 .* it is 32"):
+        packed(read_checkpoint(molmo), tmp_path / "v", 4, block=64)
+
+
+@pytest.mark.parametrize(("bits", "block", "words"), [(5, 32, "4, 8 bits, got 5"), (4, 48, "values per scale, got 48")])
+def test_formats_without_a_kernel_are_refused(molmo: Path, tmp_path: Path, bits: int, block: int, words: str) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        packed(read_checkpoint(molmo), tmp_path / "v", bits, block)
+
+
+def test_a_packed_checkpoint_is_final(molmo: Path, tmp_path: Path) -> None:
+    written = packed(read_checkpoint(molmo), tmp_path / "v", 4)
+    assert cast(written, "source") is written
+    refused: tuple[Callable[[], object], ...] = (
+        lambda: write_checkpoint(written, tmp_path / "v"),
+        lambda: write_packed(written, tmp_path / "v", 4),
+        lambda: cast(written, "bfloat16"),
+        lambda: next(fake_quantised(written, 4)),
+        lambda: load_view(written, packed=(4, 32)),
+    )
+    for refuse in refused:
+        with pytest.raises(CheckpointError, match=r"lm_head|att_proj.* is I4\. .*export again from its source"):
+            refuse()
+
+
+def test_another_libraries_quantisation_is_no_business_of_this_one(
+    molmo: Path, copy_of: Callable[[Path], Path]
+) -> None:
+    directory = copy_of(molmo)
+    config = json.loads((directory / "config.json").read_text()) | {"quantization_config": {"quant_method": "gptq"}}
+    (directory / "config.json").write_text(json.dumps(config))
+    assert read_checkpoint(directory).tensors.keys() == read_checkpoint(molmo).tensors.keys()
+
+
+GATE_UP = "blocks.1.experts.gate_up"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop("lm_head.weight.codes"), "codes of 'lm_head.weight' are missing|first missing"),
+        (lambda t: t.pop("lm_head.weight.scales"), "first missing: 'lm_head.weight.scales'"),
+        (lambda t: t.pop("blocks.0.experts.gate_up.codes"), "first missing|are missing"),
+        (lambda t: t.pop(f"{GATE_UP}.codes"), f"first missing: '{GATE_UP}.codes'"),
+        (lambda t: t.pop("model.transformer.ln_f.weight"), "1 missing, 0 unexpected"),
+        (lambda t: t.update({"extra": np.zeros(3, np.float32)}), "first unexpected: 'extra'"),
+        (lambda t: t.update({"lm_head.weight": np.zeros((256, 64), np.float32)}), "unexpected: 'lm_head.weight'"),
+        (lambda t: t.update({"blocks.9.experts.down.codes": np.zeros((8, 64, 16), np.uint8)}), "first unexpected"),
+        (lambda t: t.update({f"{GATE_UP}.scales": np.zeros((8, 64, 2), np.float32)}), "must be F16 of"),
+        (lambda t: t.update({f"{GATE_UP}.codes": np.zeros((8, 64, 32), np.int8)}), "must be U8 of"),
+        (lambda t: t.update({f"{GATE_UP}.codes": np.zeros((8, 66, 32), np.uint8)}), r"U8 of \[8, 64, 32\], it is"),
+        (
+            lambda t: t.update({"lm_head.weight.codes": np.zeros((9, 2, 16), np.uint8)}),
+            "does not fit|must be|must have",
+        ),
+        (lambda t: t.update({"lm_head.weight.codes": np.zeros((), np.uint8)}), "it is U8 of|are missing"),
+        (lambda t: t.update({"blocks.0.experts.gate_up.codes": np.zeros((0, 0, 0), np.uint8)}), "does not fit|must be"),
+        (lambda t: t.update({"model.transformer.ln_f.weight": np.zeros(64, np.float64)}), "F32, F16 or BF16"),
+        (lambda t: t.update({"model.transformer.ln_f.weight": np.zeros(63, np.float32)}), "must have the shape"),
+    ],
+)
+def test_files_that_do_not_fit_the_config_are_refused(
+    molmo: Path, tmp_path: Path, change: Callable[[dict[str, Array]], object], words: str
+) -> None:
+    packed(read_checkpoint(molmo), tmp_path / "v", 4)
+    held = load_file(tmp_path / "v" / FILES[4])
+    change(held)
+    save_file(held, tmp_path / "v" / FILES[4])
+    with pytest.raises(CheckpointError, match=words):
+        read_checkpoint(tmp_path / "v")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"bits": 8}, "model-int8.safetensors"),
+        ({"bits": 3}, "4, 8 bits, got 3"),
+        ({"bits": True}, "got True"),
+        ({"zero": 7}, r"unknown keys \(zero\)"),
+        ({"block_size": 16}, "must be F32 of"),
+        ({"block_size": None}, "got None"),
+        ({"block_size": 0}, "got 0"),
+    ],
+)
+def test_configs_that_do_not_fit_the_file_are_refused(
+    molmo: Path, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    packed(read_checkpoint(molmo), tmp_path / "v", 4)
+    config = json.loads((tmp_path / "v" / "config.json").read_text())
+    config["quantization_config"] |= changes
+    (tmp_path / "v" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=words):
+        read_checkpoint(tmp_path / "v")
+
+
+def test_other_loaders_refuse_a_packed_directory(olmoe: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    packed(read_checkpoint(olmoe), tmp_path / "v", 4)
+    with pytest.raises((OSError, ValueError)):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "v", local_files_only=True)
+
+
+def test_a_shortened_source_is_an_error(molmo: Path, tmp_path: Path, copy_of: Callable[[Path], Path]) -> None:
+    source = read_checkpoint(copy_of(molmo))
+    file = source.path / "model.safetensors"
+    with file.open("r+b") as handle:
+        handle.truncate(file.stat().st_size // 2)
+    with pytest.raises(CheckpointError, match="ended early"):
+        packed(source, tmp_path / "v", 4)
