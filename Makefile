@@ -1,6 +1,6 @@
 # The main job:  make export K=4 BLOCKS=12 TOKENS=432 [MODEL=…] [SCORES=…] [DTYPE=…] [OUT=…] [FORCE=1]
 # Every target creates .venv and installs by itself when pyproject.toml changed.
-.PHONY: setup export score test test-all check fix bench genai-env nano nano-data nano-curves clean
+.PHONY: setup export score test test-all check fix bench genai-env js-env nano nano-data nano-curves clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS := $(VENV)/.extras
 GENAI := .venv-genai
+JS := .venv-js
 export PYTHONHASHSEED := 0
 
 # Without an NVIDIA driver, and unless pip is configured to look elsewhere, ask for torch's CPU build.
@@ -44,7 +45,7 @@ score: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not extra"
 
-test-all: $(STAMP) $(EXTRAS) $(GENAI)/.installed
+test-all: $(STAMP) $(EXTRAS) $(GENAI)/.installed js-env
 	$(BIN)/pytest -q -m extra
 
 check: $(STAMP)
@@ -67,6 +68,17 @@ $(GENAI)/.installed:
 	$(GENAI)/bin/pip install -q "onnxruntime-genai>=0.14,<0.19" "numpy>=2,<3" "safetensors>=0.6,<1"
 	@touch $@
 
+# transformers.js for the tests under node. Without the flag onnxruntime-node fetches CUDA libraries as well.
+js-env:
+	@if command -v npm >/dev/null 2>&1; then $(MAKE) --no-print-directory $(JS)/.installed; \
+	  else echo "no npm: transformers.js is not installed, its tests are skipped"; fi
+
+$(JS)/.installed: tests/transformersjs/package.json
+	mkdir -p $(JS)
+	cp $< $(JS)/
+	ONNXRUNTIME_NODE_INSTALL=skip npm install --prefix $(JS) --no-audit --no-fund --no-package-lock --loglevel=error
+	@touch $@
+
 # Train the embedded default model from nothing (hours; a stopped run goes on), score its blocks, measure its curves.
 nano: $(STAMP)
 	$(BIN)/python -m artifacts.nano.make
@@ -80,4 +92,4 @@ nano-curves: $(STAMP) nano-data
 	$(BIN)/python -m artifacts.nano.curves
 
 clean:
-	rm -rf $(VENV) $(GENAI) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(GENAI) $(JS) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
