@@ -28,7 +28,7 @@ from export.op_rig import (
     relative,
     rms_normed,
 )
-from export.providers import CPU, CUDA
+from export.providers import CPU, CUDA, cuda_options
 from export.session import RunError, check_loads
 from transform.architectures import Settings
 from transform.checkpoint import Checkpoint, Tensor
@@ -83,7 +83,7 @@ def run_checks(form: str, settings: Settings, provider: str = CPU) -> Iterator[C
     with tempfile.TemporaryDirectory(prefix="knobcast-operators-") as directory:
         # whether weights are repacked at load decides which kernels run: codes must be right both ways
         options = [session_options(form)] + ([SESSION_OPTIONS] if form in PACKED_BITS else [])
-        rig = Rig(Path(directory), provider, options)
+        rig = Rig(Path(directory), CPU if provider == CPU else [provider, cuda_options(static=False)], options)
         yield from _views(rig, form)
         yield from _norms(rig, settings, form)
         for k in sorted(set(settings.top_k)):
@@ -132,7 +132,7 @@ def check_cpu_moe(settings: Settings, rows: int | str = "n") -> Check:
                 activation_beta=0.0, normalize_routing_weights=int(settings.norm_top_k),
             )  # fmt: skip
 
-        graph = block_graph(block, "int4", rows, fused)
+        graph = block_graph(block.checkpoint, "int4", rows, fused)
         return Check("MoE", f"CPU, k {k}", _difference(rig, block, graph, block.tokens), FLOAT32_LIMIT)
 
 
@@ -176,7 +176,7 @@ def _block(rig: Rig, block: Block, form: str, what: str, limit: float = FLOAT32_
     runs: list[tuple[int | str, Array]] = [("n", everyone), ("n", one)]
     if form == "cuda":
         runs += [(len(everyone), everyone), (1, one)]
-    found = [_difference(rig, block, block_graph(block, form, rows), x) for rows, x in runs]
+    found = [_difference(rig, block, block_graph(block.checkpoint, form, rows), x) for rows, x in runs]
     return Check(kind, what, float(np.max(found)), FLOAT16_LIMIT if form == "cuda" else limit)
 
 
@@ -187,7 +187,7 @@ def _quantised(rig: Rig, settings: Settings, k: int, form: str) -> Iterator[Chec
     yield _block(rig, block, form, f"{bits} bits, k {k}", limit)
     if not settings.norm_top_k:
         # what the emission guards against; a difference of 0 would say that it needn't any more
-        difference = _difference(rig, block, block_graph(block, form), block.tokens, _no_router_weights)
+        difference = _difference(rig, block, block_graph(block.checkpoint, form), block.tokens, _no_router_weights)
         yield Check("QMoE", f"{bits} bits, without router_weights, k {k}", difference, None)
 
 

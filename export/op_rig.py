@@ -17,7 +17,7 @@ from export.graph.moe import mixture
 from export.graph.norm import rms_norm
 from export.io_spec import SESSION_OPTIONS
 from export.providers import CPU
-from export.session import open_session
+from export.session import Provider, open_session
 from transform.architectures import Settings
 from transform.checkpoint import Checkpoint, Pack, Tensor
 from transform.errors import VerificationError
@@ -36,7 +36,7 @@ class Rig:
     """A weight file under construction; every draw is the same in every run."""
 
     directory: Path
-    provider: str = CPU
+    provider: Provider = CPU
     options: Sequence[Mapping[str, str]] = (SESSION_OPTIONS,)  # every graph is run with each of them
 
     def __post_init__(self) -> None:
@@ -173,13 +173,13 @@ def _clear_tokens(rig: Rig, norm: Array, router: Array, k: int) -> Array:
     return many[np.argsort(-lead)[:TOKENS]]
 
 
-def block_graph(block: Block, form: str, rows: int | str = "n", experts: Any = mixture) -> Graph:
+def block_graph(checkpoint: Checkpoint, form: str, rows: int | str = "n", experts: Any = mixture) -> Graph:
     """norm, router, experts, residual sum, on x [rows, d]: both ends of the experts are values inside the graph."""
-    checkpoint = block.checkpoint
+    settings = checkpoint.settings
     g = Graph("block", form)
-    x = g.input("x", g.compute, [rows, WIDTH])
-    normed = rms_norm(g, x, checkpoint.tensor("mlp.norm"), checkpoint.settings.eps)
-    g.output("y", g.op("Add", x, experts(g, checkpoint, 0, normed)), g.compute, [rows, WIDTH])
+    x = g.input("x", g.compute, [rows, settings.hidden])
+    normed = rms_norm(g, x, checkpoint.tensor("mlp.norm"), settings.eps)
+    g.output("y", g.op("Add", x, experts(g, checkpoint, 0, normed)), g.compute, [rows, settings.hidden])
     return g
 
 

@@ -123,7 +123,7 @@ def rig(tmp_path: Path) -> Rig:
 
 
 def difference(rig: Rig, block: Block, change: Callable[[Any], None] = lambda _: None) -> float:
-    return relative(rig.run(block_graph(block, "int4"), block.tokens, change), block.expected(block.tokens))
+    return relative(rig.run(block_graph(block.checkpoint, "int4"), block.tokens, change), block.expected(block.tokens))
 
 
 def attribute(name: str, value: Any) -> Callable[[Any], None]:
@@ -187,7 +187,7 @@ def test_an_operator_that_is_missing_refuses_the_export(rig: Rig, settings: Sett
     def unknown(g: Graph, checkpoint: Checkpoint, i: int, x: str) -> str:
         return g.op("MoEOfTomorrow", x, domain=CONTRIB)
 
-    graph = block_graph(make_block(rig, with_k(settings, 2), 2), "int4", experts=unknown)
+    graph = block_graph(make_block(rig, with_k(settings, 2), 2).checkpoint, "int4", experts=unknown)
     with pytest.raises(VerificationError, match=r"MoEOfTomorrow.*onnxruntime [0-9].*--form cpu"):
         rig.run(graph, np.zeros((1, 64), np.float32))
 
@@ -211,6 +211,6 @@ def test_the_fused_float16_block_means_what_is_expected(norm: bool, rig: Rig, se
     """What a GPU is measured against, here against numpy."""
     block = make_block(rig, with_k(settings, 4, norm=norm), 4, "F16")
     path = rig.directory / "block.onnx"
-    block_graph(block, "cuda").write(path)
+    block_graph(block.checkpoint, "cuda").write(path)
     x = block.tokens.astype(np.float16)
     assert relative(NumpySession(path).run(None, {"x": x}), block.expected(x)) < FLOAT16_LIMIT
