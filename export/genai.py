@@ -4,10 +4,11 @@ Its runtime knows neither family by name; it accepts any decoder with the usual 
 vision/embedding/text triple as `gemma3`, whose vision inputs may carry other names.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from export.io_spec import SESSION_OPTIONS
+from export.io_spec import SESSION_OPTIONS, session_options
 from export.providers import cuda_options
 from export.special_tokens import begin_id, end_ids, image_token_ids
 from transform.checkpoint import Checkpoint
@@ -56,7 +57,7 @@ def genai_config(checkpoint: Checkpoint, directory: Path, form: str = "cpu") -> 
         model["image_token_id"] = image_token_ids(directory, settings).patch
         model["vision"] = {
             "filename": "vision.onnx",
-            "session_options": _session_options(form),
+            "session_options": _session_options(form, SESSION_OPTIONS),
             "inputs": {"pixel_values": "images"},
             "outputs": {"image_features": "image_features"},
         }
@@ -82,6 +83,6 @@ def write_genai_config(checkpoint: Checkpoint, directory: Path, form: str = "cpu
     return path
 
 
-def _session_options(form: str) -> dict[str, Any]:
+def _session_options(form: str, options: Mapping[str, str] | None = None) -> dict[str, Any]:
     providers = [{"cuda": cuda_options(static=False)}] if form == "cuda" else []
-    return {"log_id": "knobcast", "provider_options": providers, **SESSION_OPTIONS}
+    return {"log_id": "knobcast", "provider_options": providers, **(options or session_options(form))}

@@ -95,7 +95,12 @@ def check_graph_bounds(directory: Path) -> dict[str, int]:
     """
     import onnx
 
-    item_bits = {onnx.TensorProto.FLOAT: 32, onnx.TensorProto.FLOAT16: 16, onnx.TensorProto.BFLOAT16: 16}
+    item_bits = {
+        onnx.TensorProto.FLOAT: 32,
+        onnx.TensorProto.FLOAT16: 16,
+        onnx.TensorProto.BFLOAT16: 16,
+        onnx.TensorProto.UINT8: 8,
+    }
     counts = {}
     for path in sorted(directory.glob("*.onnx")):
         model = onnx.load(path, load_external_data=False)

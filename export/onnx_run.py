@@ -58,7 +58,10 @@ class Graphs:
         return hashlib.sha256(known.encode()).hexdigest()[:16]
 
     def _open(self, name: str) -> Any:
-        return open_session(self.directory / name, self.io["session_options"], self.providers, self.threads)
+        options = self.io["session_options"]
+        if name.startswith("vision"):
+            options = self.io.get("vision_session_options", options)
+        return open_session(self.directory / name, options, self.providers, self.threads)
 
     @cached_property
     def text(self) -> Any:

@@ -14,7 +14,8 @@ from export.integrity import write_sums
 from export.manifest import write_manifest
 from transform import molmoe
 from transform.checkpoint import Checkpoint, read_checkpoint
-from transform.errors import WriteError
+from transform.errors import KnobError, WriteError
+from transform.packed import write_packed
 from transform.plan import Plan
 from transform.stage import check_target, staged
 from transform.write import write_checkpoint, write_json
@@ -39,13 +40,18 @@ def export_variant(
     `also` may add files to the staged directory, before the sums are taken.
     """
     check_target(out, force)
+    if plan.packing and not onnx:
+        raise KnobError("quantised weights are read by graphs alone, and --no-onnx leaves them out. Export them too.")
     source = plan.source.path.resolve()
     target = out.resolve()
     if target == source or target in source.parents or source in target.parents:
         raise WriteError(f"{out} is the source, holds it or lies in it; choose another --out.")
     with staged(out, force) as stage:
         say("weights")
-        write_checkpoint(travelling(plan), stage, progress)
+        if plan.packing:
+            write_packed(travelling(plan), stage, *plan.packing, progress=progress)
+        else:
+            write_checkpoint(travelling(plan), stage, progress)
         if plan.vision:
             _write_code(plan, stage)
         if onnx:

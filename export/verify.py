@@ -22,7 +22,7 @@ from export.onnx_run import Graphs
 from export.probe import DECODE, MIN_MARGIN, PROMPT, SEEDS, MarginWatch, TextProbe, text_probe
 from transform.checkpoint import Checkpoint, read_checkpoint, read_json
 from transform.errors import VerificationError
-from transform.load import align, load_model, load_with_report
+from transform.load import align, load_model, load_view, load_with_report
 from transform.plan import Plan
 from transform.runtime import BlockMaskWrapper, moe_top_k, set_moe_top_k
 
@@ -66,8 +66,10 @@ def gate(plan: Plan, directory: Path, onnx: bool, say: Say) -> dict[str, Any]:
 
 def dynamic_twin(plan: Plan) -> Any:
     """The source with the knobs applied at run time, its weights rounded as the variant's are."""
-    rounded = rounding(plan)
-    model = align(load_model(plan.source.path, dtype=rounded).float())
+    if plan.packing:
+        model, _ = load_view(plan.source, rounding(plan), plan.packing)
+    else:
+        model = align(load_model(plan.source.path, dtype=rounding(plan)).float())
     k = list(plan.source.settings.top_k)
     for i, value in zip(plan.keep, plan.target.settings.top_k, strict=True):
         k[i] = value

@@ -11,8 +11,9 @@ from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
 from transform.dtype import cast
 from transform.errors import CheckpointError, KnobError
-from transform.knobs import Knobs, canonical_name
+from transform.knobs import PACKED_BITS, Knobs, canonical_name
 from transform.molmoe import tiling
+from transform.packed_layout import BLOCK, packed_bytes
 from transform.stack import stack_experts
 from transform.width import beyond_training, set_top_k
 from transform.write import written_bytes
@@ -76,6 +77,17 @@ class Plan:
         return "-".join((name, *extras))
 
     @property
+    def packing(self) -> tuple[int, int] | None:
+        """(bits, values per scale) of a quantised form; None: the weights stay floats."""
+        bits = PACKED_BITS.get(self.knobs.form)
+        return None if bits is None else (bits, BLOCK)
+
+    @property
+    def bytes(self) -> int:
+        """Of the weights as they will be written."""
+        return weight_bytes(self.target) if self.packing is None else packed_bytes(self.target, *self.packing)
+
+    @property
     def removed(self) -> tuple[int, ...]:
         """Block indices of the source that the variant lacks."""
         return tuple(i for i in range(self.source.settings.layers) if i not in self.keep)
@@ -107,7 +119,7 @@ class Plan:
             "vision": self.vision.as_dict() if self.vision else None,
             "parameters": parameters(target),
             "active_parameters": active_parameters(target),
-            "bytes": weight_bytes(target),
+            "bytes": self.bytes,
             "layout_digest": target.layout_digest,
             "warnings": list(self.warnings),
         }
