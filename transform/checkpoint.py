@@ -264,7 +264,9 @@ def check_tensors(checkpoint: Checkpoint) -> None:
 
 
 def fits(symbol: str, size: int, bound: dict[str, int]) -> bool:
-    """Whether a size agrees with a symbol such as `d` or `3*d`; a symbol met first is bound to it."""
+    """Whether a size agrees with a symbol such as `d` or `3*d`; a symbol met first is bound to it. No size is 0."""
+    if size < 1:
+        return False
     if symbol.isdigit():
         return size == int(symbol)
     factor, _, name = symbol.rpartition("*")

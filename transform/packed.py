@@ -115,9 +115,7 @@ def read_packed(directory: Path, config: Mapping[str, Any]) -> Checkpoint:
             turn, place = divmod(at, stack.step)
             first = turn * stack.step * tensors[name].shape[0] + place
             found = Pack(codes, scales, bits, block, first, stack.step)
-            kind = f"I{bits}"
-            shape = tensors[name].shape
-            tensors[name] = Tensor(name, kind, shape, path, codes.start, share, kind, found)
+            tensors[name] = Tensor(name, f"I{bits}", tensors[name].shape, path, codes.start, share, f"I{bits}", found)
     checkpoint = Checkpoint(directory, config, tensors, checkpoint.side_files)
     check_tensors(checkpoint)
     return checkpoint
@@ -148,7 +146,7 @@ def _numbers(name: str, symbols: tuple[str, ...], bound: Mapping[str, int]) -> t
     for symbol in symbols:
         factor, _, base = symbol.rpartition("*")
         if base not in bound:
-            raise CheckpointError(f"the codes of {name!r} are missing. The checkpoint is incomplete: export it again.")
+            raise CheckpointError(f"the codes of {name!r} are missing or empty. Export the variant again.")
         shape.append(int(factor or 1) * bound[base])
     return tuple(shape)
 
