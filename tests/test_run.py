@@ -127,10 +127,12 @@ def test_stops_at_the_end_token(runnable: Path) -> None:
     runner = Runner(runnable)
     free = runner.answer(None, "w5 w6", max_new_tokens=6)
     assert (free.stopped, len(free.ids)) == ("length", 6)
+    assert free.timing.steps == 5  # the first token came with the prompt
     runner.ids = {**runner.ids, "eos": [free.ids[3]]}
     ended = runner.answer(None, "w5 w6", max_new_tokens=6)
     assert ended.stopped == "end"
     assert ended.ids == free.ids[: free.ids.index(free.ids[3])]
+    assert ended.timing.steps == len(ended.ids)  # the end token was decoded too
 
 
 def test_stops_at_the_last_position(runnable: Path) -> None:
@@ -149,8 +151,12 @@ def test_refusals(runnable: Path, tmp_path: Path) -> None:
         runner.answer(None, "w5", max_new_tokens=0)
     with pytest.raises(ImageError, match="10000×10"):
         runner.prompt("w5", Image.new("RGB", (10000, 10)))
-    with pytest.raises(RunError, match="must be one of cpu, cuda"):
+    with pytest.raises(RunError, match="must be one of cpu, cuda, tensorrt"):
         answer(runnable, None, "w5", provider="tpu")
+    with pytest.raises(RunError, match="got -1"):
+        answer(runnable, None, "w5", threads=-1)
+    with pytest.raises(RunError, match=r"no family\.json"):
+        answer(runnable, None, "w5", member="k4-b2")
     (tmp_path / "bare").mkdir()
     with pytest.raises(RunError, match=r"must have io\.json"):
         answer(tmp_path / "bare", None, "w5")
@@ -202,6 +208,35 @@ def test_text_only_model(olmoe: Path, tmp_path: Path) -> None:
     runner.generate = lambda *_: iter([0, 26, 27, 1, 26])  # type: ignore[method-assign]
     assert runner.answer(None, "A", stream=pieces.append).text == "AéB\ufffd"
     assert pieces == ["A", "é", "B", "\ufffd"]  # never half a character, but for the last that stays one
+
+
+def test_a_familys_member_answers_as_the_variant_alone(tmp_path: Path) -> None:
+    from export.graph.decoder import text_graph
+
+    text = CASES["texts"]["long"]
+    family = write_runnable(tmp_path / "family", text, CASES["variants"]["full"])
+    member = set_top_k(drop_blocks(read_checkpoint(family), (0, 1, 3)), 2)
+    text_graph(member).write(family / "text-k2-b3.onnx")
+    entry = {"name": "k2-b3", "graph": "text-k2-b3.onnx"}
+    (family / "family.json").write_text(json.dumps({"schema": 1, "members": [entry]}))
+    alone = write_runnable(tmp_path / "alone", text, {"keep_blocks": [0, 1, 3], "top_k": 2})
+    image = Image.new("RGB", (50, 40), (200, 30, 90))
+    ours = answer(family, image, "w5 w6", max_new_tokens=8, member="k2-b3", threads=1)
+    assert ours.ids == answer(alone, image, "w5 w6", max_new_tokens=8, threads=1).ids
+    assert ours.ids != answer(family, image, "w5 w6", max_new_tokens=8, threads=1).ids
+    with pytest.raises(RunError, match=r"one of the family's members, k2-b3; got '\.\./x'"):
+        answer(family, None, "w5", member="../x")
+
+    command = [sys.executable, "-m", "export.cli", "run", str(family), "--prompt", "w5 w6", "--max-new-tokens", "4"]
+    flags = ["--member", "k2-b3", "--threads", "1", "--provider", "cpu", "--json"]
+    done = subprocess.run([*command, *flags], cwd=Path(__file__).parents[1], check=True, capture_output=True, text=True)
+    said = json.loads(done.stdout)
+    assert said["ids"] == list(answer(alone, None, "w5 w6", max_new_tokens=4).ids)
+    plain = subprocess.run(
+        [*command, *flags[:-1]], cwd=Path(__file__).parents[1], check=True, capture_output=True, text=True
+    )
+    assert plain.stdout.strip() == said["text"]
+    assert "tokens/s" in plain.stderr
 
 
 def test_a_broken_tokenizer_is_named(runnable: Path, tmp_path: Path) -> None:
