@@ -19,6 +19,7 @@ from export.integrity import check_graph_bounds
 from export.numpy_run.graphs import checking_graphs
 from export.onnx_run import Graphs
 from export.probe import TextProbe
+from export.static_verify import verify_static_block
 from export.verify import TOLERANCE, exactly_equal, find_probe, onnx_vs_torch, other_k, rounding, run_text
 from transform.checkpoint import Checkpoint, read_checkpoint
 from transform.depth import drop_blocks
@@ -42,6 +43,7 @@ def blockwise_gate(plan: Plan, directory: Path, onnx: bool, say: Callable[[str],
         results["identical_tensors"] = _check_bytes(plan.target, variant)
     differences: dict[str, float] = {}
     graphs: dict[str, float] = {}
+    static_graphs: dict[str, float] = {}
     counts: dict[str, float] = {}
     for new, old in enumerate(plan.keep):
         say(f"block {old} ({new + 1} of {len(plan.keep)})")
@@ -62,6 +64,9 @@ def blockwise_gate(plan: Plan, directory: Path, onnx: bool, say: Callable[[str],
             _merge(graphs, onnx_vs_torch(model, block_graphs, probe))
             if image is not None:
                 _merge(graphs, check_graphs(block_graphs, record(model, probe.ids.numpy(), image), image, TOLERANCE))
+            if block_graphs.io.get("static"):
+                found = verify_static_block(model, view, directory, probe.ids.numpy(), new == 0, TOLERANCE)
+                _merge(static_graphs, found)
             del block_graphs
         del model
         _merge(differences, exactly_equal(ours, _source_block(plan, old, new, probe, image)))
@@ -70,6 +75,8 @@ def blockwise_gate(plan: Plan, directory: Path, onnx: bool, say: Callable[[str],
     if onnx:
         results["graph_ranges"] = check_graph_bounds(directory)
         results["onnx_vs_torch"] = graphs
+        if static_graphs:
+            results["static_vs_torch"] = static_graphs
     return results
 
 

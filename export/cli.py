@@ -33,9 +33,11 @@ from export.options import (
     MaxNewTokens,
     Member,
     Model,
+    Prompt,
     Resize,
     Rule,
     Scores,
+    Static,
     Tokens,
     print_json,
     stderr,
@@ -89,6 +91,8 @@ def export(
     rule: Rule = "canvas",
     family: Family = None,
     member: Member = None,
+    static: Static = None,
+    prompt: Prompt = None,
     out: Annotated[Path | None, typer.Option("--out", help="Default: artifacts/MODEL-k4-b12-t432.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing variant.")] = False,
     onnx: Annotated[bool, typer.Option("--onnx/--no-onnx", help="Emit ONNX graphs.")] = True,
@@ -98,15 +102,19 @@ def export(
 ) -> None:
     """Write a fixed, verified, standalone variant, or a family of them over one set of weights."""
     from export.show import progress_bars, show_plan, show_result
+    from export.static import parse_static, plan_static
     from export.variant import export_variant
     from transform.plan import weight_bytes
 
+    cache, chunk = parse_static(static, prompt)
+    if cache and not onnx:
+        raise KnobError("--static adds graphs, and --no-onnx leaves all of them out. Leave out one of the two.")
     if family is not None or member is not None:
         from export.family_command import export_grid, member_plan
 
         chosen = {"--k": k, "--blocks": blocks, "--keep-blocks": keep_blocks, "--drop-blocks": drop_blocks}
     if family is not None:
-        given = {**chosen, "--member": member, "--no-onnx": None if onnx else ""}
+        given = {**chosen, "--member": member, "--no-onnx": None if onnx else "", "--static": static}
         options = {"tokens": tokens, "scores": scores, "dtype": dtype, "form": form, "resize": resize, "rule": rule}
         export_grid(model, family, given, options, out, verify, force, dry_run, as_json)
         return
@@ -116,15 +124,18 @@ def export(
     else:
         made = _plan(model, k, blocks, keep_blocks, drop_blocks, tokens, scores, dtype, resize, rule, form)
         name = made.name
-    target = out or Path("artifacts") / name
+    graphs = plan_static(made, cache, chunk) if cache else None
+    target = out or Path("artifacts") / (f"{name}-s{cache}" if cache else name)
     if not as_json or not dry_run:
         show_plan(made, Console(highlight=False) if dry_run else stderr)
     if dry_run:
         if as_json:
-            print_json({**made.as_dict(), "out": str(target)})
+            print_json({**made.as_dict(), **({"static": graphs.as_dict()} if graphs else {}), "out": str(target)})
         return
     with progress_bars(stderr, weight_bytes(made.target)) as (say, progress):
-        manifest = export_variant(made, target, onnx=onnx, verify=verify, force=force, say=say, progress=progress)
+        manifest = export_variant(
+            made, target, onnx=onnx, verify=verify, force=force, say=say, progress=progress, static=graphs
+        )
     if as_json:
         print_json({**manifest, "out": str(target)})
     else:

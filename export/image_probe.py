@@ -36,12 +36,15 @@ class ImageProbe:
         }
 
 
-def image_probe(checkpoint: Checkpoint, directory: Path, vision: dict[str, Any], seed: int) -> ImageProbe:
-    """The drawn picture under the policy `vision` (as io.json records it), followed by a few random tokens."""
+def image_probe(
+    checkpoint: Checkpoint, directory: Path, vision: dict[str, Any], seed: int, size: tuple[int, int] = (150, 110)
+) -> ImageProbe:
+    """The drawn picture, `size` wide and high, under the policy `vision` (as io.json records it), followed by a few
+    random tokens."""
     ids = image_token_ids(directory, checkpoint.settings)
     options = {"resize": vision["resize"], "rule": vision["rule"]}
     tokens = vision["tokens"]
-    image = preprocess(picture(), tokens=tokens, max_crops=vision["max_crops"], **options)
+    image = preprocess(picture(*size), tokens=tokens, max_crops=vision["max_crops"], **options)
     stream = image.image_tokens(**ids._asdict())
     vocab = checkpoint.settings.vocab
     text = np.random.Generator(np.random.PCG64(seed)).integers(0, vocab - 1, TEXT)

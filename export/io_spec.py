@@ -11,6 +11,7 @@ import onnx
 
 from export.providers import provider_options
 from export.special_tokens import begin_id, end_ids, image_token_ids
+from export.static import StaticPlan
 from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError
 from transform.knobs import PACKED_BITS
@@ -26,17 +27,24 @@ SESSION_OPTIONS = {
 }
 
 
-def session_options(form: str) -> dict[str, str]:
-    """The session config entries for a form's graphs.
+QUANTISED_OPTIONS = {"optimization.disable_specified_optimizers": "ConstantFolding"}
 
-    The quantised forms keep their repacked copies: without them onnxruntime repacks at every run (7 times slower).
+
+def session_options(form: str) -> dict[str, str]:
+    """The session config entries for a form's graphs, the vision graph's excepted: its are always SESSION_OPTIONS.
+
+    Quantised decoders are repacked at load, for which their scales must be float32 already: otherwise
+    onnxruntime does both at every run, and a token takes 7 times longer.
     """
-    kept = ("session.disable_prepacking",) if form in PACKED_BITS else ()
-    return {key: value for key, value in SESSION_OPTIONS.items() if key not in kept}
+    return dict(QUANTISED_OPTIONS if form in PACKED_BITS else SESSION_OPTIONS)
 
 
 def io_spec(
-    checkpoint: Checkpoint, directory: Path, vision: Mapping[str, object] | None = None, form: str = "cpu"
+    checkpoint: Checkpoint,
+    directory: Path,
+    vision: Mapping[str, object] | None = None,
+    form: str = "cpu",
+    static: StaticPlan | None = None,
 ) -> dict[str, Any]:
     """The content of io.json for the graphs in `directory`; `vision` is the preprocessing policy of image models."""
     ends = end_ids(checkpoint, directory)
@@ -52,6 +60,7 @@ def io_spec(
         "top_k": list(checkpoint.settings.top_k),
         "max_positions": checkpoint.settings.max_positions,
         "session_options": session_options(form),
+        "vision_session_options": dict(SESSION_OPTIONS),
         "special_ids": ids,
         "graphs": {name: signature(directory / name) for name in FILES if (directory / name).is_file()},
     }
@@ -59,15 +68,24 @@ def io_spec(
     spec["providers"] = provider_options(form, static=all(type(d) is int for v in values for d in v["shape"]))
     if checkpoint.architecture.multimodal:
         spec["vision"] = dict(vision or {})
+    if static is not None:
+        graphs = {name: signature(directory / name) for name in static.files}
+        # the cpu form's experts get as many rows as the routers say: nothing that could be captured
+        providers = provider_options(form, static=form != "cpu")
+        spec["static"] = {**static.as_dict(), "providers": providers, "graphs": graphs}
     return spec
 
 
 def write_io(
-    checkpoint: Checkpoint, directory: Path, vision: Mapping[str, object] | None = None, form: str = "cpu"
+    checkpoint: Checkpoint,
+    directory: Path,
+    vision: Mapping[str, object] | None = None,
+    form: str = "cpu",
+    static: StaticPlan | None = None,
 ) -> Path:
     """Write io.json beside the graphs."""
     path = directory / "io.json"
-    write_json(path, io_spec(checkpoint, directory, vision, form))
+    write_json(path, io_spec(checkpoint, directory, vision, form, static))
     return path
 
 

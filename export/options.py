@@ -28,6 +28,12 @@ Family = Annotated[
     str | None, typer.Option("--family", help="A grid, 'k=1,2,4 blocks=8,12': one directory, a graph per setting.")
 ]
 Member = Annotated[str | None, typer.Option("--member", help="Of a family given as MODEL, this member: k4-b12.")]
+Static = Annotated[
+    str | None, typer.Option("--static", help="Also graphs of fixed sizes, for at most N tokens of prompt and answer.")
+]
+Prompt = Annotated[
+    str | None, typer.Option("--prompt", help="With --static, text-only models: tokens of a prompt per call.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Data = Annotated[Path, typer.Option("--data", help="Samples: .jsonl, VQAv2 questions (.json) or .parquet.")]
 Annotations = Annotated[Path | None, typer.Option("--annotations", help="The answers to VQAv2 questions (.json).")]

@@ -12,6 +12,7 @@ from typing import Any
 from export.card import write_card
 from export.integrity import write_sums
 from export.manifest import write_manifest
+from export.static import StaticPlan, write_static
 from transform import molmoe
 from transform.checkpoint import Checkpoint, read_checkpoint
 from transform.errors import KnobError, WriteError
@@ -34,10 +35,11 @@ def export_variant(
     say: Say = lambda _: None,
     progress: Progress = lambda _: None,
     also: Callable[[Path], None] = lambda _: None,
+    static: StaticPlan | None = None,
 ) -> dict[str, Any]:
     """Write the variant to `out` and return its manifest; on any error `out` is as it was.
 
-    `also` may add files to the staged directory, before the sums are taken.
+    `static` adds the graphs of fixed sizes. `also` may add files to the staged directory, before the sums are taken.
     """
     check_target(out, force)
     if plan.packing and not onnx:
@@ -56,7 +58,7 @@ def export_variant(
             _write_code(plan, stage)
         if onnx:
             say("graphs")
-            _write_graphs(plan, stage)
+            _write_graphs(plan, stage, static)
         verification: dict[str, Any] | str = "skipped"
         if verify:
             from export.gate import run_gate  # torch takes seconds to import
@@ -89,7 +91,7 @@ def _write_code(plan: Plan, stage: Path) -> None:
         write_json(stage / "processor_config.json", policy)
 
 
-def _write_graphs(plan: Plan, stage: Path) -> None:
+def _write_graphs(plan: Plan, stage: Path, static: StaticPlan | None) -> None:
     from export.genai import write_genai_config
     from export.graph import emit_graphs
     from export.io_spec import write_io
@@ -97,5 +99,7 @@ def _write_graphs(plan: Plan, stage: Path) -> None:
     written = read_checkpoint(stage)
     crops = plan.vision.crops + 1 if plan.vision and plan.vision.crops is not None else None
     emit_graphs(written, stage, crops, plan.knobs.form)
-    write_io(written, stage, plan.vision.as_dict() if plan.vision else None, plan.knobs.form)
+    if static:
+        write_static(written, stage, static, plan.knobs.form)
+    write_io(written, stage, plan.vision.as_dict() if plan.vision else None, plan.knobs.form, static)
     write_genai_config(written, stage, plan.knobs.form)

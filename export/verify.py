@@ -20,6 +20,7 @@ from export.integrity import check_graph_bounds, check_sums
 from export.numpy_run.graphs import checking_graphs
 from export.onnx_run import Graphs
 from export.probe import DECODE, MIN_MARGIN, PROMPT, SEEDS, MarginWatch, TextProbe, text_probe
+from export.static_verify import check_static_text, checking_static, verify_static
 from transform.checkpoint import Checkpoint, read_checkpoint, read_json
 from transform.errors import VerificationError
 from transform.load import align, load_model, load_view, load_with_report
@@ -61,6 +62,10 @@ def gate(plan: Plan, directory: Path, onnx: bool, say: Say) -> dict[str, Any]:
         graphs = checking_graphs(directory)
         results["onnx_vs_torch"] = onnx_vs_torch(static, graphs, probe)
         results["onnx_vs_torch"] |= check_graphs(graphs, golden, image, TOLERANCE)
+        if graphs.io.get("static"):
+            say("static graphs == PyTorch")
+            found = verify_static(static, read_checkpoint(directory), directory, golden, probe.seed, TOLERANCE)
+            results["static_vs_torch"] = found
     return results
 
 
@@ -225,5 +230,8 @@ def verify_directory(directory: Path, say: Say) -> dict[str, Any]:
     results["torch_vs_golden"] = check_torch(load_model(directory), golden, image, TOLERANCE)
     if (directory / "text.onnx").is_file():
         say("ONNX == golden")
-        results["onnx_vs_golden"] = check_graphs(checking_graphs(directory), golden, image, TOLERANCE)
+        graphs = checking_graphs(directory)
+        results["onnx_vs_golden"] = check_graphs(graphs, golden, image, TOLERANCE)
+        if graphs.io.get("static"):
+            results["static_vs_golden"] = check_static_text(checking_static(directory), golden, TOLERANCE)
     return results

@@ -52,9 +52,7 @@ class Preprocessed:
     @property
     def feature_index(self) -> np.ndarray:
         """int64 [t]: which of the (n+1)*144 features are kept, in the order of the sequence."""
-        flat = self.image_input_idx.reshape(-1)
-        kept = np.flatnonzero(flat >= 0)
-        return kept[np.argsort(flat[kept], kind="stable")].astype(np.int64)
+        return feature_index(self.image_input_idx)
 
     def image_tokens(self, start: int, end: int, patch: int, column: int) -> np.ndarray:
         """int32 [T_img]: the image stream in a given tokenizer's ids: global view, then the tiled view."""
@@ -91,7 +89,7 @@ def preprocess(
     # The model was trained with that shift, so repairing it would change every feature.
     masks.append(np.full(PATCHES * PATCHES, -1, np.float32))
     images = np.stack([_patches((crop - MEAN) / STD) for crop in crops])
-    return Preprocessed(tiling, canvas, images, np.stack(masks), _index_map(tiling))
+    return Preprocessed(tiling, canvas, images, np.stack(masks), index_map(tiling))
 
 
 def choose_tiling(height: int, width: int, tokens: int | str | None, max_crops: int, rule: str) -> Tiling:
@@ -152,7 +150,7 @@ def _patches(crop: np.ndarray) -> np.ndarray:
     return split.reshape(PATCHES * PATCHES, PATCH * PATCH * channels)
 
 
-def _index_map(tiling: Tiling) -> np.ndarray:
+def index_map(tiling: Tiling) -> np.ndarray:
     """int32 [n+1, 144]: where each feature goes in the image stream, overlaps once, BOS not counted."""
     rows, columns = tiling
     own = np.arange(FEATURES)
@@ -171,3 +169,10 @@ def _index_map(tiling: Tiling) -> np.ndarray:
     index = np.stack(maps).reshape(-1, TOKENS_PER_CROP).astype(np.int32)
     assert index.max() == image_tokens(rows, columns) - 3, "the last patch is followed by a column token and the end"
     return index
+
+
+def feature_index(index: np.ndarray) -> np.ndarray:
+    """int64 [t]: which features an index map keeps, in the order of the sequence."""
+    flat = index.reshape(-1)
+    kept = np.flatnonzero(flat >= 0)
+    return kept[np.argsort(flat[kept], kind="stable")].astype(np.int64)

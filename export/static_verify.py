@@ -1,0 +1,158 @@
+"""The static graphs against the golden outputs of PyTorch: every prompt length, every tiling, the cache used again.
+
+The cache is filled with a large number first, so that a slot which is read before it was written shows.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.golden import Differences, compare, record, torch_image
+from export.image_probe import ImageProbe, image_probe
+from export.numpy_run.session import NumpySession
+from export.onnx_run import Array
+from export.probe import DECODE, MarginWatch
+from export.static import Prefill, StaticPlan, read_static, write_decoders
+from export.static_run import Call, StaticGraphs
+from transform.checkpoint import Checkpoint, read_json
+from transform.molmoe import tiling
+from transform.molmoe.preprocessing import Preprocessed, index_map
+
+PREFIX = ".block-"  # of the decoders that are written for the gate alone
+LEFTOVER = 1e4  # what stands in unused slots; float16 holds it
+# Of hundreds of tokens in two programs: wider than for the text probe, for the differences grow with the sum's length.
+IMAGE_MARGIN = 1e-6
+
+
+class NumpyCall(Call):
+    """A call computed by numpy."""
+
+    def _bind(self, capture: str | None) -> None:
+        pass
+
+    def run(self, **arrays: Array) -> None:
+        """As onnxruntime's."""
+        for name, array in arrays.items():
+            self.write(name, array)
+        given = {name: value.numpy() for name, value in self.inputs.items()}
+        for name, array in zip(self.outputs, self.session.run(list(self.outputs), given), strict=True):
+            self.outputs[name].update_inplace(np.ascontiguousarray(array))
+
+
+class NumpyStaticGraphs(StaticGraphs):
+    """Static graphs run by numpy, in float32 throughout."""
+
+    _call_type = NumpyCall
+
+    def _open(self, name: str) -> Any:
+        return NumpySession(self.directory / name, widen=True)
+
+
+def checking_static(directory: Path, prefix: str = "") -> StaticGraphs:
+    """onnxruntime on the CPU, or numpy for the forms that `checking_graphs` gives to it."""
+    form = read_json(directory / "io.json").get("form")
+    kind = NumpyStaticGraphs if form in ("cuda", "int8") else StaticGraphs
+    return kind(directory, prefix=prefix)
+
+
+def check_static_text(graphs: StaticGraphs, golden: dict[str, Array], tolerance: float) -> Differences:
+    """Prefill by each of the graphs, then decode steps, against golden logits of the whole sequence.
+
+    Returns {graph file: largest difference of its logits, steps included}.
+    """
+    ids, theirs = golden["ids"], golden["logits"][0]
+    prompt = ids.shape[1] - DECODE
+    found = {}
+    for prefill in graphs.static.prefills:
+        graphs.fill_cache(LEFTOVER)
+        ours = [graphs.prefill(ids[:, :prompt], tiling=prefill.tiling)]
+        ours += [graphs.decode(int(token)) for token in ids[0, prompt:]]
+        name = prefill.file("prefill")
+        found[name] = compare(np.stack(ours), theirs[prompt - 1 :], tolerance, f"{name} and decode.onnx")
+    return found
+
+
+@dataclass(frozen=True)
+class StaticImage:
+    """One tiling's picture prompt as the model and as the static graphs take it."""
+
+    prefill: Prefill
+    probe: ImageProbe
+
+    @property
+    def cut(self) -> Preprocessed:
+        """For `StaticGraphs`."""
+        assert self.prefill.tiling is not None
+        images, masks = self.probe.images[0], self.probe.image_masks[0]
+        canvas = tiling.tiling_to_resolution(self.prefill.tiling)
+        return Preprocessed(self.prefill.tiling, canvas, images, masks, index_map(self.prefill.tiling))
+
+
+def static_images(
+    static: StaticPlan, checkpoint: Checkpoint, directory: Path, vision: dict[str, Any], seed: int
+) -> list[StaticImage]:
+    """A picture prompt for every tiling: the drawn picture in the shape that the policy gives this tiling to."""
+    found = []
+    for prefill in static.prefills:
+        if prefill.tiling is not None:
+            rows, columns = prefill.tiling
+            wide, high = (columns, rows) if vision["rule"] == "linear" else (2 * columns + 1, 2 * rows + 1)
+            probe = image_probe(checkpoint, directory, vision, seed, (40 * wide, 40 * high))
+            found.append(StaticImage(prefill, probe))
+    return found
+
+
+def check_static_images(
+    graphs: StaticGraphs, model: Any, images: list[StaticImage], tolerance: float
+) -> dict[str, float | None]:
+    """A picture prompt of every tiling against PyTorch: embeddings, and the last logits where every expert choice of
+    its hundreds of tokens is decidable (None where not)."""
+    found: dict[str, float | None] = {}
+    for image in images:
+        with MarginWatch(model) as watch:
+            rows, embeddings, logits = torch_image(model, image.probe)
+        ids, cut = image.probe.input_ids, image.cut
+        files = " and ".join(image.prefill.file(kind) for kind in ("vision", "embedding"))
+        ours = graphs.embeddings(ids, cut)[0][rows]
+        found[image.prefill.file("vision")] = compare(ours, embeddings, tolerance, files)
+        name, difference = image.prefill.file("prefill"), None
+        if watch.smallest >= IMAGE_MARGIN:
+            graphs.fill_cache(LEFTOVER)
+            difference = compare(graphs.prefill(ids, cut)[None], logits, tolerance, f"{name}, a picture prompt")
+        found[f"{name}, picture"] = difference
+    return found
+
+
+def verify_static(
+    model: Any, checkpoint: Checkpoint, directory: Path, golden: dict[str, Array], seed: int, tolerance: float
+) -> dict[str, Any]:
+    """All static graphs of a variant directory against its PyTorch model; raises VerificationError."""
+    graphs = checking_static(directory)
+    found: dict[str, Any] = {"relative_tolerance": tolerance, **check_static_text(graphs, golden, tolerance)}
+    if graphs.static.multimodal:
+        images = static_images(graphs.static, checkpoint, directory, graphs.io["vision"], seed)
+        found |= check_static_images(graphs, model, images, tolerance)
+    return found
+
+
+def verify_static_block(
+    model: Any, view: Checkpoint, directory: Path, ids: Array, pictures: bool, tolerance: float
+) -> Differences:
+    """The same for one block of a variant, `view`, whose decoders are written for this alone; `model` is that block."""
+    io = read_json(directory / "io.json")
+    static = read_static(io)
+    assert static is not None
+    files = write_decoders(view, directory, static, io["form"], PREFIX)
+    try:
+        graphs = checking_static(directory, PREFIX)
+        found = check_static_text(graphs, record(model, ids, None), tolerance)
+        if pictures and static.multimodal:
+            images = static_images(static, view, directory, io["vision"], 0)
+            measured = check_static_images(graphs, model, images, tolerance)
+            found |= {name: value for name, value in measured.items() if value is not None}
+    finally:
+        for file in files:
+            file.unlink()
+    return found
