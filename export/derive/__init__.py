@@ -1,0 +1,113 @@
+"""Another k, or fewer blocks, for a decoder graph that is already exported. Its weights stay where they are.
+
+`surgery.py` operates on the graph in memory: `blocks.py` finds the blocks by structure, `topk.py` the places of k by
+the sizes that must fit; `check.py` proves the result; `place.py` says where it may go. For checkpoints at hand,
+exporting again is as quick and says more; this is for graphs whose checkpoint is gone, and for graphs of other tools.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transform.errors import CheckpointError
+
+Record = dict[str, Any]
+
+
+def derive(
+    graph: Path,
+    k: int | Sequence[int] | None = None,
+    *,
+    keep: Sequence[int] | None = None,
+    drop: Sequence[int] | None = None,
+    out: Path | None = None,
+    verify: bool = True,
+    dry_run: bool = False,
+    force: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Record:
+    """Write the derived graph beside `graph`; returns what it has and what was checked. On any error nothing changes.
+
+    `keep` and `drop` count the graph's own blocks; `k` may be one value per kept block. Raises KnobError for a setting
+    that the graph can't have, CheckpointError for a graph whose parts can't be told, WriteError for an impossible
+    target, VerificationError for a result that isn't right.
+    """
+    from export.derive.place import (
+        OVERLAY_OF,
+        appearing,
+        check_out,
+        check_record,
+        default_out,
+        extend_record,
+        overlay_of,
+        setting_name,
+    )
+    from export.derive.surgery import operate
+    from export.integrity import sha256_file
+    from transform.write import write_json
+
+    say("surgery")
+    surgery = operate(load_graph(graph), k, keep, drop)
+    target = out or default_out(graph, setting_name(surgery.top_k, len(surgery.keep)))
+    check_out(target, graph, force)
+    directory = target.resolve().parent
+    check_record(directory, verify)
+    record: Record = {
+        "graph": target.name,
+        "source": graph.name,
+        "blocks": surgery.total,
+        "blocks_kept": list(surgery.keep),
+        "top_k_before": None if surgery.before is None else list(surgery.before),
+        "top_k": None if surgery.top_k is None else list(surgery.top_k),
+        "nodes": surgery.nodes,
+    }
+    if dry_run:
+        return {**record, "out": str(target)}
+    _mark(surgery.model, record)
+    overlay = overlay_of(target) if (directory / OVERLAY_OF).is_file() else None
+    written = [target] if overlay is None else [target, overlay]
+    from export.derive.check import check_derived, check_ranges  # onnxruntime: only for settings that can be
+
+    with appearing(directory / target.name) as stage:
+        stage.write_bytes(surgery.model.SerializeToString(deterministic=True))
+        record |= {"bytes": stage.stat().st_size, "sha256": sha256_file(stage)}
+        if verify:
+            say("verify")
+            record["verification"] = check_derived(graph.resolve(), stage, surgery)
+        else:
+            check_ranges(surgery.model, directory)
+            record["verification"] = "skipped"
+        if overlay is not None:
+            with appearing(overlay) as text:
+                changed = {"filename": target.name, "num_hidden_layers": len(surgery.keep)}
+                write_json(text, {"model": {"decoder": changed}})
+            record["overlay"] = overlay.name
+    extend_record(directory, record, written)
+    return {**record, "out": str(target)}
+
+
+def load_graph(path: Path) -> Any:
+    """An ONNX model without its weights."""
+    import onnx
+
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file. Give the .onnx file of a decoder.")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's own exception type depends on its implementation
+        raise CheckpointError(f"{path.name}: not an ONNX file ({str(error)[:100]}). Give a decoder's graph.") from error
+    if not model.graph.node:
+        raise CheckpointError(f"{path.name}: an ONNX graph without operators. Give a decoder's graph.")
+    return model
+
+
+def _mark(model: Any, record: Record) -> None:
+    """What was done, inside the file."""
+    from export.derive.place import MARK
+
+    kept = [item for item in model.metadata_props if item.key != MARK]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    words = ("source", "blocks_kept", "top_k")
+    model.metadata_props.add(key=MARK, value=json.dumps({word: record[word] for word in words}))

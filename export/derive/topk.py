@@ -1,0 +1,321 @@
+"""Find the routers of a graph, and give them another k.
+
+A fused operator (`MoE`, `QMoE`) has k as an attribute. Elsewhere k is the number that the router's TopK takes, and it
+is built into other constants behind it: shapes, repeats, divisors of slot numbers. Which of those that happen to have
+the same value are k, the sizes say: k is replaced by a large prime at the TopK, and every constant must then be either
+itself or that prime, such that all shapes fit, no index leaves its table, and the block gives the shape it takes.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from export.derive.blocks import WAY_OUT, Block, Decoder
+from export.derive.graph import CONTRIB, Network, Node
+from export.derive.shapes import BATCH, NOTHING, OTHER, PAST, SEQUENCE, TOP_K, Known, MisfitError, follow, of_constant
+from transform.errors import CheckpointError, KnobError
+
+FUSED = ("MoE", "QMoE")
+ARITHMETIC = ("Div", "Mod", "Mul")
+# operator -> the inputs that may be k, or may hold it
+_PLACES = {"Reshape": (1,), "Expand": (1,), "Tile": (1,), "Range": (1,), "ConstantOfShape": (0,), "Concat": None}
+_MOST_STEPS = 100_000  # of the search, per block
+Place = tuple[Node, int, int]  # node, input, position within that constant
+
+
+@dataclass(frozen=True)
+class Router:
+    """One block's choice of experts; `places` are the constants that are k, the TopK's own included."""
+
+    node: Node
+    k: int
+    experts: int
+    exit: str
+    cone: list[Node] = field(repr=False)
+    places: tuple[Place, ...] = field(repr=False)
+
+    @property
+    def fused(self) -> bool:
+        """Whether k is an attribute."""
+        return self.node.op in FUSED
+
+
+def find_routers(network: Network, decoder: Decoder) -> list[Router | str]:
+    """Per block its router, or the reason why there is none to rewrite."""
+    values = _inputs(network, decoder.tokens)
+    shape = _follow_all(network, network.cone(decoder.blocks[0].entry, ()), dict(values)).get(decoder.blocks[0].entry)
+    if shape is None or shape.shape is None:
+        return [f"the shape of the residual stream {decoder.blocks[0].entry!r} can't be followed"] * len(decoder.blocks)
+    first, last = (decoder.stream.index(name) for name in (decoder.blocks[0].entry, decoder.blocks[-1].exit))
+    stops = dict.fromkeys(decoder.stream[first : last + 1], Known(shape.shape))
+    return [_router(network, block, {**values, **stops}, stops) for block in decoder.blocks]
+
+
+def set_top_k(network: Network, routers: Sequence[Router | str], ks: Sequence[int]) -> None:
+    """Give block i the k `ks[i]`; raises KnobError beyond its experts, CheckpointError where k isn't known."""
+    copies: dict[tuple[Node, tuple[str, ...]], Node] = {}
+    for i, (router, k) in enumerate(zip(routers, ks, strict=True)):
+        if isinstance(router, str):
+            raise CheckpointError(f"block {i}: every block needs a router whose k is known: {router}. {WAY_OUT}")
+        if not 1 <= k <= router.experts:
+            raise KnobError(
+                f"k must be from 1 to {router.experts} (the experts of block {i}), got {k}. Choose one of these."
+            )
+        if k == router.k:
+            continue
+        if router.fused:
+            next(a for a in router.node.proto.attribute if a.name == "k").i = k
+        else:
+            _rewrite(network, router, k, copies)
+    if copies:
+        network.nodes += copies.values()
+        network.sort()
+    network.prune()
+
+
+def mask_ranks(network: Network, routers: Sequence[Router], ks: Sequence[int]) -> None:
+    """Zero the weights of the experts from rank `ks[i]` on: k experts are computed, `ks[i]` of them count."""
+    for router, k in zip(routers, ks, strict=True):
+        if k < router.k:
+            weights = router.node.outputs[0]
+            mask = network.add_constant((np.arange(router.k) < k).astype(np.float32))
+            alike, masked = network.fresh(f"{weights}_mask"), network.fresh(f"{weights}_masked")
+            for reader in network.readers.get(weights, ()):
+                reader.rename({weights: masked})
+            network.nodes += [
+                network.new_node("CastLike", [mask, weights], [alike]),
+                network.new_node("Mul", [weights, alike], [masked]),
+            ]
+    network.sort()
+
+
+def _router(network: Network, block: Block, values: dict[str, Known], stops: dict[str, Known]) -> Router | str:
+    cone = network.cone(block.exit, stops)
+    fused = [node for node in cone if node.op in FUSED and node.proto.domain == CONTRIB]
+    plain = [node for node in cone if node.op == "TopK" and _fixed_k(network, node) is not None]
+    if len(fused) + len(plain) != 1:
+        return (
+            f"{len(fused) + len(plain)} operators choose experts (TopK with a fixed k, MoE, QMoE) between "
+            f"{block.merged!r} and {block.exit!r}, one is needed"
+        )
+    places: tuple[Place, ...] = ()
+    if fused:
+        node = fused[0]
+        found = _follow_all(network, cone, dict(values)).get(node.inputs[1], NOTHING).shape
+        experts = found[-1] if found else (network.dims(node.inputs[2]) or (None,))[0]
+        k = node.attribute("k")
+    else:
+        node, k = plain[0], _fixed_k(network, plain[0]) or 0
+        search = _Search(network, cone, node, k, block.exit, values)
+        try:
+            solutions = list(search.run())
+        except OverflowError:
+            return f"block ending at {block.exit!r}: too many constants could be k={k}"
+        if not solutions:
+            return f"no choice of constants equal to k={k} lets the sizes of the block ending at {block.exit!r} fit"
+        chosen = _decide(solutions)
+        if isinstance(chosen, str):
+            return chosen
+        order = {member: n for n, member in enumerate(cone)}
+        places = ((node, 1, 0), *sorted(chosen, key=lambda place: (order[place[0]], *place[1:])))
+        experts = search.experts
+    if experts is None:
+        return f"the number of experts that {node.op} chooses from is not known"
+    return Router(node, k, experts, block.exit, cone, tuple(places))
+
+
+def _fixed_k(network: Network, node: Node) -> int | None:
+    """The k of a TopK over something computed; a sort's is computed itself."""
+    k = network.constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    return int(k.ravel()[0]) if k is not None and k.size == 1 else None
+
+
+class _Search:
+    """All ways to read the constants of one block, given that its router's TopK takes a large prime."""
+
+    def __init__(
+        self, network: Network, cone: Sequence[Node], router: Node, k: int, exit: str, values: dict[str, Known]
+    ) -> None:
+        self.network, self.cone, self.router, self.k, self.exit, self.values = network, cone, router, k, exit, values
+        self.wanted = values[exit].shape
+        self.experts: int | None = None
+        self._steps = 0
+        self._known: dict[str, Known] = {}
+        self._places = {node: found for node in cone if (found := self._possible(node))}
+
+    def run(self) -> Iterator[frozenset[Place]]:
+        """Every consistent set of places that are k."""
+        return self._from(0, dict(self.values), frozenset())
+
+    def _from(self, start: int, values: dict[str, Known], chosen: frozenset[Place]) -> Iterator[frozenset[Place]]:
+        for at in range(start, len(self.cone)):
+            node = self.cone[at]
+            given = [self._value(name, values) for name in node.inputs]
+            self._steps += 1
+            if self._steps > _MOST_STEPS:
+                raise OverflowError
+            if node is self.router:
+                shape = given[0].shape
+                self.experts = shape[node.attribute("axis", -1)] if shape else None
+                given[1] = Known((1,), (TOP_K,))
+            places = self._places.get(node)
+            if places is None:
+                try:
+                    results = follow(node, given)
+                except MisfitError:
+                    return
+                values.update(zip(node.outputs, results, strict=True))
+                continue
+            for picks in product((True, False), repeat=len(places)):
+                picked = frozenset(place for place, pick in zip(places, picks, strict=True) if pick)
+                try:
+                    results = follow(node, _replaced(given, picked))
+                except MisfitError:
+                    continue
+                further = {**values, **dict(zip(node.outputs, results, strict=True))}
+                yield from self._from(at + 1, further, chosen | picked)
+            return
+        if self._fits(values):
+            yield chosen
+
+    def _fits(self, values: dict[str, Known]) -> bool:
+        return self.wanted is not None and values[self.exit].shape == self.wanted
+
+    def _value(self, name: str, values: dict[str, Known]) -> Known:
+        return values.get(name) or _constant(self.network, name, self._known)
+
+    def _possible(self, node: Node) -> list[Place]:
+        inputs = range(len(node.inputs)) if node.op in (*ARITHMETIC, "Concat") else _PLACES.get(node.op, ())
+        found: list[Place] = []
+        for at in inputs or ():
+            value = self.network.constant(node.inputs[at]) if at < len(node.inputs) else None
+            if value is None or value.dtype.kind != "i" or (node.op in ARITHMETIC and value.size != 1):
+                continue
+            found += [(node, at, int(n)) for n in np.flatnonzero(value.ravel() == self.k)]
+        return found
+
+
+def _replaced(given: Sequence[Known], picked: frozenset[Place]) -> list[Known]:
+    changed = list(given)
+    for _, at, position in picked:
+        numbers = list(changed[at].numbers or ())
+        numbers[position] = TOP_K
+        changed[at] = changed[at]._replace(numbers=tuple(numbers), bound=None)
+    return changed
+
+
+def _decide(solutions: Sequence[frozenset[Place]]) -> frozenset[Place] | str:
+    """The one reading, or why there are several.
+
+    A floor division of slot numbers comes with corrections for negative ones, which never apply, so that nothing
+    depends on them: where such a divisor is the same constant as one that is known to be k, it is k too.
+    """
+    certain = frozenset.intersection(*solutions)
+    names = {node.inputs[at] for node, at, _ in certain if node.op in ARITHMETIC}
+    open_places = frozenset.union(*solutions) - certain
+    for node, at, _ in open_places:
+        if node.op not in ARITHMETIC or node.inputs[at] not in names:
+            return f"whether the constant {node.inputs[at]!r} of {node.op} is k or only equals it is not decidable"
+    chosen = certain | open_places
+    return chosen if chosen in solutions else "the constants that may be k exclude each other"
+
+
+def _rewrite(
+    network: Network,
+    router: Router,
+    k: int,
+    copies: dict[tuple[Node, tuple[str, ...]], Node],
+) -> None:
+    """Change the constants of one block. What other blocks read as well, such as a count of slots, is copied first."""
+    places: dict[Node, list[tuple[int, int]]] = {}
+    for node, at, position in router.places:
+        places.setdefault(node, []).append((at, position))
+    touched: set[Node] = set()
+    reached: set[str] = set()
+    for node in router.cone:
+        if node in places or any(name in reached for name in node.reads):
+            touched.add(node)
+            reached.update(name for name in node.outputs if name and name != router.exit)
+    network.stale |= reached
+    shared = _shared(network, router, touched)
+    renamed: dict[str, str] = {}
+    for node in router.cone:
+        if node not in touched:
+            continue
+        inputs = [renamed.get(name, name) for name in node.inputs]
+        for at in {at for at, _ in places.get(node, ())}:
+            value = network.constant(node.inputs[at])
+            assert value is not None
+            changed = value.copy()
+            for where, position in places[node]:
+                if where == at:
+                    changed.ravel()[position] = k
+            inputs[at] = network.add_constant(changed)
+        if node not in shared:
+            node.rename(renamed)
+            node.inputs = inputs
+            continue
+        key = (node, tuple(inputs))
+        if key not in copies:
+            copies[key] = network.copy_node(node, inputs)
+            copies[key].rename(renamed)
+        renamed.update(zip(node.outputs, copies[key].outputs, strict=True))
+
+
+def _shared(network: Network, router: Router, touched: set[Node]) -> set[Node]:
+    """Of the nodes to be changed, those that something else reads, directly or through others of them."""
+    exposed = {value.name for value in network.outputs}
+    found: set[Node] = set()
+    for node in reversed(router.cone):
+        if node in touched:
+            for name in node.outputs:
+                readers = network.readers.get(name, ()) if name != router.exit else ()
+                if name in exposed or any(reader in found or reader not in touched for reader in readers):
+                    found.add(node)
+    return found
+
+
+def _constant(network: Network, name: str, known: dict[str, Known]) -> Known:
+    if name not in known:
+        value = network.constant(name) if name else None
+        dims = network.dims(name) if name else None
+        known[name] = of_constant(value) if value is not None else Known(dims) if dims is not None else NOTHING
+    return known[name]
+
+
+def _follow_all(network: Network, nodes: Sequence[Node], values: dict[str, Known]) -> dict[str, Known]:
+    constants: dict[str, Known] = {}
+    for node in nodes:
+        given = [values.get(name) or _constant(network, name, constants) for name in node.inputs]
+        try:
+            results = follow(node, given)
+        except MisfitError:
+            results = [NOTHING] * len(node.outputs)
+        values.update(zip(node.outputs, results, strict=True))
+    return values
+
+
+def _inputs(network: Network, tokens: str) -> dict[str, Known]:
+    """Sample shapes of the graph's inputs. A size without a number is the batch in front, else named by its symbol."""
+    symbols: dict[str, int] = {}
+    primes = iter((PAST, OTHER, 10067, 10069, 10079, 10091, 10093, 10099))
+
+    def size(at: int, dim: Any, name: str) -> int | None:
+        if dim.dim_value:
+            return int(dim.dim_value)
+        if dim.dim_param.isdigit():  # as transformers' exporter writes fixed sizes of inputs
+            return int(dim.dim_param)
+        if at == 0:
+            return BATCH
+        if at == 1 and name == tokens:
+            return SEQUENCE
+        return symbols.setdefault(dim.dim_param, next(primes, 0)) or None
+
+    found = {}
+    for value in network.inputs:
+        dims = value.type.tensor_type.shape.dim
+        found[value.name] = Known(tuple(size(at, dim, value.name) for at, dim in enumerate(dims)))
+    return found

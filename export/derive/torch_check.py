@@ -1,0 +1,77 @@
+"""A derived graph in a knobcast variant against the directory's own model in PyTorch, same k and blocks at run time."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from export.derive.feed import compute_dtype
+from export.derive.graph import Network, Node
+from export.derive.surgery import Opened, Surgery
+
+OTHER_NUMBERS = ("QMoE", "MatMulNBits", "MoE")  # quantised, or another arithmetic than PyTorch's
+Record = dict[str, Any]
+
+
+def against_torch(staged: Path, opened: Opened, surgery: Surgery) -> Record | str:
+    """The graph against the directory's own model in PyTorch, where it is a variant's and computes in float32."""
+    directory = staged.parent
+    if not all((directory / name).is_file() for name in ("io.json", "config.json")):
+        return "not compared with PyTorch: the directory is no knobcast variant"
+    if any(node.op in OTHER_NUMBERS for node in opened.network.nodes) or str(compute_dtype(opened)) != "float32":
+        return "not compared with PyTorch: the graph doesn't compute with the stored weights in float32"
+    from export.gate import FLOAT32, free_memory, quiet_transformers
+    from transform.checkpoint import read_checkpoint
+    from transform.plan import parameters
+
+    checkpoint = read_checkpoint(directory)
+    kept = _blocks_of(opened, checkpoint)
+    if kept is None or surgery.top_k is None:
+        return "not compared with PyTorch: which blocks of config.json the graph has is not known"
+    needed, free = parameters(checkpoint) * FLOAT32, free_memory()
+    if needed > free / 3:
+        return f"not compared with PyTorch: the model takes {needed:,} bytes, {free:,} are free"
+    from export.onnx_run import Graphs
+    from export.verify import find_probe, onnx_vs_torch
+    from transform.depth import drop_blocks
+    from transform.load import align, load_model
+    from transform.runtime import BlockMaskWrapper, moe_top_k
+
+    quiet_transformers()
+    model = align(load_model(directory))
+    uniform = len(set(surgery.top_k)) == 1
+    mask = [i in kept for i in range(checkpoint.settings.layers)]
+    with BlockMaskWrapper(model, mask), moe_top_k(model, surgery.top_k[0] if uniform else surgery.top_k):
+        probe = find_probe(model, drop_blocks(checkpoint, kept))
+        return {"probe_seed": probe.seed, **onnx_vs_torch(model, Graphs(directory, text=staged.name), probe)}
+
+
+def _blocks_of(opened: Opened, checkpoint: Any) -> list[int] | None:
+    """The checkpoint's block behind each block of the graph, by the places of its weights; None where unclear."""
+    before, _, after = checkpoint.architecture.block.partition("{i}")
+    numbered = re.compile(re.escape(before) + r"(\d+)" + re.escape(after))
+    block_at = {
+        (tensor.file.name, tensor.start): int(match[1])
+        for name, tensor in checkpoint.tensors.items()
+        if (match := numbered.match(name))
+    }
+    network, stops = opened.network, set(opened.decoder.stream)
+    found: list[int] = []
+    for block in opened.decoder.blocks:
+        nodes = [*network.cone(block.exit, stops), *network.cone(block.merged, stops)]
+        numbers = {block_at[place] for place in _places(network, nodes) if place in block_at}
+        if len(numbers) != 1:
+            return None
+        found += numbers
+    return found if found == sorted(set(found)) else None
+
+
+def _places(network: Network, nodes: Sequence[Node]) -> set[tuple[str, int]]:
+    """(file, offset) of the weights that nodes read."""
+    found = set()
+    for name in {name for node in nodes for name in node.reads}:
+        proto = network.initializers.get(name)
+        entry = {item.key: item.value for item in proto.external_data} if proto is not None else {}
+        if "location" in entry:
+            found.add((entry["location"], int(entry.get("offset", 0))))
+    return found
