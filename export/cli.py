@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from export.bench_command import bench
+from export.derive_command import derive
 from export.layout_command import layout
 from export.options import (
     TASKS,
@@ -47,6 +48,7 @@ from transform.errors import KnobcastError, KnobError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.command()(score)
+app.command()(derive)
 app.command()(bench)
 app.command()(layout)
 
