@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from export.providers import own_caches, provider_options
+from export.providers import CPU_ONLY_FORMS, own_caches, provider_options
 from export.session import RunError, open_session
 from transform.checkpoint import read_json
 from transform.errors import VerificationError
 
 Array = np.ndarray[Any, Any]
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
+
+NARROW = ": its codes are in the order that the CPU's kernels read"
 
 
 class Graphs:
@@ -45,7 +47,8 @@ class Graphs:
         if self.provider not in known:
             raise RunError(
                 f"The provider must be one of {', '.join(known)} for a variant of the {form} form, got "
-                f"{self.provider!r}. Choose one of them, or export the variant in another --form."
+                f"{self.provider!r}{NARROW if form in CPU_ONLY_FORMS else ''}. Choose one of them, or export the "
+                "variant in another --form."
             )
         return [[name, own_caches(options, self._identity())] for name, options in known[self.provider]]
 

@@ -68,13 +68,13 @@ def check_loads(providers: Sequence[tuple[str, Mapping[str, str]]]) -> None:
         return
     try:
         tiny = onnxruntime.InferenceSession(last_row_model(FLOAT), providers=list(providers), enable_fallback=0)
-        used = str(tiny.get_providers()[0])
+        used, reason = str(tiny.get_providers()[0]), "it fell back to the next one"
     except Exception as error:  # TensorRT's absence is an error, CUDA's is not
-        used = str(error).strip().splitlines()[0][:300]
+        used, reason = "", _first_line(error)
     if used != wanted:
         raise RunError(
             f"The provider must load to be used: onnxruntime {onnxruntime.__version__} could not load {wanted} "
-            f"({used}). Install its libraries and a GPU's driver, or run on the cpu."
+            f"({reason}). Install its libraries and a GPU's driver, or run on the cpu."
         )
 
 
@@ -116,7 +116,13 @@ def _explained(path: Path, reason: str, provider: str) -> KnobcastError:
                 f"{path.name} needs the operator {match['op']}, which onnxruntime {onnxruntime.__version__} doesn't "
                 f"have for {provider}. Install a newer onnxruntime, or export the variant with --form cpu."
             )
-    first = reason.strip().splitlines()[0][:300] if reason.strip() else "no reason given"
     return VerificationError(
-        f"{path.name}: onnxruntime {onnxruntime.__version__} could not load it: {first}. Export the variant again."
+        f"{path.name}: onnxruntime {onnxruntime.__version__} could not load it: {_first_line(reason)}. "
+        "Export the variant again."
     )
+
+
+def _first_line(reason: object) -> str:
+    """Without the place in onnxruntime's source, which it puts first."""
+    lines = str(reason).strip().splitlines() or ["no reason given"]
+    return re.sub(r"/onnxruntime_src/\S+ .*?\) (?=[A-Z])", "", lines[0])[:300].rstrip(".")
