@@ -11,8 +11,13 @@ import onnxruntime
 from export.genai import write_genai_config
 from export.graph import emit_graphs
 from export.io_spec import write_io
+from export.numpy_run import NumpySession
 from transform.checkpoint import Checkpoint, read_checkpoint
 from transform.depth import drop_blocks
+from transform.dtype import cast
+from transform.knobs import PACKED_BITS
+from transform.packed import write_packed
+from transform.stack import stack_experts
 from transform.width import set_top_k
 from transform.write import write_checkpoint
 
@@ -21,7 +26,12 @@ Array = np.ndarray[Any, Any]
 
 
 def write_variant(
-    source: Path, target: Path, keep: Sequence[int] | None = None, k: Any = None, crops: int | None = None
+    source: Path,
+    target: Path,
+    keep: Sequence[int] | None = None,
+    k: Any = None,
+    crops: int | None = None,
+    form: str = "cpu",
 ) -> Path:
     """A variant of `source` with its graphs, io.json and genai_config.json; k counts kept blocks if it is a list."""
     checkpoint: Checkpoint = read_checkpoint(source)
@@ -30,20 +40,26 @@ def write_variant(
     if k is not None:
         checkpoint = set_top_k(checkpoint, k)
     target.mkdir(parents=True)
-    write_checkpoint(checkpoint, target)
+    if form in PACKED_BITS:
+        write_packed(checkpoint, target, PACKED_BITS[form])
+    else:
+        write_checkpoint(stack_experts(cast(checkpoint, "float16")) if form == "cuda" else checkpoint, target)
     written = read_checkpoint(target)
-    emit_graphs(written, target, crops)
-    write_io(written, target, {"tokens": None if crops is None else 144 * crops})
-    write_genai_config(written, target)
+    emit_graphs(written, target, crops, form)
+    write_io(written, target, {"tokens": None if crops is None else 144 * crops}, form)
+    write_genai_config(written, target, form)
     return target
 
 
 def session(directory: Path, name: str) -> Any:
-    """A session with the options io.json asks for."""
+    """A session with the options io.json asks for; numpy in float32 where onnxruntime's CPU rounds or has no kernel."""
+    io = json.loads((directory / "io.json").read_text())
+    if io["form"] in ("cuda", "int8"):
+        return NumpySession(directory / name, widen=True)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
-    for key, value in json.loads((directory / "io.json").read_text())["session_options"].items():
+    for key, value in io["vision_session_options" if name.startswith("vision") else "session_options"].items():
         options.add_session_config_entry(key, value)
     return onnxruntime.InferenceSession(str(directory / name), options, providers=["CPUExecutionProvider"])
 

@@ -43,9 +43,10 @@ ODD: dict[str, dict[str, Any]] = {
 def write_odd(directory: Path, **changes: Any) -> Path:
     """A random checkpoint of these sizes."""
     config = json.loads((FIXTURES / "config.json").read_text())
+    sizes = SIZES | changes.pop("sizes", {})
     vision = config["vision_backbone"] | VISION | changes.pop("vision_backbone", {})
     config |= DECODER | changes | {"vision_backbone": vision}
-    write_sparse_molmoe(directory, config, sizes=SIZES | {"f": 80 * len(config["vit_layers"])})
+    write_sparse_molmoe(directory, config, sizes=sizes | {"f": 80 * len(config["vit_layers"])})
     tensors = load_file(directory / "model.safetensors")
     generator = torch.Generator().manual_seed(1)
     for name, tensor in tensors.items():

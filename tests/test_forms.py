@@ -1,0 +1,193 @@
+"""Every form x k x set of blocks x way of calling against PyTorch with the weights as that form stores them.
+
+cpu and int4 run in onnxruntime. The cuda form has no CPU kernel and int8 rounds activations: numpy computes those two
+in float32, over the same bytes. PyTorch has the variant's own weights in float32: rounded to float16, or dequantised.
+"""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, OlmoeForCausalLM
+
+from export.integrity import external_tensors
+from export.numpy_run import NumpySession
+from tests.onnx_support import empty_cache, session, step, write_variant
+from tests.test_onnx_olmoe import torch_logits
+from tests.test_onnx_sizes import write_odd
+from transform.checkpoint import read_checkpoint
+from transform.errors import CheckpointError
+from transform.knobs import FORMS
+from transform.load import load_model
+
+LAYERS, EXPERTS = 4, 8
+SETTINGS: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "k1": {"k": 1},
+    "k5, first and last dropped": {"k": 5, "keep": (1, 2)},
+    "k8, one block": {"k": 8, "keep": (3,)},
+    "renormalised, k4": {"k": 4, "source": {"norm_topk_prob": True, "num_key_value_heads": 2}},
+    "clipped, grouped": {"k": 2, "keep": (0, 2, 3), "source": {"clip_qkv": 0.5, "num_key_value_heads": 1}},
+}
+
+
+def save_source(path: Path, **settings: Any) -> None:
+    """A random OLMoE whose widths are multiples of a quantisation block, in bfloat16 as checkpoints are."""
+    from transformers import OlmoeConfig
+
+    config = OlmoeConfig(
+        vocab_size=96, hidden_size=64, intermediate_size=32, num_hidden_layers=LAYERS, num_attention_heads=4,
+        num_experts=EXPERTS, num_experts_per_tok=3, max_position_embeddings=256, initializer_range=0.1,
+        bos_token_id=None, eos_token_id=95, pad_token_id=1, **settings,
+    )  # fmt: skip
+    torch.manual_seed(5)
+    model = OlmoeForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:  # ones would hide a missing multiplication
+                parameter.uniform_(0.5, 1.5)
+    model.to(torch.bfloat16).save_pretrained(path)
+
+
+def variant(tmp_path: Path, form: str, setting: dict[str, Any]) -> tuple[Any, Any]:
+    """(its text session, PyTorch's model of it)."""
+    save_source(tmp_path / "source", **setting.get("source", {}))
+    made = write_variant(tmp_path / "source", tmp_path / "variant", setting.get("keep"), setting.get("k"), form=form)
+    return session(made, "text.onnx"), load_model(made)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_every_way_of_calling_equals_pytorch(setting: str, form: str, tmp_path: Path) -> None:
+    text, theirs = variant(tmp_path, form, SETTINGS[setting])
+    ids = np.random.default_rng(3).integers(2, 94, (2, 13))
+    whole = torch_logits(theirs, ids, np.ones_like(ids))
+    tolerance = 1e-5 * max(1.0, float(np.abs(whole).max()))
+    cache = empty_cache(text, 2)
+    for start, stop in pairwise((0, 6, 7, 11, 13)):  # empty cache, one token, several tokens
+        logits, cache = step(text, {"input_ids": ids[:, start:stop]}, np.ones((2, stop), np.int64), cache)
+        np.testing.assert_allclose(logits, whole[:, start:stop], rtol=0, atol=tolerance)
+    for side in (slice(None), slice(None, None, -1)):  # padded on the right, on the left
+        mask = np.ones_like(ids)
+        mask[1, 5:] = 0
+        mask = np.ascontiguousarray(mask[:, side])
+        logits, _ = step(text, {"input_ids": np.where(mask == 1, ids, -1)}, mask, empty_cache(text, 2))
+        assert np.isfinite(logits).all()
+        expected = torch_logits(theirs, ids, mask)
+        np.testing.assert_allclose(logits[mask == 1], expected[mask == 1], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_another_k_gives_another_result(form: str, tmp_path: Path) -> None:
+    """Otherwise the comparisons above could not tell."""
+    logits = []
+    for k in (2, 4):
+        text, _ = variant(tmp_path / str(k), form, {"k": k})
+        ids = np.arange(2, 9)[None]
+        logits.append(step(text, {"input_ids": ids}, np.ones_like(ids), empty_cache(text, 1))[0])
+    assert np.abs(logits[0] - logits[1]).max() > 1e-2
+
+
+@pytest.mark.parametrize("form", ["cuda", "int4", "int8"])
+def test_image_models_in_every_form(form: str, tmp_path: Path) -> None:
+    """Vision and embedding graphs too: embeddings and logits of a picture prompt against PyTorch."""
+    source = write_odd(tmp_path / "source", mlp_hidden_size=64, sizes={"I": 32, "p": 32})
+    made = write_variant(source, tmp_path / "variant", (0, 2), 2, form=form)
+    model = load_model(made)
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((1, 2, 576, 588)).astype(np.float32)
+    masks = np.ones((1, 2, 576), np.float32)
+    masks[0, 1, 100:] = 0
+    masks[0, 1, 90:100] = 0.4
+    index = np.array([0, 5, 143, 144, 150, 287])
+    features = session(made, "vision.onnx").run(
+        None, {"images": images[0], "image_masks": masks[0], "feature_index": index}
+    )[0]
+    patch = json.loads((made / "io.json").read_text())["special_ids"]["image_patch"]
+    ids = np.array([[3, *[patch] * len(index), 7, 11]])
+    embeddings = session(made, "embedding.onnx").run(None, {"input_ids": ids, "image_features": features})[0]
+    places = np.full((1, 2, 144), -100, np.int64)
+    places.reshape(-1)[index] = np.arange(1, 1 + len(index))
+    text = session(made, "text.onnx")
+    logits, _ = step(text, {"inputs_embeds": embeddings}, np.ones_like(ids), empty_cache(text, 1))
+    with torch.no_grad():
+        expected = model(
+            input_ids=torch.from_numpy(ids),
+            images=torch.from_numpy(images),
+            image_masks=torch.from_numpy(masks),
+            image_input_idx=torch.from_numpy(places),
+        ).logits.numpy()
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * max(5.0, float(np.abs(expected).max())))
+
+
+def test_the_cuda_form_has_few_nodes_and_no_byte_twice(tmp_path: Path) -> None:
+    save_source(tmp_path / "source")
+    made = write_variant(tmp_path / "source", tmp_path / "variant", k=2, form="cuda")
+    graph = onnx.load(made / "text.onnx", load_external_data=False).graph
+    fused = [node for node in graph.node if node.op_type == "MoE"]
+    assert len(fused) == LAYERS
+    assert len(graph.node) < 60 * LAYERS
+    ranges = []
+    for tensor in external_tensors(graph):
+        entry = {item.key: item.value for item in tensor.external_data}
+        ranges.append((int(entry["offset"]), int(entry["offset"]) + int(entry["length"])))
+    ranges.sort()
+    assert all(before[1] <= after[0] for before, after in pairwise(ranges))
+    weights = sum(tensor.nbytes for tensor in read_checkpoint(made).tensors.values())
+    assert sum(stop - start for start, stop in ranges) == weights
+
+
+def test_stacked_experts_are_the_experts_and_load_as_before(tmp_path: Path) -> None:
+    """Each operand of the fused operator equals the stacked tensors by name, and transformers reads the same model."""
+    save_source(tmp_path / "source")
+    made = write_variant(tmp_path / "source", tmp_path / "variant", form="cuda")
+    stored = load_file(made / "model.safetensors")
+    original = load_file(tmp_path / "source" / "model.safetensors")
+    assert stored.keys() == original.keys()
+    for name, tensor in stored.items():
+        torch.testing.assert_close(tensor, original[name].to(torch.float16), rtol=0, atol=0)
+    graph = onnx.load(made / "text.onnx", load_external_data=False).graph
+    places = {tensor.name: tensor for tensor in external_tensors(graph)}
+    data = (made / "model.safetensors").read_bytes()
+    for i, node in enumerate(node for node in graph.node if node.op_type == "MoE"):
+        for operand, part in ((2, "gate"), (4, "down"), (6, "up")):
+            tensor = places[node.input[operand]]
+            entry = {item.key: item.value for item in tensor.external_data}
+            start = int(entry["offset"])
+            view = np.frombuffer(data[start : start + int(entry["length"])], np.float16).reshape(tuple(tensor.dims))
+            names = [f"model.layers.{i}.mlp.experts.{e}.{part}_proj.weight" for e in range(EXPERTS)]
+            np.testing.assert_array_equal(view, np.stack([stored[name].numpy() for name in names]))
+    ids = torch.arange(2, 9)[None]
+    save_file({name: tensor.to(torch.float16) for name, tensor in original.items()}, tmp_path / "source" / "h")
+    (tmp_path / "source" / "h").rename(tmp_path / "source" / "model.safetensors")
+    with torch.no_grad():
+        ours = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32)(ids).logits
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "source", dtype=torch.float32)(ids).logits
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_scattered_experts_cannot_be_fused(tmp_path: Path) -> None:
+    from export.graph.decoder import text_graph
+
+    save_source(tmp_path / "source")
+    with pytest.raises(CheckpointError, match="--form cuda"):
+        text_graph(read_checkpoint(tmp_path / "source"), "cuda")
+
+
+def test_float16_rounding_is_small(tmp_path: Path) -> None:
+    """The cuda form as a GPU rounds it, by numpy: away from float32 by float16's precision and not by more."""
+    save_source(tmp_path / "source")
+    made = write_variant(tmp_path / "source", tmp_path / "variant", form="cuda", k=EXPERTS)  # no expert can flip
+    text = NumpySession(made / "text.onnx")
+    ids = np.arange(2, 12)[None]
+    cache = {name: value.astype(np.float16) for name, value in empty_cache(text, 1).items()}
+    logits, _ = step(text, {"input_ids": ids}, np.ones_like(ids), cache)
+    expected = torch_logits(load_model(made), ids, np.ones_like(ids))
+    assert np.abs(logits - expected).max() <= 5e-3 * np.abs(expected).max()
+    assert np.abs(logits - expected).max() > 0
