@@ -1,4 +1,4 @@
-"""The graph that transformers' own exporter makes of the same variant: every length dynamic, grouped_mm experts.
+"""The graph that transformers' own exporter makes of the same variant: every length dynamic, experts as grouped_mm.
 
 It is the decoder alone. For image models the language half is exported with embeddings as its input; the embeddings
 come from the variant's own graphs, outside the clock for the picture. onnxruntime's default session options.
@@ -42,7 +42,7 @@ def export_graph(job: Mapping[str, Any], target: Path) -> None:
         "attention_mask": torch.ones(1, CACHED + SAMPLE, dtype=torch.int64),
         "past_key_values": past,
     }
-    # the lengths alone: with every axis dynamic, twelve blocks take five minutes instead of one
+    # the lengths alone, as transformers recommends: batch, heads and widths are constants
     shapes = {name: {1: auto}, "attention_mask": {1: auto}, "past_key_values": [{2: auto}] * (2 * layers)}
     exported = OnnxExporter().export(model, sample, OnnxConfig(dynamic=True, dynamic_shapes=shapes))
     exported.save_pretrained(target)

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,12 @@ def measure(bench: Bench, say: Say, advance: Advance) -> list[dict[str, Any]]:
                 entry.status, entry.reason = "unavailable", bench.reasons[entry.name]
         try:
             for entry in entries:
-                _turn(entry, f"load {entry.name}", lambda e: _load(e, job, bench.timeout), say, advance)
+                _turn(entry, f"load {entry.name}", partial(_load, job, bench.timeout), say, advance)
             for r in range(bench.warmup + bench.runs):
                 counted = r >= bench.warmup
                 label = f"run {r - bench.warmup + 1} of {bench.runs}" if counted else "warm-up"
                 for entry in entries:
-                    keep = entry.runs if counted else []
-                    _turn(entry, f"{label}: {entry.name}", lambda e, keep=keep: keep.append(_run(e)), say, advance)
+                    _turn(entry, f"{label}: {entry.name}", partial(_run, counted), say, advance)
         finally:
             for entry in entries:
                 if entry.process is not None:
@@ -91,7 +91,7 @@ def _turn(entry: Entry, label: str, act: Callable[[Entry], None], say: Say, adva
     advance(1)
 
 
-def _load(entry: Entry, job: Mapping[str, Any], timeout: float) -> None:
+def _load(job: Mapping[str, Any], timeout: float, entry: Entry) -> None:
     given = {**job, "name": entry.name}
     if entry.name in PREPARES:
         first = Contestant(given, timeout)
@@ -103,9 +103,11 @@ def _load(entry: Entry, job: Mapping[str, Any], timeout: float) -> None:
     entry.loaded = entry.process.ask("load")
 
 
-def _run(entry: Entry) -> dict[str, Any]:
+def _run(counted: bool, entry: Entry) -> None:
     assert entry.process is not None
-    return entry.process.ask("run")
+    found = entry.process.ask("run")
+    if counted:
+        entry.runs.append(found)
 
 
 def records(entries: Sequence[Entry]) -> list[dict[str, Any]]:

@@ -9,10 +9,11 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-TAIL = 600  # characters of a dead process's stderr
+TAIL, LONGEST = 3, 400  # lines and characters of a dead process's stderr
 CLOSING = 10.0  # seconds
 
 
@@ -63,14 +64,14 @@ class Contestant:
 
     def close(self, kill: bool = False) -> None:
         """End the process, by asking or at once; a second call changes nothing."""
-        if self._process.poll() is None and not kill:
-            assert self._process.stdin is not None
-            try:
-                self._process.stdin.close()  # it reads the end of its input and goes
-                self._process.wait(CLOSING)
-            except (OSError, subprocess.TimeoutExpired):
-                kill = True
         if kill:
+            self._process.kill()
+        assert self._process.stdin is not None
+        with suppress(OSError):  # it may be gone with our question unread
+            self._process.stdin.close()  # it reads the end of its input and goes
+        try:
+            self._process.wait(CLOSING)
+        except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
         self._errors.close()
@@ -84,8 +85,11 @@ class Contestant:
 
     def _tail(self) -> str:
         self._errors.seek(0)
-        text = self._errors.read().decode(errors="replace").strip()
-        return f": {without_folders(text[-TAIL:])}" if text else ", without a word"
+        lines = [
+            line.strip() for line in self._errors.read().decode(errors="replace").splitlines() if line.strip(" ^~")
+        ]
+        said = without_folders("; ".join(lines[-TAIL:]))[-LONGEST:]
+        return f": {said}" if said else ", without a word"
 
 
 def without_folders(text: str) -> str:

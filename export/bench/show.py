@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -85,16 +86,24 @@ def _rows(found: Record) -> list[tuple[str, Callable[[Record], str]]]:
         ("tokens/s", lambda r: _number(r["tokens_per_second"])),
     ]
     for part in ("vision", "prefill", "step"):
-        title = f"{'picture' if part == 'vision' else part} / {base}'s"
-        rows.append((title, lambda r, part=part: _number(r.get("ratios", {}).get(part))))
+        rows.append((f"{'picture' if part == 'vision' else part} / {base}'s", partial(_ratio, part)))
     for key, title in (
         ("peak_bytes", "peak memory, MB"),
         ("anonymous_bytes_at_load", "anonymous after load, MB"),
         ("anonymous_bytes_before_load", "  before it, MB"),
         ("device_bytes", "on the device, MB"),
     ):
-        rows.append((title, lambda r, key=key: "" if r["memory"][key] is None else f"{r['memory'][key] / MB:,.0f}"))
+        rows.append((title, partial(_memory, key)))
     return rows
+
+
+def _ratio(part: str, record: Record) -> str:
+    return _number(record.get("ratios", {}).get(part))
+
+
+def _memory(key: str, record: Record) -> str:
+    value = record["memory"][key]
+    return "" if value is None else f"{value / MB:,.0f}"
 
 
 def _say_tokens(found: Record, console: Console) -> None:

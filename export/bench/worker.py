@@ -7,7 +7,10 @@ goes to stderr.
 
 import json
 import os
+import queue
 import sys
+import threading
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
@@ -52,6 +55,20 @@ def answer(what: str, engine: Any, workload: Workload, gpu: bool) -> dict[str, A
     return {**found, "memory": {**process_memory(), "device_bytes": device}}
 
 
+def requests() -> Iterator[str]:
+    """Lines of stdin. When it ends the process does, whatever it is doing: nobody waits for the answer any more."""
+    lines: queue.Queue[str] = queue.Queue()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            lines.put(line.strip())
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
+    while True:
+        yield lines.get()
+
+
 def main() -> None:
     """Answer until the input ends."""
     out = os.fdopen(os.dup(1), "w")
@@ -59,11 +76,11 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     workload = Workload.load(Path(job["workload"]))
     engine: Any = None
-    for line in sys.stdin:
+    for what in requests():
         try:
             # imports come before the clock and the first look at memory: a runtime's own size isn't the model's
             engine = engine or import_module(HOME[job["name"]]).Engine(job, workload)
-            found = answer(line.strip(), engine, workload, job["provider"] != "cpu")
+            found = answer(what, engine, workload, job["provider"] != "cpu")
         except Exception as error:  # whatever a runtime raises is the contestant's reason
             text = str(error).strip().splitlines() or [""]
             found = {"error": f"{type(error).__name__}: {text[0]}"[:LONGEST]}

@@ -47,7 +47,8 @@ class Workload:
 
     def save(self, path: Path) -> None:
         """Write what a contestant needs."""
-        np.savez(path, ids=self.ids, new_tokens=self.new_tokens, **self.picture)
+        arrays: dict[str, Any] = {"ids": self.ids, "new_tokens": self.new_tokens, **self.picture}
+        np.savez(path, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> "Workload":
@@ -79,7 +80,8 @@ def make_workload(
             "be timed. Give 2 or more."
         )
     special = io["special_ids"]
-    picture, opening = {}, []
+    picture: dict[str, Array] = {}
+    opening: list[int] = []
     if "vision" in io:
         picture, stream = _picture(io, image)
         opening = [special["bos"], *stream]
