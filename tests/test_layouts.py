@@ -22,9 +22,13 @@ from export.layout.write import plan_layout, write_layout
 from export.onnx_run import Graphs
 from export.providers import CPU, CUDA, provider_options
 from export.session import RunError
+from export.variant import export_variant
 from tests.onnx_support import FIXTURES, Array, write_variant
 from tests.test_onnx_olmoe import random_ids, save_source
+from transform.checkpoint import read_checkpoint
 from transform.errors import KnobError, VerificationError, WriteError
+from transform.knobs import Knobs
+from transform.plan import make_plan
 
 ROOT = Path(__file__).parents[1]
 
@@ -93,6 +97,22 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_variant(base / "sharded", base / "narrow")
 
 
+def write_form(directory: Path, form: str) -> Path:
+    """A text model whose widths can be quantised, exported in a form."""
+    from transformers import OlmoeConfig, OlmoeForCausalLM
+
+    torch.manual_seed(1)
+    config = OlmoeConfig(
+        vocab_size=96, hidden_size=64, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, num_experts=6, num_experts_per_tok=3, max_position_embeddings=256,
+        initializer_range=0.1, bos_token_id=None, eos_token_id=95, pad_token_id=1,
+    )  # fmt: skip
+    OlmoeForCausalLM(config).save_pretrained(directory / "source")
+    plan = make_plan(read_checkpoint(directory / "source"), Knobs(k=2, form=form))
+    export_variant(plan, directory / form, verify=False)
+    return directory / form
+
+
 def opened(path: Path, config: Any) -> Any:
     """The model as Triton's backend opens it: the level of the configuration, no session config entries."""
     options = onnxruntime.SessionOptions()
@@ -148,6 +168,33 @@ def test_triton_models_are_the_variants_graphs(which: str, request: pytest.Fixtu
         key: value for key, value in record.items() if key != "ways"
     }
     assert sum(record["ways"].values()) == record["weight_bytes"]
+
+
+def test_quantised_graphs_without_config_entries(tmp_path: Path) -> None:
+    variant = write_form(tmp_path, "int4")
+    write_layout(plan_layout(variant, "triton"), tmp_path / "repository")
+    home = tmp_path / "repository" / "text"
+    config, theirs = parse(home / "config.pbtxt"), Graphs(variant, threads=1).text
+    assert config.optimization.graph.level == 0  # the scales are folded, as io.json wants it
+    ours = opened(home / "1" / "model.onnx", config)
+    feed = feed_of(theirs)
+    for one, two in zip(ours.run(None, feed), theirs.run(None, feed), strict=True):
+        np.testing.assert_allclose(one, two, rtol=0, atol=1e-5)
+    with pytest.raises(RunError, match="one of cpu for a variant of the int4 form, got 'cuda': its codes"):
+        plan_layout(variant, "triton", provider="cuda")
+
+
+def test_the_cuda_form_goes_to_a_gpu(tmp_path: Path) -> None:
+    variant = write_form(tmp_path, "cuda")
+    write_layout(plan_layout(variant, "triton"), tmp_path / "repository")
+    config = parse(tmp_path / "repository" / "text" / "config.pbtxt")
+    assert config.instance_group[0].kind == 1  # KIND_GPU
+    kinds = {v.name: v.data_type for v in config.input}
+    assert (kinds["attention_mask"], kinds["past_key_values.0.key"]) == (9, 10)  # TYPE_INT64, TYPE_FP16
+    with pytest.raises(KnobError, match="run on a GPU alone"):
+        plan_layout(variant, "triton", provider="cpu")
+    with pytest.raises(KnobError, match="cpu, int4 and int8"):
+        plan_layout(variant, "transformers.js")
 
 
 @pytest.mark.parametrize("which", ["seeing", "narrow"])
@@ -240,7 +287,6 @@ def test_transformers_js_files(narrow: Path, seeing: Path, tmp_path: Path) -> No
 def write_family(directory: Path) -> None:
     """A member of two blocks beside the whole decoder."""
     from export.graph.decoder import text_graph
-    from transform.checkpoint import read_checkpoint
     from transform.depth import drop_blocks
 
     text_graph(drop_blocks(read_checkpoint(directory), (0, 2))).write(directory / "text-k3-b2.onnx")

@@ -11,10 +11,16 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from export.bound import Bound
+from export.graph.decoder import text_graph
+from export.onnx_run import Graphs
 from tests.onnx_support import FIXTURES, Array, write_variant
+from tests.test_layouts import write_form
 from tests.test_onnx_olmoe import random_ids, save_source
 from tests.test_onnx_parity import crops_of, kept_features
 from transform.checkpoint import read_checkpoint
+from transform.depth import drop_blocks
+from transform.width import set_top_k
 
 ROOT = Path(__file__).parents[1]
 PYTHON = ROOT / ".venv-genai" / "bin" / "python"
@@ -35,10 +41,11 @@ def until_end(ids: Sequence[int], end: int) -> list[int]:
     return listed[: listed.index(end)] if end in listed else listed
 
 
-def generate(directory: Path, inputs: dict[str, Array], count: int, end: int) -> list[int]:
+def generate(directory: Path, inputs: dict[str, Array], count: int, end: int, overlay: Path | None = None) -> list[int]:
     file = directory / "test_inputs.safetensors"
     save_file({name: np.ascontiguousarray(value) for name, value in inputs.items()}, file)
     command = [str(PYTHON), str(ROOT / "tests" / "genai_generate.py"), str(directory), str(file), str(count)]
+    command += [] if overlay is None else [str(overlay)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     file.unlink()
     assert done.returncode == 0, done.stderr
@@ -73,6 +80,39 @@ def test_molmoe_with_an_image(case: str, fixed: bool, tmp_path: Path) -> None:
         theirs = OUTPUTS[f"{case}/{variant}/greedy"][0]
         directory = variant_of(variant, tmp_path / variant, len(crops) if fixed else None)
         assert generate(directory, inputs, len(theirs), END) == until_end(theirs, END)
+
+
+@pytest.mark.parametrize("case", [c for c, r in CASES["cases"].items() if r["kind"] == "formula_crops"][:1])
+def test_a_familys_member_with_an_image(case: str, tmp_path: Path) -> None:
+    """The overlay names another decoder over the same vision and embedding graphs."""
+    family, knobs = variant_of("full", tmp_path / "family"), CASES["variants"]["k2_keep013"]
+    member = set_top_k(drop_blocks(read_checkpoint(family), knobs["keep_blocks"]), knobs["top_k"])
+    text_graph(member).write(family / "text-k2-b3.onnx")
+    overlay = tmp_path / "overlay.json"
+    changed = {"filename": "text-k2-b3.onnx", "num_hidden_layers": len(knobs["keep_blocks"])}
+    overlay.write_text(json.dumps({"model": {"decoder": changed}}))
+    inputs = {
+        "input_ids": INPUTS[f"{case}/input_ids"],
+        "images": crops_of(case)[0],
+        "image_masks": INPUTS[f"{case}/image_masks"][0],
+        "feature_index": kept_features(INPUTS[f"{case}/image_input_idx"][0]),
+    }
+    theirs, whole = (OUTPUTS[f"{case}/{name}/greedy"][0] for name in ("k2_keep013", "full"))
+    assert until_end(theirs, END) != until_end(whole, END)
+    assert generate(family, inputs, len(theirs), END, overlay) == until_end(theirs, END)
+    # another choice of features is another picture: the extra input reaches the graph
+    turned = {**inputs, "feature_index": inputs["feature_index"][::-1]}
+    assert generate(family, turned, len(theirs), END, overlay) != until_end(theirs, END)
+
+
+@pytest.mark.parametrize("form", ["int4", "int8"])
+def test_quantised_forms(form: str, tmp_path: Path) -> None:
+    variant, ids = write_form(tmp_path, form), random_ids(1, 12)
+    bound = Bound(Graphs(variant, threads=1))
+    theirs = [int(bound.prefill(ids).argmax())]
+    while len(theirs) < 24:
+        theirs.append(int(bound.decode(theirs[-1]).argmax()))
+    assert generate(variant, {"input_ids": ids}, 24, 95) == until_end(theirs, 95)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

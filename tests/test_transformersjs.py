@@ -6,13 +6,16 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import OlmoeForCausalLM
 
+from export.bound import Bound
 from export.layout.write import plan_layout, write_layout
+from export.onnx_run import Graphs
 from tests.onnx_support import write_variant
-from tests.test_layouts import write_family
+from tests.test_layouts import write_family, write_form
 from tests.test_onnx_olmoe import random_ids, save_source
 
 ROOT = Path(__file__).parents[1]
@@ -75,6 +78,18 @@ def test_a_variant_in_its_own_place(tmp_path: Path) -> None:
     assert ours == in_torch(variant, ids)
     with pytest.raises(AssertionError, match="Unsupported model type: olmoe"):
         generate(variant, ids, options=options)
+
+
+@pytest.mark.parametrize("form", ["int4", "int8"])
+def test_quantised_forms(form: str, tmp_path: Path) -> None:
+    variant = write_form(tmp_path, form)
+    write_layout(plan_layout(variant, "transformers.js"), tmp_path / "js")
+    ids = random_ids(1, 12)[0].tolist()
+    bound = Bound(Graphs(variant, threads=1))
+    theirs = [int(bound.prefill(np.array([ids])).argmax())]
+    while len(theirs) < COUNT:
+        theirs.append(int(bound.decode(theirs[-1]).argmax()))
+    assert generate(tmp_path / "js", ids) == theirs
 
 
 def test_a_member_of_a_family(tmp_path: Path) -> None:
