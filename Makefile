@@ -1,6 +1,6 @@
 # The main job:  make export K=4 BLOCKS=12 TOKENS=432 [MODEL=…] [SCORES=…] [DTYPE=…] [STATIC=1024] [OUT=…] [FORCE=1]
 # Every target creates .venv and installs by itself when pyproject.toml changed.
-.PHONY: setup export score test test-all check fix bench genai-env js-env nano nano-data nano-curves clean
+.PHONY: setup export score test test-all check fix bench bench-variant genai-env js-env nano nano-data nano-curves clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -59,6 +59,10 @@ fix: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench $(ARGS)
+
+# How fast a variant is, beside PyTorch on the same weights:  make bench-variant DIR=artifacts/… [ARGS="--threads 2"]
+bench-variant: $(STAMP)
+	@$(BIN)/knobcast bench $(DIR) $(ARGS)
 
 # onnxruntime-genai pulls in the CPU onnxruntime, which would overwrite onnxruntime-gpu's files: a place of its own.
 genai-env: $(GENAI)/.installed
