@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file, save_file
 
-from tests.full_size import released_config, write_sparse_molmoe
+from tests.full_size import SIZES, released_config, write_sparse_molmoe
 from transform.checkpoint import Checkpoint, read_checkpoint
 from transform.depth import drop_blocks
 from transform.dtype import cast
@@ -317,31 +317,27 @@ print(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of a process's memory")
 def test_writing_holds_a_few_rows(molmo: Path, tmp_path: Path) -> None:
-    """A block of 16 experts at full width, 0.4 GB, in 150 MB."""
-    config = released_config(molmo, n_layers=1, moe_num_experts=16)
-    sizes = {
-        "d": 2048,
-        "E": 16,
-        "V": 256,
-        "V2": 128,
-        "I": 1024,
-        "v": 64,
-        "m": 64,
-        "p": 1024,
-        "a": 64,
-        "h": 64,
-        "f": 128,
-    }
-    config |= {"embedding_size": 256, "vocab_size": 250}
+    """Eight experts and half of the vocabulary at full width, 0.6 GB, in 150 MB."""
+    config = released_config(molmo, n_layers=1, moe_num_experts=8)
+    sizes = {**SIZES, "E": 8, "V": 25152, "v": 64, "m": 64, "a": 64, "h": 64, "f": 128}
+    config |= {"embedding_size": 25152, "vocab_size": 25000}
     config["vision_backbone"] |= {"image_emb_dim": 64, "image_mlp_dim": 64, "image_num_layers": 1}
     source = write_sparse_molmoe(tmp_path / "wide", config, "F32", sizes)
     (tmp_path / "v").mkdir()
     command = [sys.executable, "-c", PACK, str(source), str(tmp_path / "v")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert (source / "model.safetensors").stat().st_size > 400_000_000
+    assert (source / "model.safetensors").stat().st_size > 600_000_000
     assert int(done.stdout) * 1024 <= 150_000_000
-    assert weight_bytes(read_checkpoint(tmp_path / "v")) > 70_000_000
+    assert weight_bytes(read_checkpoint(tmp_path / "v")) > 260_000_000
+
+
+def test_how_many_rows_are_held_changes_nothing(molmo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed(read_checkpoint(molmo), tmp_path / "whole", 4)
+    monkeypatch.setattr("transform.packed._AT_ONCE", 3 * 64)
+    monkeypatch.setattr("transform.packing._AT_ONCE", 2 * 64)
+    packed(read_checkpoint(molmo), tmp_path / "rows", 4)
+    assert (tmp_path / "rows" / FILES[4]).read_bytes() == (tmp_path / "whole" / FILES[4]).read_bytes()
 
 
 # Refusals
