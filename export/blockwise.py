@@ -25,7 +25,7 @@ from transform.checkpoint import Checkpoint, read_checkpoint
 from transform.depth import drop_blocks
 from transform.errors import VerificationError
 from transform.load import building, load_view, model_class
-from transform.plan import Plan, parameters
+from transform.plan import Plan, form_of, parameters
 from transform.runtime import set_moe_top_k
 
 _CHUNK = 16 << 20
@@ -60,7 +60,7 @@ def blockwise_gate(plan: Plan, directory: Path, onnx: bool, say: Callable[[str],
                 image = image_probe(plan.target, directory, plan.vision.as_dict(), probe.seed)
                 ours["image"] = torch.from_numpy(torch_image(model, image)[2])
         if onnx:
-            block_graphs = _one_block_graphs(view, directory, plan.knobs.form)
+            block_graphs = _one_block_graphs(view, directory, plan.form)
             _merge(graphs, onnx_vs_torch(model, block_graphs, probe))
             if image is not None:
                 _merge(graphs, check_graphs(block_graphs, record(model, probe.ids.numpy(), image), image, TOLERANCE))
@@ -81,7 +81,8 @@ def blockwise_gate(plan: Plan, directory: Path, onnx: bool, say: Callable[[str],
 
 
 def _source_block(plan: Plan, old: int, new: int, probe: TextProbe, image: Any) -> dict[str, torch.Tensor]:
-    model, _ = load_view(drop_blocks(plan.source, (old,)), rounding(plan), plan.packing)
+    packing = plan.packing if form_of(plan.source) != plan.form else None
+    model, _ = load_view(drop_blocks(plan.source, (old,)), rounding(plan), packing)
     set_moe_top_k(model, plan.target.settings.top_k[new])
     theirs = run_text(model, probe)
     if image is not None:

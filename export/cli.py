@@ -63,7 +63,7 @@ def plan(
     tokens: Tokens = None,
     scores: Scores = None,
     dtype: Dtype = "source",
-    form: Form = "cpu",
+    form: Form = None,
     resize: Resize = "pad",
     rule: Rule = "canvas",
     as_json: Json = False,
@@ -88,7 +88,7 @@ def export(
     tokens: Tokens = None,
     scores: Scores = None,
     dtype: Dtype = "source",
-    form: Form = "cpu",
+    form: Form = None,
     resize: Resize = "pad",
     rule: Rule = "canvas",
     family: Family = None,
@@ -242,7 +242,7 @@ def _plan(
     dtype: str,
     resize: str,
     rule: str,
-    form: str = "cpu",
+    form: str | None = None,
 ) -> Any:
     """Parse the knobs, read the headers, choose the blocks, make the plan."""
     from importance.choose import choose_blocks

@@ -19,7 +19,7 @@ from importance.scores import model_digest
 from transform.checkpoint import Checkpoint, read_checkpoint, read_json
 from transform.depth import drop_blocks
 from transform.errors import KnobError, VerificationError
-from transform.knobs import Knobs, canonical_name
+from transform.knobs import FORMS, Knobs, canonical_name
 from transform.plan import DEFAULT_POLICY, Plan, active_parameters, make_plan, parameters, weight_bytes
 from transform.width import set_top_k
 from transform.write import write_json
@@ -37,7 +37,7 @@ def plan_family(
     tokens: int | str | None = None,
     scores: str | None = None,
     dtype: str = "source",
-    form: str = "cpu",
+    form: str | None = None,
     resize: str = "pad",
     rule: str = "canvas",
 ) -> tuple[Plan, tuple[Plan, ...]]:
@@ -117,7 +117,7 @@ def write_members(base: Plan, members: Sequence[Plan], stage: Path) -> Record:
         top_k, name = plan.target.settings.top_k, member_name(plan.target)
         member = set_top_k(drop_blocks(written, plan.keep), top_k)
         graph, overlay = stage / f"text-{name}.onnx", stage / f"genai_config-{name}.json"
-        text_graph(member, base.knobs.form).write(graph)
+        text_graph(member, base.form).write(graph)
         # onnxruntime-genai lays these keys over genai_config.json: Config(DIR).overlay(TEXT)
         changed = {"filename": graph.name, "num_hidden_layers": len(plan.keep)}
         write_json(overlay, {"model": {"decoder": changed}})
@@ -141,6 +141,7 @@ def write_members(base: Plan, members: Sequence[Plan], stage: Path) -> Record:
     return {
         "schema": SCHEMA,
         "model": base.source.path.name,
+        "form": base.form,
         "vision": {"tokens": vision.tokens, "resize": vision.resize, "rule": vision.rule} if vision else None,
         "members": entries,
     }
@@ -227,7 +228,13 @@ def _is_head(record: Record) -> bool:
         isinstance(vision, dict) and vision.keys() == {"tokens", "resize", "rule"}
     )
     budget = vision["tokens"] if seen and vision else None
-    return record.get("schema") == SCHEMA and named and seen and isinstance(budget, int | str | None)
+    return (
+        record.get("schema") == SCHEMA
+        and record.get("form") in FORMS
+        and named
+        and seen
+        and isinstance(budget, int | str | None)
+    )
 
 
 def _is_entry(entry: Any) -> bool:
@@ -247,6 +254,7 @@ def plan_member(directory: Path, name: str) -> tuple[Plan, str]:
         raise KnobError(f"--member must be one of the family's members, {names}; got {name[:40]!r}.")
     top_k = tuple(entry["top_k"])
     vision = record["vision"] or {"tokens": None, "resize": DEFAULT_POLICY[0], "rule": DEFAULT_POLICY[1]}
-    knobs = Knobs(top_k[0] if len(set(top_k)) == 1 else top_k, tuple(entry["blocks_kept"]), vision["tokens"])
+    k = top_k[0] if len(set(top_k)) == 1 else top_k
+    knobs = Knobs(k, tuple(entry["blocks_kept"]), vision["tokens"], form=record["form"])
     plan = make_plan(read_checkpoint(directory), knobs, vision["resize"], vision["rule"])
     return plan, f"{record['model']}-{canonical_name(top_k, vision['tokens'])}"

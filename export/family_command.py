@@ -49,13 +49,19 @@ def export_grid(
 
 
 def member_plan(
-    model: str | None, member: str, given: Mapping[str, str | None], dtype: str, form: str, resize: str, rule: str
+    model: str | None,
+    member: str,
+    given: Mapping[str, str | None],
+    dtype: str,
+    form: str | None,
+    resize: str,
+    rule: str,
 ) -> tuple[Plan, str]:
     """The plan of a family's member and its default name; `given` are the flags that the member replaces."""
     policy = dict(zip(("--resize", "--rule"), zip((resize, rule), DEFAULT_POLICY, strict=True), strict=True))
     changed = {flag: value for flag, (value, default) in policy.items() if value != default}
     changed |= {"--dtype": dtype} if dtype != "source" else {}
-    changed |= {"--form": form} if form != "cpu" else {}
+    changed |= {"--form": form} if form is not None else {}
     _refuse({**given, **changed}, "--member", "A member has all its settings from its family")
     if model is None:
         raise KnobError("--member names a member of a family, and no family is given. Give its directory as MODEL.")

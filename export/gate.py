@@ -21,15 +21,21 @@ def free_memory() -> int:
 
 
 def run_gate(plan: Plan, directory: Path, onnx: bool, say: Callable[[str], None]) -> dict[str, Any]:
-    """Above a third of the free memory the comparison works block by block."""
+    """Above a third of the free memory the comparison works block by block. Operators are tried out first."""
     quiet_transformers()
+    tried: dict[str, Any] = {}
+    if onnx:
+        from export.op_checks import check_operators
+
+        say("operators")
+        tried = {"operators": check_operators(plan.form, plan.target.settings)}
     if parameters(plan.source) * FLOAT32 > free_memory() / 3:
         from export.blockwise import blockwise_gate
 
-        return blockwise_gate(plan, directory, onnx, say)
+        return blockwise_gate(plan, directory, onnx, say) | tried
     from export.verify import gate
 
-    return gate(plan, directory, onnx, say)
+    return gate(plan, directory, onnx, say) | tried
 
 
 def quiet_transformers() -> None:

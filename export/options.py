@@ -20,7 +20,7 @@ Tokens = Annotated[
 Scores = Annotated[str | None, typer.Option("--scores", help="FILE or preset:NAME; absent: scores.json of the model.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="source, float32, float16 or bfloat16.")]
 Form = Annotated[
-    str, typer.Option("--form", help="cpu (float32), cuda (float16, fused experts), int4 or int8 (quantised, fused).")
+    str | None, typer.Option("--form", help="cpu (float32), cuda (float16, fused), int4 or int8 (quantised, fused).")
 ]
 Resize = Annotated[str, typer.Option("--resize", help="pad (letterbox, as trained) or fill (cover and crop).")]
 Rule = Annotated[str, typer.Option("--rule", help="Tiling by the canvas rule, or the documentation's linear rule.")]

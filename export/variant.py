@@ -98,8 +98,8 @@ def _write_graphs(plan: Plan, stage: Path, static: StaticPlan | None) -> None:
 
     written = read_checkpoint(stage)
     crops = plan.vision.crops + 1 if plan.vision and plan.vision.crops is not None else None
-    emit_graphs(written, stage, crops, plan.knobs.form)
+    emit_graphs(written, stage, crops, plan.form)
     if static:
-        write_static(written, stage, static, plan.knobs.form)
-    write_io(written, stage, plan.vision.as_dict() if plan.vision else None, plan.knobs.form, static)
-    write_genai_config(written, stage, plan.knobs.form)
+        write_static(written, stage, static, plan.form)
+    write_io(written, stage, plan.vision.as_dict() if plan.vision else None, plan.form, static)
+    write_genai_config(written, stage, plan.form)

@@ -24,7 +24,7 @@ from export.static_verify import check_static_text, checking_static, verify_stat
 from transform.checkpoint import Checkpoint, read_checkpoint, read_json
 from transform.errors import VerificationError
 from transform.load import align, load_model, load_view, load_with_report
-from transform.plan import Plan
+from transform.plan import Plan, form_of
 from transform.runtime import BlockMaskWrapper, moe_top_k, set_moe_top_k
 
 # Two float32 programs of the same arithmetic in another order: 4e-6 was seen at |logits| of 8.
@@ -71,7 +71,7 @@ def gate(plan: Plan, directory: Path, onnx: bool, say: Say) -> dict[str, Any]:
 
 def dynamic_twin(plan: Plan) -> Any:
     """The source with the knobs applied at run time, its weights rounded as the variant's are."""
-    if plan.packing:
+    if plan.packing and form_of(plan.source) != plan.form:
         model, _ = load_view(plan.source, rounding(plan), plan.packing)
     else:
         model = align(load_model(plan.source.path, dtype=rounding(plan)).float())
@@ -86,7 +86,7 @@ def dynamic_twin(plan: Plan) -> Any:
 
 def rounding(plan: Plan) -> str:
     """The dtype, as torch spells it, to which the plan rounds the source's weights; float32 where it doesn't."""
-    if plan.knobs.form == "cuda":
+    if plan.form == "cuda":
         return "float16"
     return "float32" if plan.knobs.dtype == "source" else plan.knobs.dtype
 

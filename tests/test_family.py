@@ -256,7 +256,7 @@ def test_a_wrong_graph_is_never_emitted(molmo: Path, tmp_path: Path, monkeypatch
     from transform.width import set_top_k
 
     right = export.graph.decoder.text_graph
-    monkeypatch.setattr(export.graph.decoder, "text_graph", lambda checkpoint: right(set_top_k(checkpoint, 3)))
+    monkeypatch.setattr(export.graph.decoder, "text_graph", lambda checkpoint, form: right(set_top_k(checkpoint, 3), form))
     with pytest.raises(VerificationError, match="member k2-b4: prefill"):
         write_family(molmo, tmp_path / "family", "k=2")
     assert list(tmp_path.iterdir()) == []
@@ -375,3 +375,25 @@ def test_an_overlay_switches_the_member_in_genai(made: Path, tmp_path: Path, nam
     ours = generate(made, str(made / f"genai_config-{name}.json"))
     assert ours == generate(tmp_path / "member")
     assert ours != generate(made)
+
+
+@pytest.mark.parametrize("form", ["cuda", "int4"])
+def test_a_family_in_another_form(form: str, molmo: Path, scores: str, tmp_path: Path) -> None:
+    """Its members are proven, one can be taken out, and that one is what an export of its own would be."""
+    source = read_checkpoint(molmo)
+    base, members = plan_family(source, GRID, tokens=288, scores=scores, form=form)
+    record = export_family(base, members, tmp_path / "family")
+    assert [entry["name"] for entry in record["members"]] == NAMES
+    for entry in record["members"]:
+        assert entry["verification"]["onnx_vs_torch"]["decode"] < 1e-4
+    verify_family(tmp_path / "family", lambda _: None)
+    plan, name = plan_member(tmp_path / "family", "k2-b3")
+    assert plan.form == form
+    export_variant(plan, tmp_path / name)
+    keep = next(entry["blocks_kept"] for entry in record["members"] if entry["name"] == "k2-b3")
+    export_variant(make_plan(source, Knobs(2, tuple(keep), 288, form=form)), tmp_path / "direct")
+    weights = "model.safetensors" if form == "cuda" else "model-int4.safetensors"
+    ours, theirs = (load_file(tmp_path / directory / weights) for directory in (name, "direct"))
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[tensor], theirs[tensor]) for tensor in ours)
+    assert filecmp.cmp(tmp_path / name / "golden.safetensors", tmp_path / "direct" / "golden.safetensors", False)

@@ -17,18 +17,19 @@ PACKED_BITS = {"int4": 4, "int8": 8}
 @dataclass(frozen=True)
 class Knobs:
     """One setting. `k`: global or one value per kept block; `keep`: kept block indices of the source, ascending;
-    `tokens`: nominal vision tokens per image, or a tier; `dtype`: `source` or a key of DTYPES; `form`: of FORMS."""
+    `tokens`: nominal vision tokens per image, or a tier; `dtype`: `source` or a key of DTYPES; `form`: of FORMS,
+    None: the one that the source's weights are for."""
 
     k: int | tuple[int, ...] | None = None
     keep: tuple[int, ...] | None = None
     tokens: int | str | None = None
     dtype: str = "source"
-    form: str = "cpu"
+    form: str | None = None
 
     def __post_init__(self) -> None:
         if self.dtype != "source" and self.dtype not in DTYPES:
             raise KnobError(f"dtype must be source, {', '.join(DTYPES)}, got {self.dtype!r}.")
-        if self.form not in FORMS:
+        if self.form is not None and self.form not in FORMS:
             raise KnobError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}.")
         if self.form == "cuda" and self.dtype not in ("source", "float16"):
             raise KnobError(f"the cuda form is float16, got dtype {self.dtype!r}. Leave the dtype out.")

@@ -30,12 +30,11 @@ _AT_ONCE = 1 << 20  # values of source
 def write_packed(
     checkpoint: Checkpoint, directory: Path, bits: int, block: int = BLOCK, progress: Callable[[int], None] = nothing
 ) -> None:
-    """Write a planned float checkpoint, quantised, into the empty `directory`: weights, config, side files.
+    """Write a planned checkpoint, quantised, into the empty `directory`: weights, config, side files.
 
     Streams: holds a few rows at a time. `progress` is told the bytes of source read. Raises CheckpointError for what
     can't be quantised and WriteError for lack of space.
     """
-    refuse_packed(checkpoint)
     placed = entries(checkpoint, bits, block)
     insist_on_space(sum(entry.nbytes for entry in placed.values()), directory)
     header = _header(placed)
@@ -45,7 +44,14 @@ def write_packed(
         out.flush()
         sources = _Sources(files, progress)
         for stack in stacks(checkpoint, block):
-            _write_stack(checkpoint, stack, bits, block, sources, out, starts)
+            found = checkpoint.tensors[stack.members[0]].pack
+            if found is None:
+                _write_stack(checkpoint, stack, bits, block, sources, out, starts)
+            else:
+                _check_same(found, bits, block, checkpoint.path)
+                for part, which in ((found.codes, "codes"), (found.scales, "scales")):
+                    copier = RangeCopier(sources.file(part.file), out.fileno(), progress)
+                    copier.copy(part.start, starts[f"{stack.stem}.{which}"], part.nbytes)
         for tensor in checkpoint.tensors.values():
             if tensor.name in starts:
                 source = sources.file(tensor.file)
@@ -57,6 +63,14 @@ def write_packed(
     write_json(directory / "config.json", {**checkpoint.config, "quantization_config": about})
     for name in checkpoint.side_files:
         shutil.copyfile(checkpoint.path / name, directory / name)
+
+
+def _check_same(found: Pack, bits: int, block: int, path: Path) -> None:
+    if (found.bits, found.block) != (bits, block):
+        raise CheckpointError(
+            f"{path}: its weights are quantised to {found.bits} bits, {found.block} values per scale, and can't have "
+            f"{bits} and {block} any more. Export from the source they were made of."
+        )
 
 
 def fake_quantised(checkpoint: Checkpoint, bits: int, block: int = BLOCK) -> Iterator[tuple[str, Array]]:

@@ -72,14 +72,20 @@ class Plan:
         """`molmoe-nano-k4-b12-t432`."""
         name = f"{self.source.path.name}-{canonical_name(self.target.settings.top_k, self.knobs.tokens)}"
         policy = (self.vision.resize, self.vision.rule) if self.vision else ()
-        words = (self.knobs.form, self.knobs.dtype, *policy)
-        extras = [word for word in words if word not in ("cpu", "source", *DEFAULT_POLICY)]
+        words = (self.form, self.knobs.dtype, *policy)
+        usual = (form_of(self.source), "source", *DEFAULT_POLICY)
+        extras = [word for word in words if word not in usual]
         return "-".join((name, *extras))
+
+    @property
+    def form(self) -> str:
+        """Of FORMS."""
+        return self.knobs.form or form_of(self.source)
 
     @property
     def packing(self) -> tuple[int, int] | None:
         """(bits, values per scale) of a quantised form; None: the weights stay floats."""
-        bits = PACKED_BITS.get(self.knobs.form)
+        bits = PACKED_BITS.get(self.form)
         return None if bits is None else (bits, BLOCK)
 
     @property
@@ -111,7 +117,7 @@ class Plan:
                 "blocks": target.settings.layers,
                 "tokens": self.knobs.tokens,
                 "dtype": self.knobs.dtype,
-                "form": self.knobs.form,
+                "form": self.form,
             },
             "blocks_kept": list(self.keep),
             "blocks_removed": list(self.removed),
@@ -155,6 +161,7 @@ def make_plan(source: Checkpoint, knobs: Knobs, resize: str = "pad", rule: str =
     if knobs.k is not None:
         target = set_top_k(target, knobs.k)
         warnings += [beyond_training(source, target.settings.top_k, keep)]
+    _check_form(source, knobs)
     target = cast(target, "float16" if knobs.form == "cuda" else knobs.dtype)
     if knobs.form == "cuda":
         target = stack_experts(target)
@@ -172,6 +179,21 @@ def make_plan(source: Checkpoint, knobs: Knobs, resize: str = "pad", rule: str =
     if source.architecture.multimodal and "tokenizer.json" not in source.side_files:
         warnings.append("the source has no tokenizer.json: the variant has no processor and `run` can't use it")
     return Plan(source, target, knobs, tuple(keep), vision, tuple(w for w in warnings if w))
+
+
+def form_of(checkpoint: Checkpoint) -> str:
+    """The form that stored weights are for: quantised ones have no other, floats are for any."""
+    bits = {tensor.pack.bits for tensor in checkpoint.tensors.values() if tensor.pack is not None}
+    return next((form for form, wanted in PACKED_BITS.items() if bits == {wanted}), "cpu")
+
+
+def _check_form(source: Checkpoint, knobs: Knobs) -> None:
+    own = form_of(source)
+    if own in PACKED_BITS and (knobs.form not in (None, own) or knobs.dtype != "source"):
+        raise KnobError(
+            f"the weights of {source.path.name} are quantised, and so are its variants: their form is {own}, got "
+            f"{knobs.form or own} with dtype {knobs.dtype}. Leave both out, or export from the source it was made of."
+        )
 
 
 def plan_vision(source: Checkpoint, tokens: int | str | None, resize: str, rule: str) -> Vision:
