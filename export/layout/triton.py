@@ -1,7 +1,7 @@
 """Triton: a model repository with `vision`, `embedding` and `text`, each with its `config.pbtxt` and version 1.
 
 Names, types and shapes are those of the graphs. Triton has no way to set onnxruntime's session config entries but one,
-so what io.json disables by name is disabled here with all graph optimisations where it matters: `cpu` graphs over
+so what io.json disables by name is disabled here with all graph optimisations where it matters: float32 graphs over
 16-bit weights, which onnxruntime would fold to float32 at load.
 """
 
@@ -37,7 +37,9 @@ def write_files(layout: Layout, stage: Path) -> None:
 
     for moved in layout.moved:
         name = moved.target.split("/")[0]
-        folds = layout.form == "cpu" and moved.facts.sixteen_bit
+        # the cuda form computes in 16 bits; a quantised decoder is slow unless its scales are widened at load
+        widens = layout.form == "cpu" or (layout.form != "cuda" and name != "text")
+        folds = widens and moved.facts.sixteen_bit
         text = config_pbtxt(name, signature(moved.source), layout.provider, layout.options, folds)
         (stage / name / "config.pbtxt").write_text(text, "utf-8")
 
