@@ -187,7 +187,7 @@ def run(
         print_json(given.as_dict())
     else:
         print()
-        stderr.print(given.speed(), style="dim")
+        stderr.print(given.speed(), style="dim", soft_wrap=True)
 
 
 @app.command()
