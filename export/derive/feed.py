@@ -33,8 +33,11 @@ class Feed:
             dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
             fixed = [_size(dim) for dim in sizes[name]]
             if name in cached:
-                if len(fixed) != 4 or not fixed[1] or not fixed[3]:
-                    raise LookupError(f"the cache input {name!r} must be [batch, heads, cached, width], got {fixed}")
+                if len(fixed) != 4 or not fixed[1] or fixed[2] or not fixed[3]:
+                    raise LookupError(
+                        f"the cache input {name!r} is {fixed}; only [batch, heads, cached, width] with a free number "
+                        "of cached tokens is known"
+                    )
                 self.first[name] = np.zeros((1, fixed[1], 0, fixed[3]), dtype)
             elif name == decoder.tokens and dtype.kind == "i":
                 ids = rng.integers(0, vocabulary, (1, PROMPT + 1)).astype(dtype)

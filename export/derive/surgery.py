@@ -99,12 +99,12 @@ def operate(
 def with_masked_ranks(model: Any, keep: Sequence[int], ks: Sequence[int]) -> Any:
     """The graph with the blocks `keep`, in which only the best `ks[i]` of the experts chosen by block i count.
 
-    Raises CheckpointError where k is an attribute: nothing can be put between the choice and the sum there.
+    Raises CheckpointError where there is nothing between the choice and the sum that could be masked.
     """
     opened = open_graph(model, keep)
     routers = [router for router in opened.routers if not isinstance(router, str) and not router.fused]
     if len(routers) < len(opened.routers):
-        raise CheckpointError("a fused operator chooses and adds up in one step")
+        raise CheckpointError("one operator chooses the experts and adds them up")
     mask_ranks(opened.network, routers, ks)
     return opened.close()
 

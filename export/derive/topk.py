@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from export.derive.blocks import WAY_OUT, Block, Decoder
+from export.derive.blocks import Block, Decoder
 from export.derive.graph import CONTRIB, Network, Node
 from export.derive.shapes import BATCH, NOTHING, OTHER, PAST, SEQUENCE, TOP_K, Known, MisfitError, follow, of_constant
 from transform.errors import CheckpointError, KnobError
@@ -28,7 +28,10 @@ Place = tuple[Node, int, int]  # node, input, position within that constant
 
 @dataclass(frozen=True)
 class Router:
-    """One block's choice of experts; `places` are the constants that are k, the TopK's own included."""
+    """One block's choice of experts; `places` are the constants that are k, the TopK's own included.
+
+    `problem`: why they can't all be told, if so; k itself is known.
+    """
 
     node: Node
     k: int
@@ -36,6 +39,7 @@ class Router:
     exit: str
     cone: list[Node] = field(repr=False)
     places: tuple[Place, ...] = field(repr=False)
+    problem: str | None = None
 
     @property
     def fused(self) -> bool:
@@ -58,8 +62,12 @@ def set_top_k(network: Network, routers: Sequence[Router | str], ks: Sequence[in
     """Give block i the k `ks[i]`; raises KnobError beyond its experts, CheckpointError where k isn't known."""
     copies: dict[tuple[Node, tuple[str, ...]], Node] = {}
     for i, (router, k) in enumerate(zip(routers, ks, strict=True)):
-        if isinstance(router, str):
-            raise CheckpointError(f"block {i}: every block needs a router whose k is known: {router}. {WAY_OUT}")
+        problem = router if isinstance(router, str) else router.problem
+        if isinstance(router, str) or (problem and k != router.k):
+            raise CheckpointError(
+                f"every block needs a router whose k can be told; block {i}: {problem}. Drop blocks alone, or export "
+                "the model again with that k."
+            )
         if not 1 <= k <= router.experts:
             raise KnobError(
                 f"k must be from 1 to {router.experts} (the experts of block {i}), got {k}. Choose one of these."
@@ -102,6 +110,7 @@ def _router(network: Network, block: Block, values: dict[str, Known], stops: dic
             f"{block.merged!r} and {block.exit!r}, one is needed"
         )
     places: tuple[Place, ...] = ()
+    problem: str | None = None
     if fused:
         node = fused[0]
         found = _follow_all(network, cone, dict(values)).get(node.inputs[1], NOTHING).shape
@@ -110,21 +119,16 @@ def _router(network: Network, block: Block, values: dict[str, Known], stops: dic
     else:
         node, k = plain[0], _fixed_k(network, plain[0]) or 0
         search = _Search(network, cone, node, k, block.exit, values)
-        try:
-            solutions = list(search.run())
-        except OverflowError:
-            return f"block ending at {block.exit!r}: too many constants could be k={k}"
-        if not solutions:
-            return f"no choice of constants equal to k={k} lets the sizes of the block ending at {block.exit!r} fit"
-        chosen = _decide(solutions)
-        if isinstance(chosen, str):
-            return chosen
-        order = {member: n for n, member in enumerate(cone)}
-        places = ((node, 1, 0), *sorted(chosen, key=lambda place: (order[place[0]], *place[1:])))
+        chosen = _decide(search, k)
         experts = search.experts
+        if isinstance(chosen, str):
+            problem = chosen
+        else:
+            order = {member: n for n, member in enumerate(cone)}
+            places = ((node, 1, 0), *sorted(chosen, key=lambda place: (order[place[0]], *place[1:])))
     if experts is None:
         return f"the number of experts that {node.op} chooses from is not known"
-    return Router(node, k, experts, block.exit, cone, tuple(places))
+    return Router(node, k, experts, block.exit, cone, places, problem)
 
 
 def _fixed_k(network: Network, node: Node) -> int | None:
@@ -207,12 +211,18 @@ def _replaced(given: Sequence[Known], picked: frozenset[Place]) -> list[Known]:
     return changed
 
 
-def _decide(solutions: Sequence[frozenset[Place]]) -> frozenset[Place] | str:
+def _decide(search: _Search, k: int) -> frozenset[Place] | str:
     """The one reading, or why there are several.
 
     A floor division of slot numbers comes with corrections for negative ones, which never apply, so that nothing
     depends on them: where such a divisor is the same constant as one that is known to be k, it is k too.
     """
+    try:
+        solutions = list(search.run())
+    except OverflowError:
+        return f"too many constants could be k={k}"
+    if not solutions:
+        return f"no choice of the constants that equal k={k} lets all sizes fit"
     certain = frozenset.intersection(*solutions)
     names = {node.inputs[at] for node, at, _ in certain if node.op in ARITHMETIC}
     open_places = frozenset.union(*solutions) - certain
