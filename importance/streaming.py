@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 
 from transform.checkpoint import Checkpoint
 from transform.load import TORCH_DTYPES, building, load_view, model_class
+from transform.packed import dequantise
 from transform.runtime import find_decoder, find_routers
 
 _VECTORS = {
@@ -86,6 +87,10 @@ class StreamedBlocks:
 
     def _read(self, role: str, target: Tensor, i: int, e: int = 0) -> None:
         tensor = self.checkpoint.tensor(role, i, e)
+        if tensor.pack is not None:
+            target.copy_(torch.from_numpy(dequantise(tensor)))
+            self.bytes_read += tensor.nbytes
+            return
         raw = bytearray(tensor.nbytes)
         view, at = memoryview(raw), 0
         with tensor.file.open("rb", buffering=0) as file:

@@ -21,6 +21,7 @@ from importance.streaming import StreamedBlocks, file_bytes
 from importance.tasks import METRICS
 from transform.checkpoint import read_checkpoint
 from transform.load import load_model
+from transform.packed import write_packed
 from transform.runtime import BlockMaskWrapper, find_decoder, moe_top_k
 from transform.source import DEFAULT
 
@@ -230,9 +231,14 @@ def test_divergence_from_itself_is_zero_and_of_a_poorer_model_above(nano: Any, p
     assert (losses[1:] > 0).all()
 
 
-@pytest.mark.parametrize("source", ["olmoe", "nano"])
-def test_streamed_blocks_give_the_same_and_are_read_once(source: str, olmoe: Path, batch: dict[str, Tensor]) -> None:
+@pytest.mark.parametrize("source", ["olmoe", "nano", "quantised"])
+def test_streamed_blocks_give_the_same_and_are_read_once(
+    source: str, olmoe: Path, batch: dict[str, Tensor], tmp_path: Path
+) -> None:
     path = olmoe if source == "olmoe" else DEFAULT
+    if source == "quantised":
+        write_packed(read_checkpoint(path), tmp_path, 4)
+        path = tmp_path
     checkpoint = read_checkpoint(path)
     whole = load_model(path)
     if source == "olmoe":

@@ -1,7 +1,7 @@
 """A checkpoint whose decoder is block-quantised, in one file: write it, read it back, its values.
 
 What lies where is `packed_layout.py`'s to say. Read back it is a Checkpoint of the float one's names and shapes, its
-quantised tensors with a `pack`. Such a checkpoint is final: it is loaded and run, but not written again.
+quantised tensors with a `pack`. Its blocks and k can still change, its codes and scales no more.
 """
 
 import json
