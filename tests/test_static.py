@@ -20,7 +20,7 @@ from export.run import Runner
 from export.session import RunError
 from export.static import Prefill, StaticPlan, plan_static
 from export.static_run import StaticGraphs
-from export.static_verify import StaticImage, checking_static
+from export.static_verify import StaticImage, checking_static, static_images
 from export.variant import export_variant
 from export.verify import verify_directory
 from transform.checkpoint import read_checkpoint
@@ -228,7 +228,7 @@ def test_grouped_heads_equal_pytorch(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.stack(ours), theirs[5:], rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [*FORMS, "int8"])
 def test_the_gate_proves_static_graphs(molmo: Path, olmoe: Path, tmp_path: Path, form: str) -> None:
     proven = export(molmo, tmp_path / "image", Knobs(2, (0, 2), 432, form=form), 640)["verification"]
     found = proven["static_vs_torch"]
@@ -345,3 +345,15 @@ def test_a_tiling_without_graphs_is_named(image_variants: dict[str, Path]) -> No
     graphs = StaticGraphs(image_variants["int4"])
     with pytest.raises(KnobcastError, match="1×2, 2×1, the image has 3×1"):
         graphs.prefill(np.ones((1, 4), np.int64), tiling=(3, 1))
+
+
+@pytest.mark.parametrize("rule", ["canvas", "linear"])
+def test_the_gate_has_a_picture_for_every_tiling(molmo: Path, rule: str) -> None:
+    checkpoint = read_checkpoint(molmo)
+    for crops in (1, 2, 6, 12):
+        plan = make_plan(checkpoint, Knobs(tokens=144 * (crops + 1)), rule=rule)
+        assert plan.vision
+        images = static_images(plan_static(plan, 4096), checkpoint, molmo, plan.vision.as_dict(), 0)
+        assert len(images) == len(plan.vision.tilings)
+        for image in images:
+            np.testing.assert_array_equal(image.cut.feature_index, image.probe.feature_index)
