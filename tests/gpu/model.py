@@ -1,0 +1,128 @@
+"""The embedded model, exported through the command line: its graphs on the device against PyTorch in float32."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from tests.gpu.rows import Array, Context, NotAvailableError, Row
+
+ROOT = Path(__file__).parents[2]
+TOKENS, PROMPT = 64, 48
+TYPICAL, LARGEST, CLEAR = 1e-2, 5e-2, 5e-2  # of the largest logit; float16 was seen at 2e-3 and 3e-2 with numpy
+SMALL = ("--k", "2", "--tokens", "288", "--keep-blocks", "0,3")
+COMMON = ("--k", "4", "--tokens", "432", "--drop-blocks", "2,5,9,11")
+
+
+def knobcast(*arguments: str) -> str:
+    """stdout of a command; NotAvailableError where the command or option isn't there, RuntimeError where it fails."""
+    command = [sys.executable, "-m", "export.cli", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode == 2:
+        raise NotAvailableError(f"knobcast {arguments[0]}: " + " ".join(done.stderr.split())[-200:])
+    if done.returncode != 0:
+        raise RuntimeError(f"knobcast {arguments[0]}: " + " ".join(done.stderr.split())[-400:])
+    return done.stdout
+
+
+def exported(ctx: Context, *more: str) -> Path:
+    """The embedded model as a variant in the context's form, exported once."""
+    out = ctx.work / "-".join(("nano", ctx.form, *(word.strip("-") for word in more)))
+    if not (out / "manifest.json").is_file():
+        knobcast(
+            "export",
+            *(COMMON if ctx.cuda else SMALL),
+            "--form",
+            ctx.form,
+            "--out",
+            str(out),
+            "--force",
+            "--json",
+            *more,
+        )
+    return out
+
+
+def torch_logits(directory: Path, ids: Array) -> Array:
+    """[s] ids -> [s, V], float32 on the CPU."""
+    import torch
+
+    from transform.load import load_model
+
+    with torch.no_grad():
+        return load_model(directory)(input_ids=torch.from_numpy(ids[None])).logits[0].numpy()
+
+
+def probe_ids(vocab: int) -> Array:
+    """TOKENS ordinary ids."""
+    return np.random.default_rng(0).integers(0, vocab - 1, TOKENS)
+
+
+def compare(ours: Array, theirs: Array, what: str) -> Iterator[Row]:
+    """Logits [s, V]: typical and largest difference; the greedy token wherever theirs is clearly first.
+
+    Where two experts are about equally probable 16 bits may choose another: that position then differs visibly, as it
+    does in PyTorch's own float16, so the largest difference has a wider limit than the typical one.
+    """
+    scale = np.abs(theirs).max()
+    differences = np.abs(ours - theirs).max(axis=-1) / scale
+    yield Row(f"{what}: logits, median difference", float(np.median(differences)), TYPICAL)
+    yield Row(f"{what}: logits, 9 of 10 within", float(np.quantile(differences, 0.9)), LARGEST)
+    ordered = np.sort(theirs, axis=-1)
+    clear = ordered[:, -1] - ordered[:, -2] > CLEAR * scale
+    wrong = int((ours.argmax(-1) != theirs.argmax(-1))[clear].sum())
+    yield Row(f"{what}: other greedy tokens of {int(clear.sum())} clear ones", wrong, 0)
+
+
+def measure(ctx: Context) -> Iterator[Row]:
+    """Prefill, then decoding with the cache, then a picture's embeddings."""
+    from export.golden import load_golden
+    from export.image_probe import image_probe
+    from export.onnx_run import Graphs
+    from transform.checkpoint import read_checkpoint, read_json
+
+    directory = exported(ctx)
+    yield Row("gate at the export", str(read_json(directory / "manifest.json")["verification"]["mode"]))
+    graphs, checkpoint = Graphs(directory, ctx.provider, ctx.threads), read_checkpoint(directory)
+    ids = probe_ids(checkpoint.settings.vocab)
+    theirs = torch_logits(directory, ids)
+    logits, cache = graphs.step(ids[None, :PROMPT], np.ones((1, PROMPT), np.int64), graphs.empty_cache(1))
+    rows = [logits[0]]
+    for at in range(PROMPT, TOKENS):
+        logits, cache = graphs.step(ids[None, at : at + 1], np.ones((1, at + 1), np.int64), cache)
+        rows.append(logits[0])
+    yield from compare(rows[0].astype(np.float32), theirs[:PROMPT], "prefill")
+    yield from compare(np.concatenate(rows[1:]).astype(np.float32), theirs[PROMPT:], "decode")
+
+    golden = load_golden(directory)
+    if golden is not None:
+        image = image_probe(checkpoint, directory, read_json(directory / "manifest.json")["vision"], 0)
+        features = graphs.image_features(image.images[0], image.image_masks[0], image.feature_index)
+        found = graphs.embed(golden["image.input_ids"], features)[0][golden["image.rows"]].astype(np.float32)
+        meant = golden["image.embeddings"]
+        yield Row("picture: embeddings", float(np.abs(found - meant).max() / np.abs(meant).max()), TYPICAL)
+
+
+def measure_commands(ctx: Context) -> Iterator[Row]:
+    """`knobcast run` and `knobcast bench` as a user calls them."""
+    from tests.gpu.environment import nvidia
+
+    directory = exported(ctx)
+    picture = sorted((ROOT / "artifacts" / "molmoe-nano").rglob("*.png"))[:1]
+    shown = ("--image", str(picture[0])) if picture else ()
+    threads = ("--threads", str(ctx.threads))
+    question = ("--prompt", "What shape is this?", "--max-new-tokens", "8")
+    answer = json.loads(
+        knobcast("run", str(directory), *question, *shown, "--provider", ctx.provider, *threads, "--json")
+    )
+    yield Row("run", f"{answer['text']!r}, {answer['tokens_per_second']['decode']} tokens/s after the first")
+    small = ("--runs", "1", "--new-tokens", "8", "--threads", "1")
+    against = ("--against", "eager" if ctx.cuda else "none")
+    record = json.loads(knobcast("bench", str(directory), "--provider", ctx.provider, *small, *against, "--json"))
+    for found in record["contestants"]:
+        yield Row(f"bench, {found['name']}", f"{found['status']} {found.get('reason') or ''}".strip())
+    if ctx.cuda:
+        yield Row("device", str(nvidia("name")))

@@ -1,0 +1,105 @@
+"""Decode time against k and depth, at real widths with weights of noise. Batch 1, medians.
+
+One checkpoint of as many blocks as disk, memory and device hold; every setting is a graph over that one file.
+"""
+
+import gc
+import shutil
+import statistics
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from export.gate import free_memory
+from export.graph import emit_graphs
+from export.io_spec import write_io
+from tests.gpu.environment import nvidia, used_memory
+from tests.gpu.rows import Context, NotAvailableError, Row
+from tests.gpu.synthetic import Sizes, write_noise
+from transform.checkpoint import Checkpoint, read_checkpoint
+from transform.depth import drop_blocks
+from transform.width import set_top_k
+
+DEPTHS, WIDTHS = (16, 12, 8, 4, 2), (8, 4, 2, 1)
+PROMPT, WARM, STEPS = 512, 8, 48
+GB = 1e9
+
+
+def fitting(ctx: Context) -> Sizes:
+    """As many blocks as there is room for: half of the free disk, half of the free memory, two thirds of the device."""
+    if not ctx.cuda:
+        return Sizes(layers=2, width=64, inner=32, experts=16, heads=4, vocab=64)
+    found = nvidia("memory.total,memory.used")
+    device = (float(found[0]) - float(found[1])) * 1e6 * 2 / 3 if found else 4 * GB
+    room = min(shutil.disk_usage(ctx.work).free / 2, free_memory() / 2, device)
+    for layers in DEPTHS:
+        if Sizes(layers=layers).nbytes() <= room:
+            return Sizes(layers=layers)
+    least = Sizes(layers=DEPTHS[-1]).nbytes()
+    raise NotAvailableError(f"{least / GB:.1f} GB are needed, there is room for {room / GB:.1f}")
+
+
+def measure(ctx: Context) -> Iterator[Row]:
+    """k 8, 4, 2, 1 with all blocks, then fewer blocks at k 8, and the ratios."""
+    sizes = fitting(ctx)
+    began = perf_counter()
+    whole = read_checkpoint(write_noise(ctx.work / f"noise-{sizes.layers}", sizes))
+    yield Row("blocks", str(sizes.layers))
+    yield Row("weights", whole_bytes(whole) / GB, unit="GB")
+    yield Row("writing them", perf_counter() - began, unit="s")
+    times: dict[tuple[int, int], float] = {}
+    depths = [layers for layers in (16, 12, 8) if layers < sizes.layers] or [max(1, sizes.layers // 2)]
+    for layers, k in [(sizes.layers, k) for k in WIDTHS] + [(layers, WIDTHS[0]) for layers in depths]:
+        variant = set_top_k(drop_blocks(whole, tuple(range(layers))), k)
+        for row in one(ctx, variant, f"k {k}, {layers} blocks"):
+            if row.what.endswith("decode step"):
+                times[layers, k] = float(row.value)
+            yield row
+    for more, less in pairwise(WIDTHS):
+        ratio = times[sizes.layers, more] / times[sizes.layers, less]
+        yield Row(f"decode, k {more} / k {less}", ratio, unit="times")
+    for layers in depths:
+        ratio = times[sizes.layers, WIDTHS[0]] / times[layers, WIDTHS[0]]
+        yield Row(f"decode, {sizes.layers} blocks / {layers} blocks", ratio, unit="times")
+
+
+def whole_bytes(checkpoint: Checkpoint) -> int:
+    """Of the weight file."""
+    return sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+
+
+def one(ctx: Context, variant: Checkpoint, what: str) -> Iterator[Row]:
+    """Load, memory, prefill and decode of one setting, with the cache left on the device."""
+    from export.bound import Bound
+    from export.onnx_run import Graphs
+
+    directory: Path = variant.path
+    emit_graphs(variant, directory, None, ctx.form)
+    write_io(variant, directory, None, ctx.form)
+    before, began = used_memory(), perf_counter()
+    graphs = Graphs(directory, ctx.provider, ctx.threads)
+    _ = graphs.text
+    yield Row(f"{what}: load", perf_counter() - began, unit="s")
+    random = np.random.default_rng(0)
+    prompt = PROMPT if ctx.cuda else 16
+    ids = random.integers(1, variant.settings.vocab, (1, prompt))
+    prefills = []
+    for _again in range(3):
+        sequence, began = Bound(graphs), perf_counter()
+        sequence.prefill(ids)
+        prefills.append(perf_counter() - began)
+    yield Row(f"{what}: prefill of {prompt} tokens", 1e3 * min(prefills), unit="ms")
+    steps = []
+    for _again in range(WARM + (STEPS if ctx.cuda else 4)):
+        token, began = int(random.integers(1, variant.settings.vocab)), perf_counter()
+        sequence.decode(token)
+        steps.append(perf_counter() - began)
+    yield Row(f"{what}: decode step", 1e3 * statistics.median(steps[WARM:]), unit="ms")
+    after = used_memory()
+    if before is not None and after is not None:
+        yield Row(f"{what}: device memory", (after - before) / 1e3, unit="GB")
+    del graphs, sequence
+    gc.collect()
