@@ -52,15 +52,17 @@ def write_variant(
 
 
 def session(directory: Path, name: str) -> Any:
-    """A session with the options io.json asks for; numpy in float32 where onnxruntime's CPU rounds or has no kernel."""
+    """A session with the options io.json asks for; numpy in float32 for the cuda form, which has no CPU kernel."""
     io = json.loads((directory / "io.json").read_text())
-    if io["form"] in ("cuda", "int8"):
+    if io["form"] == "cuda":
         return NumpySession(directory / name, widen=True)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
     for key, value in io["vision_session_options" if name.startswith("vision") else "session_options"].items():
         options.add_session_config_entry(key, value)
+    if io["form"] == "int8":  # kernels for repacked 8-bit weights round activations
+        options.add_session_config_entry("session.disable_prepacking", "1")
     return onnxruntime.InferenceSession(str(directory / name), options, providers=["CPUExecutionProvider"])
 
 

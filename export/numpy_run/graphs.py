@@ -15,9 +15,13 @@ class NumpyGraphs(Graphs):
 
 
 def checking_graphs(directory: Path, text: str = "text.onnx") -> Graphs:
-    """onnxruntime on the CPU, or numpy where that can't tell whether a graph is right.
+    """onnxruntime on the CPU, or numpy for the cuda form, whose fused experts run on GPUs alone.
 
-    The cuda form's fused experts run on GPUs alone; the int8 form's round their activations to 8 bits.
+    Kernels for repacked 8-bit experts round activations to 8 bits as well; those for weights as they lie do not.
     """
     graphs = Graphs(directory, text=text)
-    return NumpyGraphs(directory, text=text) if graphs.io.get("form") in ("cuda", "int8") else graphs
+    if graphs.io.get("form") == "cuda":
+        return NumpyGraphs(directory, text=text)
+    if graphs.io.get("form") == "int8":
+        graphs.io["session_options"]["session.disable_prepacking"] = "1"
+    return graphs
