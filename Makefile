@@ -1,4 +1,4 @@
-# The main job:  make export K=4 BLOCKS=12 TOKENS=432 [MODEL=…] [SCORES=…] [DTYPE=…] [STATIC=1024] [OUT=…] [FORCE=1]
+# The main job:  make export K=4 BLOCKS=12 TOKENS=432 [MODEL=…] [SCORES=…] [FORM=int4] [DTYPE=…] [STATIC=1024] [OUT=…] [FORCE=1]
 # Every target creates .venv and installs by itself when pyproject.toml changed.
 .PHONY: setup export score test test-all check fix bench bench-variant genai-env js-env nano nano-data nano-curves clean
 
@@ -35,7 +35,7 @@ export: $(STAMP)
 	@$(BIN)/knobcast export $(MODEL) $(if $(K),--k $(K)) $(if $(BLOCKS),--blocks $(BLOCKS)) $(if $(KEEP),--keep-blocks $(KEEP)) \
 	  $(if $(DROP),--drop-blocks $(DROP)) $(if $(TOKENS),--tokens $(TOKENS)) $(if $(SCORES),--scores $(SCORES)) \
 	  $(if $(DTYPE),--dtype $(DTYPE)) $(if $(OUT),--out $(OUT)) $(if $(FORCE),--force) \
-	  $(if $(FAMILY),--family "$(FAMILY)") $(if $(STATIC),--static $(STATIC)) $(ARGS)
+	  $(if $(FORM),--form $(FORM)) $(if $(FAMILY),--family "$(FAMILY)") $(if $(STATIC),--static $(STATIC)) $(ARGS)
 
 # Which blocks matter on your own samples:  make score DATA=questions.jsonl [MODEL=…] [K=…] [TOKENS=…] [OUT=…] [FORCE=1]
 score: $(STAMP)

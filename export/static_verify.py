@@ -51,7 +51,7 @@ class NumpyStaticGraphs(StaticGraphs):
 
 
 def checking_static(directory: Path, prefix: str = "") -> StaticGraphs:
-    """onnxruntime on the CPU, or numpy for the forms that `checking_graphs` gives to it."""
+    """onnxruntime on the CPU, or numpy for the cuda form, and for int8, whose repacked kernels round activations."""
     form = read_json(directory / "io.json").get("form")
     kind = NumpyStaticGraphs if form in ("cuda", "int8") else StaticGraphs
     return kind(directory, prefix=prefix)
