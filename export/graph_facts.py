@@ -17,6 +17,7 @@ _NODE_INPUT, _NODE_KIND, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 4, 5, 7
 _ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS = 6, 11
 _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL = 2, 8, 13
 _MULTIPLIES = ("Gemm", "MatMul", "MoE")
+_CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
 _FC3 = 6  # the input of MoE that holds the third matrix
 
 Field = tuple[int, int | bytes]
@@ -76,13 +77,13 @@ def fields(data: bytes) -> Iterator[Field]:
     """(number, value) of every field of a protobuf message; fixed-width values are skipped."""
     at, end = 0, len(data)
     while at < end:
-        key, at = _varint(data, at)
+        key, at = (data[at], at + 1) if data[at] < 128 else _varint(data, at)  # the call takes most of the time
         number, kind = key >> 3, key & 7
         if kind == 0:
             value, at = _varint(data, at)
             yield number, value
         elif kind == 2:
-            length, at = _varint(data, at)
+            length, at = (data[at], at + 1) if data[at] < 128 else _varint(data, at)
             if at + length > end:
                 raise ValueError("it ends early")
             yield number, data[at : at + length]
@@ -147,6 +148,7 @@ def _read_tensor(data: bytes, facts: Facts, narrow: set[str]) -> None:
 
 def _read_node(data: bytes, facts: Facts, narrow: set[str]) -> None:
     inputs: list[str] = []
+    attributes: list[bytes] = []
     kind = domain = ""
     for number, value in fields(data):
         if number == _NODE_INPUT:
@@ -156,7 +158,10 @@ def _read_node(data: bytes, facts: Facts, narrow: set[str]) -> None:
         elif number == _NODE_DOMAIN:
             domain = bytes_of(value).decode()
         elif number == _NODE_ATTRIBUTE:
-            for inner, graph in fields(bytes_of(value)):
+            attributes.append(bytes_of(value))
+    if kind in _CONTROL_FLOW:
+        for attribute in attributes:
+            for inner, graph in fields(attribute):
                 if inner in (_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS):
                     _read_graph(bytes_of(graph), facts, narrow)
     facts.operators.add(f"{domain}::{kind}" if domain else kind)
