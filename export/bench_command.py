@@ -85,10 +85,17 @@ def bench(
         "dtype": "float16" if provider != "cpu" and io.get("form") == "cuda" else "float32",
     }
     plan = Bench(job, workload, names, reasons, runs, warmup, timeout)
+    machine = machine_facts(count, provider != "cpu")  # the load before, not our own
+    if machine["load"] is not None and machine["load"] > machine["cores"] / 2:
+        stderr.print(
+            f"[yellow]warning:[/yellow] others use this machine: load {machine['load']:g} on {machine['cores']} cores. "
+            "PyTorch's threads suffer most from that; wait until it is quiet, or take --threads 1.",
+            soft_wrap=True,
+        )
     with turn_bar(stderr, plan.turns) as (say, advance):
         found = measure(plan, say, advance)
     record = facts | {
-        "machine": machine_facts(count, provider != "cpu"),
+        "machine": machine,
         "workload": workload.as_dict(),
         "runs": runs,
         "warmup": warmup,

@@ -127,7 +127,7 @@ def test_the_record_says_nothing_about_where_it_was_made(text_variant: Path, tex
     said = json.dumps({**text_record, "directory": ""})
     assert platform.node() not in said
     assert str(text_variant.parent) not in said
-    assert set(text_record["machine"]) == {"cpu", "cores", "threads", "gpu", "system", "python", "versions"}
+    assert set(text_record["machine"]) == {"cpu", "cores", "threads", "load", "gpu", "system", "python", "versions"}
     assert text_record["machine"]["threads"] == 1
 
 

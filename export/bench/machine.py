@@ -26,17 +26,23 @@ def physical_cores() -> int:
 
 
 def machine_facts(threads: int, gpu: bool) -> dict[str, Any]:
-    """Processor, cores, threads used, versions; the GPU's name where one is used and nvidia-smi knows it."""
+    """Processor, cores, threads used, load, versions; the GPU's name where one is used and nvidia-smi knows it."""
     model = re.search(r"^model name\s*:\s*(.+)$", _cpuinfo(), re.M)
     return {
         "cpu": model[1].strip() if model else platform.processor() or platform.machine(),
         "cores": physical_cores(),
         "threads": threads,
+        "load": load(),
         "gpu": (_smi("--query-gpu=name").strip() or None) if gpu else None,
         "system": platform.system(),
         "python": platform.python_version(),
         "versions": _versions(),
     }
+
+
+def load() -> float | None:
+    """Processes that ran or waited for a core in the last minute; None where the system doesn't count them."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def process_memory() -> dict[str, int | None]:

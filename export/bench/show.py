@@ -61,8 +61,10 @@ def show_bench(found: Record, console: Console) -> None:
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     gpu = f", {machine['gpu']}" if machine["gpu"] else ""
     console.print(
-        f"{escape(machine['cpu'])}{escape(gpu)}, {machine['threads']} threads, {versions}", style="dim", soft_wrap=True
-    )
+        f"{escape(machine['cpu'])}{escape(gpu)}, {machine['threads']} threads, load {machine['load']} before, "
+        f"{versions}",
+        style="dim", soft_wrap=True,
+    )  # fmt: skip
 
 
 def show_contestants(names: Mapping[str, str | None], what: Mapping[str, str], console: Console) -> None:
