@@ -1,6 +1,6 @@
 # The main job:  make export K=4 BLOCKS=12 TOKENS=432 [MODEL=…] [SCORES=…] [FORM=int4] [DTYPE=…] [STATIC=1024] [OUT=…] [FORCE=1]
 # Every target creates .venv and installs by itself when pyproject.toml changed.
-.PHONY: setup export score test test-all check fix bench bench-variant genai-env js-env nano nano-data nano-curves clean
+.PHONY: setup export score test test-all check fix bench bench-variant gpu-check genai-env js-env nano nano-data nano-curves clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -63,6 +63,10 @@ bench: $(STAMP)
 # How fast a variant is, beside PyTorch on the same weights:  make bench-variant DIR=artifacts/… [ARGS="--threads 2"]
 bench-variant: $(STAMP)
 	@$(BIN)/knobcast bench $(DIR) $(ARGS)
+
+# Verify and measure on a CUDA device (docs/gpu.md):  make gpu-check [ARGS="--only layer"]; 2 where there is none
+gpu-check: $(STAMP)
+	@$(BIN)/python -m tests.gpu.check $(ARGS)
 
 # onnxruntime-genai pulls in the CPU onnxruntime, which would overwrite onnxruntime-gpu's files: a place of its own.
 genai-env: $(GENAI)/.installed
