@@ -50,7 +50,10 @@ def _show(record: dict[str, Any], console: Console) -> None:
     if found == "skipped":
         console.print(f"[yellow]not verified[/yellow] {record['out']}", soft_wrap=True)
         return
-    console.print(f"[green]verified[/green] {record['out']}", soft_wrap=True)
+    from export.derive.check import is_proven
+
+    state = "[green]verified[/green]" if is_proven(found) else "[yellow]compared with nothing[/yellow]"
+    console.print(f"{state} {record['out']}", soft_wrap=True)
     for name, value in found.items():
         console.print(f"  {name.replace('_', ' ')}: {_brief(value)}", style="dim", soft_wrap=True)
 

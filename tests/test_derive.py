@@ -121,20 +121,16 @@ def load_own(directory: Path) -> Any:
 
 @pytest.mark.parametrize("form", ["cuda", "int4", "int8"])
 def test_every_form_equals_the_graph_emitted_for_the_setting(form: str, tmp_path: Path) -> None:
-    directory = write_variant(artifact(), tmp_path / form, form=form)
-    made = derive(directory / "text.onnx", 2, drop=[0, 2], verify=False)
+    """Fused operators have k as an attribute; numpy computes what has no kernel on the CPU."""
+    directory = write_variant(FIXTURES, tmp_path / form, form=form)
+    made = derive(directory / "text.onnx", [2, 5], drop=[0, 2])
+    found = made["verification"]["torch"]
+    assert found["prefill"] <= 1e-5 * found["largest_value"]
     kinds = {node.op_type for node in onnx.load(directory / made["graph"], load_external_data=False).graph.node}
     assert kinds & {"MoE", "QMoE"}
-    assert derive(directory / "text.onnx", 3, dry_run=True)["top_k_before"] == made["top_k_before"] + made[
-        "top_k_before"
-    ][:1] * (made["blocks"] - len(made["blocks_kept"]))
-    equal(outputs(directory, made["graph"]), outputs(directory, emitted(directory, 2, [0, 2], form)))
+    equal(outputs(directory, made["graph"]), outputs(directory, emitted(directory, [2, 5], [0, 2], form)))
     with pytest.raises(AssertionError):
-        equal(outputs(directory, made["graph"]), outputs(directory, emitted(directory, 3, [0, 2], form)))
-
-
-def artifact() -> Path:
-    return Path(__file__).parent.parent / "artifacts" / "molmoe-nano"
+        equal(outputs(directory, made["graph"]), outputs(directory, emitted(directory, [3, 5], [0, 2], form)))
 
 
 def test_sixteen_bit_experts_in_branches(olmoe: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from transform.errors import CheckpointError
+from transform.errors import CheckpointError, VerificationError
 
 Record = dict[str, Any]
 
@@ -40,6 +40,7 @@ def derive(
         check_record,
         default_out,
         extend_record,
+        is_recorded,
         overlay_of,
         setting_name,
     )
@@ -67,7 +68,7 @@ def derive(
     _mark(surgery.model, record)
     overlay = overlay_of(target) if (directory / OVERLAY_OF).is_file() else None
     written = [target] if overlay is None else [target, overlay]
-    from export.derive.check import check_derived, check_ranges  # onnxruntime: only for settings that can be
+    from export.derive.check import check_derived, check_ranges, is_proven  # onnxruntime: only for settings that can be
 
     with appearing(directory / target.name) as stage:
         stage.write_bytes(surgery.model.SerializeToString(deterministic=True))
@@ -75,6 +76,12 @@ def derive(
         if verify:
             say("verify")
             record["verification"] = check_derived(graph.resolve(), stage, surgery)
+            if is_recorded(directory) and not is_proven(record["verification"]):
+                raise VerificationError(
+                    f"{directory} is a verified variant, and takes no graph that could be compared with nothing: "
+                    f"{record['verification']['run']}; {record['verification'].get('torch', 'nothing to compare')}. "
+                    "Export the setting with `knobcast export` instead."
+                )
         else:
             check_ranges(surgery.model, directory)
             record["verification"] = "skipped"

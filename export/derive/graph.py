@@ -37,6 +37,14 @@ class Node:
                 return helper.get_attribute_value(attribute)
         return default
 
+    def set_int(self, name: str, value: int) -> None:
+        """Give an attribute another whole number."""
+        for attribute in self.proto.attribute:
+            if attribute.name == name:
+                attribute.i = value
+                return
+        self.proto.attribute.append(helper.make_attribute(name, value))
+
     def rename(self, names: Mapping[str, str]) -> None:
         """Read other values, here and in the branches."""
         self.inputs = [names.get(name, name) for name in self.inputs]

@@ -68,7 +68,7 @@ def is_derived(path: Path) -> bool:
 
 def check_record(directory: Path, verify: bool) -> None:
     """In a verified variant, sums and manifest must fit each other, and only verified graphs may be added."""
-    if _recorded(directory) is None:
+    if not is_recorded(directory):
         return
     if not verify:
         raise WriteError(
@@ -84,7 +84,7 @@ def extend_record(directory: Path, entry: Mapping[str, Any], files: Sequence[Pat
     manifest = read_json(directory / MANIFEST)
     derived = manifest.get("derived")
     manifest["derived"] = {**(derived if isinstance(derived, dict) else {}), str(entry["graph"]): dict(entry)}
-    if _recorded(directory) is not None:
+    if is_recorded(directory):
         lines = {line.split("  ", 1)[1]: line for line in _read_sums(directory).splitlines()}
         lines |= {file.name: f"{sha256_file(file)}  {file.name}" for file in files}
         text = "".join(f"{lines[name]}\n" for name in sorted(lines))
@@ -93,6 +93,11 @@ def extend_record(directory: Path, entry: Mapping[str, Any], files: Sequence[Pat
             stage.write_text(text, "utf-8")
     with appearing(directory / MANIFEST) as stage:
         write_json(stage, manifest)
+
+
+def is_recorded(directory: Path) -> bool:
+    """Whether a directory is a verified variant."""
+    return _recorded(directory) is not None
 
 
 def _recorded(directory: Path) -> str | None:

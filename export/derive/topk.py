@@ -75,7 +75,7 @@ def set_top_k(network: Network, routers: Sequence[Router | str], ks: Sequence[in
         if k == router.k:
             continue
         if router.fused:
-            next(a for a in router.node.proto.attribute if a.name == "k").i = k
+            router.node.set_int("k", k)
         else:
             _rewrite(network, router, k, copies)
     if copies:
@@ -115,7 +115,7 @@ def _router(network: Network, block: Block, values: dict[str, Known], stops: dic
         node = fused[0]
         found = _follow_all(network, cone, dict(values)).get(node.inputs[1], NOTHING).shape
         experts = found[-1] if found else (network.dims(node.inputs[2]) or (None,))[0]
-        k = node.attribute("k")
+        k = node.attribute("k", 1)
     else:
         node, k = plain[0], _fixed_k(network, plain[0]) or 0
         search = _Search(network, cone, node, k, block.exit, values)

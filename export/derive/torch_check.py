@@ -5,21 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from export.derive.feed import compute_dtype
 from export.derive.graph import Network, Node
 from export.derive.surgery import Opened, Surgery
 
-OTHER_NUMBERS = ("QMoE", "MatMulNBits", "MoE")  # quantised, or another arithmetic than PyTorch's
 Record = dict[str, Any]
 
 
 def against_torch(staged: Path, opened: Opened, surgery: Surgery) -> Record | str:
-    """The graph against the directory's own model in PyTorch, where it is a variant's and computes in float32."""
+    """The graph against the directory's own model in PyTorch, or why not; quantised weights are dequantised there."""
     directory = staged.parent
     if not all((directory / name).is_file() for name in ("io.json", "config.json")):
         return "not compared with PyTorch: the directory is no knobcast variant"
-    if any(node.op in OTHER_NUMBERS for node in opened.network.nodes) or str(compute_dtype(opened)) != "float32":
-        return "not compared with PyTorch: the graph doesn't compute with the stored weights in float32"
     from export.gate import FLOAT32, free_memory, quiet_transformers
     from transform.checkpoint import read_checkpoint
     from transform.plan import parameters
@@ -31,7 +27,7 @@ def against_torch(staged: Path, opened: Opened, surgery: Surgery) -> Record | st
     needed, free = parameters(checkpoint) * FLOAT32, free_memory()
     if needed > free / 3:
         return f"not compared with PyTorch: the model takes {needed:,} bytes, {free:,} are free"
-    from export.onnx_run import Graphs
+    from export.numpy_run.graphs import checking_graphs
     from export.verify import find_probe, onnx_vs_torch
     from transform.depth import drop_blocks
     from transform.load import align, load_model
@@ -43,7 +39,7 @@ def against_torch(staged: Path, opened: Opened, surgery: Surgery) -> Record | st
     mask = [i in kept for i in range(checkpoint.settings.layers)]
     with BlockMaskWrapper(model, mask), moe_top_k(model, surgery.top_k[0] if uniform else surgery.top_k):
         probe = find_probe(model, drop_blocks(checkpoint, kept))
-        return {"probe_seed": probe.seed, **onnx_vs_torch(model, Graphs(directory, text=staged.name), probe)}
+        return {"probe_seed": probe.seed, **onnx_vs_torch(model, checking_graphs(directory, text=staged.name), probe)}
 
 
 def _blocks_of(opened: Opened, checkpoint: Any) -> list[int] | None:
@@ -51,9 +47,10 @@ def _blocks_of(opened: Opened, checkpoint: Any) -> list[int] | None:
     before, _, after = checkpoint.architecture.block.partition("{i}")
     numbered = re.compile(re.escape(before) + r"(\d+)" + re.escape(after))
     block_at = {
-        (tensor.file.name, tensor.start): int(match[1])
+        (part.file.name, part.start): int(match[1])
         for name, tensor in checkpoint.tensors.items()
         if (match := numbered.match(name))
+        for part in (tensor if tensor.pack is None else tensor.pack.codes,)
     }
     network, stops = opened.network, set(opened.decoder.stream)
     found: list[int] = []
