@@ -61,7 +61,7 @@ def show_bench(found: Record, console: Console) -> None:
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     gpu = f", {machine['gpu']}" if machine["gpu"] else ""
     console.print(
-        f"{escape(machine['cpu'])}{escape(gpu)}, {machine['threads']} threads, load {machine['load']} before, "
+        f"{escape(machine['cpu'])}{escape(gpu)}, threads: {machine['threads']}, load {machine['load']} before, "
         f"{versions}",
         style="dim", soft_wrap=True,
     )  # fmt: skip
