@@ -31,7 +31,7 @@ def nvidia(query: str = QUERY) -> list[str] | None:
 def used_memory() -> float | None:
     """MB of the device in use, of all processes."""
     found = nvidia("memory.used")
-    return float(found[0]) if found else None
+    return float(found[0]) if found and found[0].isdigit() else None  # a slice of a device doesn't say
 
 
 def versions() -> dict[str, str]:

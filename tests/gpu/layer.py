@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from export.op_checks import check_operators
+from export.op_checks import run_checks
 from export.op_rig import block_graph
+from export.providers import CPU, CUDA
 from tests.gpu.rows import Array, Context, Row, open_graph
 from tests.gpu.synthetic import Sizes, write_noise
 from transform.checkpoint import Checkpoint, Tensor, read_checkpoint
@@ -22,11 +23,8 @@ def measure_operators(ctx: Context) -> Iterator[Row]:
     """The self-tests that an export runs, on the device."""
     settings = read_checkpoint(write_noise(ctx.work / "operators", TINY)).settings
     for form in ("cuda", "cpu"):
-        found = check_operators(form, settings, ctx.provider)
-        for name, entry in found["checks"].items():
-            yield Row(f"{form}: {name}", entry["difference"], entry.get("limit"))
-        if "not_run" in found:
-            yield Row(f"{form}: not run", found["not_run"])
+        for check in run_checks(form, settings, CUDA if ctx.cuda else CPU):
+            yield Row(f"{form}: {check.operator}, {check.what}", check.difference, check.limit)
 
 
 def measure(ctx: Context) -> Iterator[Row]:
@@ -39,8 +37,6 @@ def measure(ctx: Context) -> Iterator[Row]:
         checkpoint = set_top_k(whole, k)
         x = clear(weights, many, k)
         for count in COUNTS:
-            if not ctx.cuda and count > 9:
-                continue
             wide, half = weights.block(x[:count], k, "float32"), weights.block(x[:count], k, "float16")
             scale = float(np.abs(wide - x[:count]).max())
             for rows in ("n", count) if k == max(WIDTHS) else ("n",):

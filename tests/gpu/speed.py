@@ -16,7 +16,7 @@ import numpy as np
 from export.gate import free_memory
 from export.graph import emit_graphs
 from export.io_spec import write_io
-from tests.gpu.environment import nvidia, used_memory
+from tests.gpu.environment import used_memory
 from tests.gpu.rows import Context, NotAvailableError, Row
 from tests.gpu.synthetic import Sizes, write_noise
 from transform.checkpoint import Checkpoint, read_checkpoint
@@ -32,9 +32,10 @@ def fitting(ctx: Context) -> Sizes:
     """As many blocks as there is room for: half of the free disk, half of the free memory, two thirds of the device."""
     if not ctx.cuda:
         return Sizes(layers=2, width=64, inner=32, experts=16, heads=4, vocab=64)
-    found = nvidia("memory.total,memory.used")
-    device = (float(found[0]) - float(found[1])) * 1e6 * 2 / 3 if found else 4 * GB
-    room = min(shutil.disk_usage(ctx.work).free / 2, free_memory() / 2, device)
+    import torch
+
+    device = torch.cuda.mem_get_info()[0]
+    room = min(shutil.disk_usage(ctx.work).free / 2, free_memory() / 2, device * 2 / 3)
     for layers in DEPTHS:
         if Sizes(layers=layers).nbytes() <= room:
             return Sizes(layers=layers)
