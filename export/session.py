@@ -5,7 +5,9 @@ falls back in silence, or fails at the first token.
 """
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,8 @@ def check_loads(providers: Sequence[tuple[str, Mapping[str, str]]]) -> None:
     wanted = providers[0][0]
     if wanted == CPU:
         return
+    with redirect_stdout(sys.stderr):  # it prints what it can't find
+        onnxruntime.preload_dlls()  # CUDA's libraries as pip installs them, with torch or alone
     try:
         tiny = onnxruntime.InferenceSession(last_row_model(FLOAT), providers=list(providers), enable_fallback=0)
         used, reason = str(tiny.get_providers()[0]), "it fell back to the next one"

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from tests.bench_family import bars as family_bars
+from tests.bench_onnx import bars as onnx_bars
 from tests.bench_scoring import bars as scoring_bars
 from tests.full_size import measure_emission, released_config, write_sparse_molmoe
 
@@ -199,6 +200,7 @@ def main() -> None:
         ("plan_full_size", lambda: bench_plan(work, runs)),
         ("graphs_full_size", lambda: bench_graphs(work)),
         *family_bars(work, runs),
+        *([] if options.quick else onnx_bars(work, runs)),
         *scoring_bars(work, runs, options.quick),
     ]
     unknown = set(options.only) - {name for name, _ in bars}
