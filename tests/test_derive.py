@@ -22,6 +22,7 @@ from export.derive.graph import Network
 from export.derive.surgery import operate
 from export.graph.decoder import text_graph
 from export.integrity import external_tensors
+from export.static import Prefill, StaticPlan, write_decoders
 from export.variant import export_variant
 from export.verify import verify_directory
 from tests.foreign_graphs import EXPERTS, VOCABULARY, write_foreign
@@ -389,6 +390,31 @@ def test_the_name_says_what_the_graph_has_and_the_source_is_untouched(tmp_path: 
     assert made["bytes"] == len(first)
 
 
+@pytest.mark.parametrize("drop", [[], [1], [0, 3]])
+def test_graphs_of_fixed_sizes(molmo: Path, drop: list[int], tmp_path: Path) -> None:
+    """They are rewritten, but nobody here knows how to feed them: not run."""
+    directory = write_variant(molmo, tmp_path / "variant")
+    plan = StaticPlan(32, (Prefill(None, 16),))
+    sources = write_decoders(read_checkpoint(directory), directory, plan)
+    keep = [i for i in range(4) if i not in drop]
+    write_decoders(set_top_k(drop_blocks(read_checkpoint(directory), keep), 2), directory, plan, prefix="direct-")
+    for source in sources:
+        made = derive(source, 2, drop=drop or None)
+        assert made["verification"]["run"].startswith("not run: the cache input")
+        assert "overlay" not in made  # genai_config.json is about text.onnx
+        ours, theirs = (run_fixed(directory, name) for name in (made["graph"], f"direct-{source.name}"))
+        equal(ours, theirs)
+
+
+def run_fixed(directory: Path, name: str) -> list[Array]:
+    text, generator = session(directory, name), np.random.default_rng(0)
+    feed: dict[str, Array] = {}
+    for given in text.get_inputs():
+        whole = np.full(given.shape, 1 if "mask" in given.name else 3, np.int64)
+        feed[given.name] = whole if "int" in given.type else generator.standard_normal(given.shape).astype(np.float32)
+    return list(text.run(None, feed))
+
+
 def test_nothing_is_left_of_a_graph_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_foreign(tmp_path / "model.onnx", (4, 4))
     monkeypatch.setattr(export.derive.check, "TOLERANCE", -1.0)
@@ -410,6 +436,10 @@ def test_an_overlay_for_genai(own: dict[str, Path]) -> None:
     assert made["overlay"] == "genai_config-k5-b2.json"
     overlay = json.loads((own["molmo"] / made["overlay"]).read_text())
     assert overlay == {"model": {"decoder": {"filename": "text-k5-b2.onnx", "num_hidden_layers": 2}}}
+    text = (own["molmo"] / made["overlay"]).read_bytes()
+    with pytest.raises(WriteError, match="belongs to another graph"):
+        derive(own["molmo"] / "text.onnx", 5, drop=[1, 2], out=own["molmo"] / "other-k5-b2.onnx", verify=False)
+    assert (own["molmo"] / made["overlay"]).read_bytes() == text
 
 
 def test_a_verified_variant_stays_one(molmo: Path, tmp_path: Path) -> None:

@@ -34,14 +34,13 @@ def derive(
     target, VerificationError for a result that isn't right.
     """
     from export.derive.place import (
-        OVERLAY_OF,
         appearing,
         check_out,
         check_record,
         default_out,
         extend_record,
         is_recorded,
-        overlay_of,
+        overlay_for,
         setting_name,
     )
     from export.derive.surgery import operate
@@ -54,6 +53,7 @@ def derive(
     check_out(target, graph, force)
     directory = target.resolve().parent
     check_record(directory, verify)
+    overlay = overlay_for(graph, directory / target.name)
     record: Record = {
         "graph": target.name,
         "source": graph.name,
@@ -66,7 +66,6 @@ def derive(
     if dry_run:
         return {**record, "out": str(target)}
     _mark(surgery.model, record)
-    overlay = overlay_of(target) if (directory / OVERLAY_OF).is_file() else None
     written = [target] if overlay is None else [target, overlay]
     from export.derive.check import check_derived, check_ranges, is_proven  # onnxruntime: only for settings that can be
 

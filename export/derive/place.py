@@ -30,10 +30,27 @@ def default_out(graph: Path, name: str) -> Path:
     return graph.with_name(f"{_SETTING.sub('', graph.stem)}-{name}.onnx")
 
 
-def overlay_of(out: Path) -> Path:
-    """The file that makes onnxruntime-genai use a graph: `genai_config-k4-b12.json` of `text-k4-b12.onnx`."""
+def overlay_for(graph: Path, out: Path) -> Path | None:
+    """The file that makes onnxruntime-genai run `out`: `genai_config-k4-b12.json` of `text-k4-b12.onnx`.
+
+    None where the directory has no configuration of it, or one of another graph than `graph` comes from.
+    """
+    config = out.with_name(OVERLAY_OF)
+    configured = _filename(config) if config.is_file() else None
+    if configured is None or _SETTING.sub("", Path(configured).stem) != _SETTING.sub("", graph.stem):
+        return None
     name = _SETTING.search(out.stem)
-    return out.with_name(f"genai_config-{name[0][1:] if name else out.stem}.json")
+    overlay = out.with_name(f"genai_config-{name[0][1:] if name else out.stem}.json")
+    if os.path.lexists(overlay) and _filename(overlay) != out.name:
+        raise WriteError(f"{overlay.name} exists and belongs to another graph than {out.name}. Choose another --out.")
+    return overlay
+
+
+def _filename(config: Path) -> str | None:
+    model = read_json(config).get("model")
+    decoder = model.get("decoder") if isinstance(model, dict) else None
+    name = decoder.get("filename") if isinstance(decoder, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def check_out(out: Path, graph: Path, force: bool) -> None:
