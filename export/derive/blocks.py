@@ -92,7 +92,6 @@ def remove_blocks(network: Network, decoder: Decoder, keep: Sequence[int]) -> De
         node.rename(around)
     gone = {name for i, block in enumerate(blocks) if i not in kept for name in block.present}
     network.outputs = [value for value in network.outputs if value.name not in gone]
-    network.index()
     network.prune()
     _take_sizes_elsewhere(network, blocks, keep)
     unused = {name for i, block in enumerate(blocks) if i not in kept for name in block.cache}
@@ -127,10 +126,11 @@ def _take_sizes_elsewhere(network: Network, blocks: Sequence[Block], keep: Seque
             for name, twin in zip(block.cache, blocks[keep[0]].cache, strict=True):
                 if shapes[name] == shapes[twin]:
                     other[name] = twin
-    for node in network.nodes:
-        if node.op in SHAPE_ONLY:
-            node.rename(other)
-    network.index()
+    moved = [node for node in network.nodes if node.op in SHAPE_ONLY and node.inputs[0] in other]
+    for node in moved:
+        node.rename(other)
+    if moved:
+        network.index()
 
 
 def _renumber(network: Network, names: Sequence[str], keep: Sequence[int]) -> dict[str, str]:

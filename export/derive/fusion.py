@@ -31,13 +31,16 @@ def split_fused(network: Network) -> dict[str, Node]:
             stash_type=1,
         )
         nodes.append(norm)
-    network.nodes = nodes
-    network.index()
+    if fused:
+        network.nodes = nodes
+        network.index()
     return fused
 
 
 def join_fused(network: Network, fused: dict[str, Node]) -> None:
     """Put each norm together again with the sum that it now follows. A norm right behind the embedding stays alone."""
+    if not fused:
+        return
     totals = {node.outputs[3] for node in fused.values()}
     sums = {node.outputs[0]: node for node in network.nodes if node.op == "Add" and node.outputs[0] in totals}
     joined: dict[Node, Node] = {}
