@@ -256,7 +256,7 @@ def test_a_wrong_graph_is_never_emitted(molmo: Path, tmp_path: Path, monkeypatch
     from transform.width import set_top_k
 
     right = export.graph.decoder.text_graph
-    monkeypatch.setattr(export.graph.decoder, "text_graph", lambda checkpoint, form: right(set_top_k(checkpoint, 3), form))
+    monkeypatch.setattr(export.graph.decoder, "text_graph", lambda member, form: right(set_top_k(member, 3), form))
     with pytest.raises(VerificationError, match="member k2-b4: prefill"):
         write_family(molmo, tmp_path / "family", "k=2")
     assert list(tmp_path.iterdir()) == []

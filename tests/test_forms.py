@@ -1,7 +1,8 @@
 """Every form x k x set of blocks x way of calling against PyTorch with the weights as that form stores them.
 
 The cuda form has no CPU kernel: numpy computes it in float32, over the same bytes. onnxruntime runs the others, int8
-without repacked weights, whose kernels round activations to 8 bits. PyTorch has the variant's own weights in float32: rounded to float16, or dequantised.
+without repacked weights, whose kernels round activations to 8 bits. PyTorch has the variant's own weights in float32:
+rounded to float16, or dequantised.
 """
 
 import json

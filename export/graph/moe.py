@@ -72,7 +72,8 @@ def _per_expert(g: Graph, checkpoint: Checkpoint, i: int, x: str, logits: str) -
     rows = g.op("Gather", x, g.op("Div", order, g.int(k)), axis=0)  # [n*k, d]
     runs = g.ops("Split", experts, rows, sizes, axis=0)
 
-    used = g.op("Greater", sizes, g.int(0))
+    stored = {checkpoint.tensor(f"expert.{part}", i).stored for part in ("gate", "up", "down")}
+    used = None if stored == {"F32"} else g.op("Greater", sizes, g.int(0))
     outputs = [_expert(g, checkpoint, i, e, run, used) for e, run in enumerate(runs)]
     result = g.op("Gather", g.op("Concat", *outputs, axis=0), inverse, axis=0)
     result = g.op("Reshape", result, g.ints(-1, k, settings.hidden))  # [n, k, d]
@@ -80,7 +81,7 @@ def _per_expert(g: Graph, checkpoint: Checkpoint, i: int, x: str, logits: str) -
     return g.op("ReduceSum", weighted, g.ints(1), keepdims=0)
 
 
-def _expert(g: Graph, checkpoint: Checkpoint, i: int, e: int, run: str, used: str) -> str:
+def _expert(g: Graph, checkpoint: Checkpoint, i: int, e: int, run: str, used: str | None) -> str:
     """Expert e on its run of rows: down(silu(gate x) * (up x))."""
     gate, up, down = (checkpoint.tensor(f"expert.{part}", i, e) for part in ("gate", "up", "down"))
 
@@ -89,7 +90,7 @@ def _expert(g: Graph, checkpoint: Checkpoint, i: int, e: int, run: str, used: st
         gated = g.op("Mul", gated, g.op("Sigmoid", gated))
         return g.linear(g.op("Mul", gated, g.linear(run, up)), down)
 
-    if {gate.stored, up.stored, down.stored} == {"F32"}:
+    if used is None:
         return compute()
     for tensor in (gate, up, down):
         g.stored(tensor)  # initializers belong to the outer graph, or the branch would hide them from the tools
