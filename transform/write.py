@@ -115,7 +115,7 @@ def refuse_packed(checkpoint: Checkpoint) -> None:
     if packed is not None:
         raise CheckpointError(
             f"{checkpoint.path}: a variant is made from a checkpoint of floating point weights, {packed.name} is "
-            f"{packed.stored}. Export with the form it has, or from its source."
+            f"{packed.stored}. Export with the form it has, or export from its source."
         )
 
 
