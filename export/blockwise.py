@@ -49,7 +49,7 @@ def blockwise_gate(plan: Plan, directory: Path, onnx: bool, say: Callable[[str],
         say(f"block {old} ({new + 1} of {len(plan.keep)})")
         view = drop_blocks(variant, (new,))
         model, report = load_view(view)
-        _merge(counts, report.counts())
+        keep_largest(counts, report.counts())
         probe = find_probe(model, view)
         ours = run_text(model, probe)
         image = None
@@ -60,16 +60,17 @@ def blockwise_gate(plan: Plan, directory: Path, onnx: bool, say: Callable[[str],
                 image = image_probe(plan.target, directory, plan.vision.as_dict(), probe.seed)
                 ours["image"] = torch.from_numpy(torch_image(model, image)[2])
         if onnx:
-            block_graphs = _one_block_graphs(view, directory, plan.form)
-            _merge(graphs, onnx_vs_torch(model, block_graphs, probe))
+            block_graphs = one_block_graphs(view, directory, plan.form)
+            keep_largest(graphs, onnx_vs_torch(model, block_graphs, probe))
             if image is not None:
-                _merge(graphs, check_graphs(block_graphs, record(model, probe.ids.numpy(), image), image, TOLERANCE))
+                golden = record(model, probe.ids.numpy(), image)
+                keep_largest(graphs, check_graphs(block_graphs, golden, image, TOLERANCE))
             if block_graphs.io.get("static"):
                 found = verify_static_block(model, view, directory, probe.ids.numpy(), new == 0, TOLERANCE)
-                _merge(static_graphs, found)
+                keep_largest(static_graphs, found)
             del block_graphs
         del model
-        _merge(differences, exactly_equal(ours, _source_block(plan, old, new, probe, image)))
+        keep_largest(differences, exactly_equal(ours, _source_block(plan, old, new, probe, image)))
     results["reload"] = counts
     results["static_vs_dynamic"] = differences
     if onnx:
@@ -123,7 +124,7 @@ def _copied(planned: Checkpoint, variant: Checkpoint, name: str) -> bool:
     return origin.dtype == origin.stored and variant.tensors[name].pack is None
 
 
-def _one_block_graphs(view: Checkpoint, directory: Path, form: str) -> Graphs:
+def one_block_graphs(view: Checkpoint, directory: Path, form: str) -> Graphs:
     """The graphs of one block over the variant's own weight files; io.json and the other graphs stay the variant's."""
     from export.graph.decoder import text_graph
 
@@ -137,6 +138,7 @@ def _one_block_graphs(view: Checkpoint, directory: Path, form: str) -> Graphs:
     return graphs
 
 
-def _merge(total: dict[str, float], more: Mapping[str, float]) -> None:
+def keep_largest(total: dict[str, float], more: Mapping[str, float]) -> None:
+    """Add measurements under their names; of two under one name the larger stays."""
     for name, value in more.items():
         total[name] = max(total.get(name, 0.0), value)

@@ -6,11 +6,11 @@ Vision and embedding graphs depend on neither, and are shared. `plan_member` giv
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from export.gate import FLOAT32, free_memory, quiet_transformers
+from export.gate import fits, quiet_transformers
 from export.grid import parse_grid
 from export.integrity import check_graph_bounds, sha256_file
 from export.variant import Progress, Say, export_variant
@@ -77,8 +77,6 @@ def export_family(
     progress: Progress = lambda _: None,
 ) -> Record:
     """Write the family to `out` and return the content of family.json; on any error `out` is as it was."""
-    if verify:
-        _check_resident(base.source)
     record: Record = {}
 
     def add_members(stage: Path) -> None:
@@ -88,23 +86,12 @@ def export_family(
             from export.verify import dynamic_twin
 
             check_graph_bounds(stage)
-            _verify_members(dynamic_twin(base), stage, record["members"], say)
+            _verify_members(base.source, lambda: dynamic_twin(base), stage, record, say)
         write_json(stage / FILE, record)
         _extend_card(stage, record["members"])
 
     export_variant(base, out, verify=verify, force=force, say=say, progress=progress, also=add_members)
     return record
-
-
-def _check_resident(source: Checkpoint) -> None:
-    """Members are compared with the whole source in memory; there is no way block by block yet."""
-    needed, free = parameters(source) * FLOAT32, free_memory()
-    if needed > free / 3:
-        raise VerificationError(
-            f"verifying a family takes the model in float32 within a third of the free memory: {needed:,} bytes, "
-            f"{free:,} are free. Use a machine with more memory, or export with --no-verify: a member exported from "
-            "the family with --member is verified on its own."
-        )
 
 
 def write_members(base: Plan, members: Sequence[Plan], stage: Path) -> Record:
@@ -147,7 +134,19 @@ def write_members(base: Plan, members: Sequence[Plan], stage: Path) -> Record:
     }
 
 
-def _verify_members(model: Any, directory: Path, entries: Sequence[Record], say: Say) -> None:
+def _verify_members(source: Checkpoint, load: Callable[[], Any], directory: Path, record: Record, say: Say) -> None:
+    """Set each member's `verification`: against the `source` that `load` gives in PyTorch, or block by block."""
+    entries = record["members"]
+    if fits(source):
+        _verify_resident(load(), directory, entries, say)
+        return
+    from export.family_blockwise import verify_members_blockwise
+
+    for entry, found in zip(entries, verify_members_blockwise(directory, record["form"], entries, say), strict=True):
+        entry["verification"] = found
+
+
+def _verify_resident(model: Any, directory: Path, entries: Sequence[Record], say: Say) -> None:
     """Each member's graph against `model`, the source in PyTorch, with the member's knobs applied at run time."""
     from export.numpy_run.graphs import checking_graphs
     from export.verify import find_probe, onnx_vs_torch, other_k
@@ -197,14 +196,14 @@ def verify_family(directory: Path, say: Say) -> Record:
     from export.verify import verify_directory
     from transform.load import align, load_model
 
-    entries = read_family(directory)["members"]
-    _check_resident(read_checkpoint(directory))
+    record = read_family(directory)
+    entries = record["members"]
     results = verify_directory(directory, say)
     quiet_transformers()
     for entry in entries:
         if sha256_file(directory / entry["graph"]) != entry["sha256"]:
             raise VerificationError(f"{entry['graph']} must have the digest in {FILE}. Export the family again.")
-    _verify_members(align(load_model(directory)), directory, entries, say)
+    _verify_members(read_checkpoint(directory), lambda: align(load_model(directory)), directory, record, say)
     return results | {"members": {entry["name"]: entry["verification"]["onnx_vs_torch"] for entry in entries}}
 
 

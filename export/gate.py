@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from transform.checkpoint import Checkpoint
 from transform.plan import Plan, parameters
 
 FLOAT32 = 4
@@ -20,6 +21,11 @@ def free_memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
+def fits(checkpoint: Checkpoint) -> bool:
+    """Whether the model in float32 takes at most a third of the free memory, so that two are held at once."""
+    return parameters(checkpoint) * FLOAT32 <= free_memory() / 3
+
+
 def run_gate(plan: Plan, directory: Path, onnx: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """Above a third of the free memory the comparison works block by block. Operators are tried out first."""
     quiet_transformers()
@@ -29,7 +35,7 @@ def run_gate(plan: Plan, directory: Path, onnx: bool, say: Callable[[str], None]
 
         say("operators")
         tried = {"operators": check_operators(plan.form, plan.target.settings)}
-    if parameters(plan.source) * FLOAT32 > free_memory() / 3:
+    if not fits(plan.source):
         from export.blockwise import blockwise_gate
 
         return blockwise_gate(plan, directory, onnx, say) | tried

@@ -162,9 +162,13 @@ class Graph:
             model.graph.value_info.extend(fused_shapes(model, self.compute))
         return model
 
+    def serialised(self) -> bytes:
+        """The file's content; equal graphs give equal bytes."""
+        return bytes(self.model().SerializeToString(deterministic=True))
+
     def write(self, path: Path) -> None:
-        """Serialise; equal graphs give equal bytes."""
-        path.write_bytes(self.model().SerializeToString(deterministic=True))
+        """Write the file."""
+        path.write_bytes(self.serialised())
 
     def _packed_linear(self, x: str, weight: Tensor, pack: Pack) -> str:
         operands = [x, self.stored(pack.codes), self.stored(pack.scales)]
