@@ -40,7 +40,8 @@ def bench(
     """Measure a variant's speed and memory beside PyTorch and transformers' exporter."""
     from export.bench.contestants import GRAPHS, WHAT, parse_against, unavailable
     from export.bench.machine import machine_facts, physical_cores
-    from export.bench.show import show_bench, show_contestants, turn_bar
+    from export.bench.show import show_bench, show_contestants
+    from export.show import turn_bar
     from transform.checkpoint import read_checkpoint
     from transform.plan import parameters
 

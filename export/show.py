@@ -88,11 +88,21 @@ def sample_bar(console: Console, total: int) -> Iterator[tuple[Callable[[str], N
 
 
 @contextmanager
+def turn_bar(console: Console, total: int) -> Iterator[tuple[Callable[[str], None], Callable[[int], None]]]:
+    """(say, advance): the same with a count of turns that are timed."""
+    # redrawn seldom: the bar's own thread would take time from what is measured
+    with _bar(console, total, MofNCompleteColumn(), refreshed=1) as bar:
+        yield bar
+
+
+@contextmanager
 def _bar(
-    console: Console, total: int | None, amount: ProgressColumn
+    console: Console, total: int | None, amount: ProgressColumn, refreshed: float = 10
 ) -> Iterator[tuple[Callable[[str], None], Callable[[int], None]]]:
     columns = (TextColumn("{task.description:24}"), BarColumn(), amount, TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal, refresh_per_second=refreshed
+    ) as progress:
         task = progress.add_task("", total=total)
 
         def say(step: str) -> None:

@@ -1,35 +1,15 @@
 """The measurements as a table: a column per contestant, a row per quantity; who could not run, and why."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 Record = Mapping[str, Any]
 MB = 1e6
-
-
-@contextmanager
-def turn_bar(console: Console, total: int) -> Iterator[tuple[Callable[[str], None], Callable[[int], None]]]:
-    """(say, advance): a bar of turns; plain lines where no terminal watches."""
-    columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    # redrawn seldom: the bar's own thread would take time from what is measured
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal, refresh_per_second=1
-    ) as progress:
-        task = progress.add_task("", total=total)
-
-        def say(step: str) -> None:
-            progress.update(task, description=step)
-            if not console.is_terminal:
-                console.print(f"… {step}", style="dim")
-
-        yield say, lambda count: progress.advance(task, count)
 
 
 def show_bench(found: Record, console: Console) -> None:
