@@ -12,7 +12,7 @@ from typing import Any
 
 from transform.checkpoint import read_json
 from transform.errors import VerificationError
-from transform.stage import MANIFEST
+from transform.stage import MANIFEST, kind_of
 
 SUMS = "SHA256SUMS"
 _CHUNK = 4 << 20
@@ -73,6 +73,10 @@ def check_before_torch(directory: Path) -> None:
     """What needs no model: a variant's manifest is there. A cheap answer before slow imports."""
     if not (directory / MANIFEST).is_file():
         raise VerificationError(f"{directory}: no {MANIFEST}, so it is no variant. Give the directory of an export.")
+    if kind_of(directory) == "layout":
+        raise VerificationError(
+            f"{directory} is a layout, which holds nothing to be verified by. Give the directory that it was made of."
+        )
 
 
 def external_tensors(graph: Any) -> Iterator[Any]:

@@ -1,6 +1,7 @@
 """Layouts hold the same graphs and the bytes they read, under each runtime's names; Triton's text is its schema's."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import torch
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format  # type: ignore[import-untyped]
 
 from export.graph_facts import read_facts
-from export.integrity import external_tensors
+from export.integrity import check_before_torch, external_tensors
 from export.layout.moved import PAGE, plan_move, write_move
 from export.layout.triton import config_pbtxt
 from export.layout.write import plan_layout, write_layout
@@ -350,6 +351,16 @@ def test_targets(narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     first = (tmp_path / "out" / "text" / "1" / "model.onnx").stat().st_ino
     write_layout(made, tmp_path / "out", force=True)
     assert (tmp_path / "out" / "text" / "1" / "model.onnx").stat().st_ino != first
+    mine = Path(shutil.copytree(narrow, tmp_path / "variant"))
+    (mine / "manifest.json").write_text("{}")
+    with pytest.raises(WriteError, match=r"replaces a layout .* is a variant"):
+        write_layout(made, mine, force=True)
+    assert {p.name for p in narrow.iterdir()} < {p.name for p in mine.iterdir()}
+    plan = make_plan(read_checkpoint(narrow), Knobs())
+    with pytest.raises(WriteError, match=r"replaces a variant .* is a layout"):
+        export_variant(plan, tmp_path / "out", verify=False, force=True)
+    with pytest.raises(VerificationError, match="is a layout"):
+        check_before_torch(tmp_path / "out")
 
     def broken(*_: object) -> None:
         raise VerificationError("broken")
@@ -357,7 +368,7 @@ def test_targets(narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("export.layout.triton.config_pbtxt", broken)
     with pytest.raises(VerificationError):
         write_layout(made, tmp_path / "never")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "out"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "out", "variant"]
 
 
 def test_unknown_runtimes_and_providers(narrow: Path) -> None:

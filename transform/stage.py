@@ -6,6 +6,7 @@ first rename wins, the second one finds the target occupied and loses cleanly.
 
 import ctypes
 import errno
+import json
 import os
 import re
 import secrets
@@ -20,8 +21,17 @@ MANIFEST = "manifest.json"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
-def check_target(target: Path, force: bool) -> None:
-    """Refuse a target that exists, or that --force must not replace; touches nothing."""
+def kind_of(directory: Path) -> str:
+    """By the manifest: a "layout" is what `knobcast layout` wrote, all else is taken for a "variant"."""
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text("utf-8"))
+    except (OSError, ValueError):
+        return "variant"
+    return "layout" if isinstance(manifest, dict) and "layout" in manifest else "variant"
+
+
+def check_target(target: Path, force: bool, kind: str = "variant") -> None:
+    """Refuse a target that exists, or that --force must not replace by one of `kind`; touches nothing."""
     if not os.path.lexists(target):
         return
     if target.is_symlink() or not target.is_dir():
@@ -35,12 +45,17 @@ def check_target(target: Path, force: bool) -> None:
             f"--force replaces only a directory that holds a {MANIFEST}, as variants do; {target} has none. "
             "Choose another --out, or remove the directory yourself."
         )
+    if kind_of(target) != kind:
+        raise WriteError(
+            f"--force replaces a {kind} by another one; {target} is a {kind_of(target)}. Choose another --out, or "
+            "remove the directory yourself."
+        )
 
 
 @contextmanager
-def staged(target: Path, force: bool) -> Iterator[Path]:
+def staged(target: Path, force: bool, kind: str = "variant") -> Iterator[Path]:
     """A fresh directory beside `target` that becomes `target` when the block ends without an error."""
-    check_target(target, force)
+    check_target(target, force, kind)
     parent = target.parent
     if os.path.lexists(parent) and not parent.is_dir():
         raise WriteError(f"{parent} is not a directory; choose another --out.")
@@ -54,7 +69,7 @@ def staged(target: Path, force: bool) -> Iterator[Path]:
     try:
         yield stage
         sync_tree(stage)
-        check_target(target, force)
+        check_target(target, force, kind)
         _publish(stage, target, force)
     except OSError as error:
         if error.errno == errno.ENOSPC:

@@ -70,12 +70,12 @@ def write_layout(
 
     On any error `out` is as it was.
     """
-    check_target(out, force)
+    check_target(out, force, "layout")
     source, target = layout.variant.path.resolve(), out.resolve()
     if target == source or target in source.parents or source in target.parents:
         raise WriteError(f"{out} is the variant, holds it or lies in it; choose another --out.")
     ways: dict[str, int] = {}
-    with staged(out, force) as stage:
+    with staged(out, force, "layout") as stage:
         for moved in layout.moved:
             say(moved.target)
             for way, count in write_move(moved, stage, progress).items():
