@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from transform.plan import Plan
+from transform.plan import Plan, form_of
 
 
 def write_card(directory: Path, plan: Plan, verification: dict[str, Any] | str, onnx: bool) -> None:
@@ -13,14 +13,13 @@ def write_card(directory: Path, plan: Plan, verification: dict[str, Any] | str, 
     k = facts["top_k"]
     lines = [
         "---",
-        "library_name: transformers",
+        f"library_name: {'onnx' if plan.packing else 'transformers'}",
         f"tags: [knobcast, {facts['model_type']}, mixture-of-experts]",
         "---",
         "",
         f"# {facts['name']}",
         "",
-        f"A fixed variant of `{plan.source.path.name}`, made by knobcast: fewer experts per token, fewer blocks or",
-        "fewer vision tokens, without masks or run-time switches; equal to the source with the same knobs at run time.",
+        *_what(plan, verified=not isinstance(verification, str)),
         "",
         "| | source | variant |",
         "|---|---|---|",
@@ -33,10 +32,39 @@ def write_card(directory: Path, plan: Plan, verification: dict[str, Any] | str, 
     ]
     if facts["vision"]:
         lines += _vision(facts["vision"])
-    lines += ["## Verification", "", *_verification(verification), "", "## Use", "", *_use(plan, directory, onnx), ""]
+    lines += ["## Verification", "", *_verification(plan, verification), ""]
+    lines += ["## Use", "", *_use(plan, directory, onnx), ""]
     if facts["warnings"]:
         lines += ["## Warnings", "", *(f"- {warning}" for warning in facts["warnings"]), ""]
     (directory / "README.md").write_text("\n".join(lines), "utf-8")
+
+
+def _what(plan: Plan, verified: bool) -> list[str]:
+    """What it was made of, and what it equals."""
+    lines = [
+        f"A fixed variant of `{plan.source.path.name}`, made by knobcast: fewer experts per token"
+        + (", fewer blocks or" if plan.vision else " or fewer blocks,"),
+        "fewer vision tokens, without masks or run-time switches." if plan.vision else "without masks or switches.",
+    ]
+    if rounded := _rounded(plan):
+        lines += [f"Its weights are the source's, {rounded}: what that costs, `knobcast evaluate .` measures."]
+    if verified:
+        same = f", its weights {_alike(plan)} in the same way" if rounded else ""
+        lines += [f"In PyTorch it equals the source with the same knobs at run time{same}."]
+    return [*lines, f"The graphs are of the `{plan.form}` form."]
+
+
+def _rounded(plan: Plan) -> str:
+    """How the stored weights differ from the source's; empty: they don't."""
+    if plan.packing and form_of(plan.source) != plan.form:
+        bits, block = plan.packing
+        return f"quantised to {bits} bits in blocks of {block} (attention, head and experts)"
+    dtype = "float16" if plan.form == "cuda" else plan.knobs.dtype
+    return "" if dtype in ("source", "float32") else f"as {dtype}"
+
+
+def _alike(plan: Plan) -> str:
+    return "quantised" if plan.packing else "rounded"
 
 
 def _list(values: list[int]) -> str:
@@ -65,21 +93,25 @@ def _vision(vision: dict[str, Any]) -> list[str]:
     ]
 
 
-def _verification(verification: dict[str, Any] | str) -> list[str]:
+def _verification(plan: Plan, verification: dict[str, Any] | str) -> list[str]:
     if isinstance(verification, str):
         return [f"`{verification}`: this variant was **not** verified."]
-    lines = [
-        f"Mode `{verification['mode']}`. Fresh reload: 0 missing, 0 unexpected, 0 mismatched tensors.",
+    lines = [f"Mode `{verification['mode']}`. Fresh reload: 0 missing, 0 unexpected, 0 mismatched tensors."]
+    if "graphs_computed_by" in verification:
+        lines += [f"Graphs computed by {verification['graphs_computed_by']}."]
+    lines += [
         "",
         "| comparison | largest difference |",
         "|---|---|",
     ]
+    alike = f", {_alike(plan)} alike," if _rounded(plan) else ""
     for group, title in (
-        ("static_vs_dynamic", "variant == source with dynamic knobs"),
+        ("static_vs_dynamic", f"variant == source{alike} with dynamic knobs"),
         ("onnx_vs_torch", "ONNX == PyTorch"),
+        ("static_vs_torch", "graphs of fixed sizes == PyTorch"),
     ):
         for name, value in verification.get(group, {}).items():
-            if name not in ("relative_tolerance", "largest_value"):
+            if name not in ("relative_tolerance", "largest_value") and value is not None:
                 lines.append(f"| {title}: {name} | {value:.3g} |")
     other = verification.get("other_k", {}).get("difference")
     if other is not None:
@@ -92,7 +124,10 @@ def _use(plan: Plan, directory: Path, onnx: bool) -> list[str]:
     auto = "AutoModelForImageTextToText" if image else "AutoModelForCausalLM"
     trust = ", trust_remote_code=True" if image else ""
     lines = ["```python", f"from transformers import {auto}", f'model = {auto}.from_pretrained("."{trust})', "```"]
+    if plan.packing:
+        lines = ["The weights are for the graphs, on a CPU; transformers can't load them, and says so."]
     if onnx and (directory / "tokenizer.json").is_file():
         flag = " --image photo.jpg" if image else ""
+        flag += " --provider cuda" if plan.form == "cuda" else ""
         lines += ["", "```", f'knobcast run .{flag} --prompt "What is this?"', "```"]
     return lines

@@ -31,10 +31,14 @@ def run_gate(plan: Plan, directory: Path, onnx: bool, say: Callable[[str], None]
     quiet_transformers()
     tried: dict[str, Any] = {}
     if onnx:
+        from export.numpy_run.graphs import computed_by
         from export.op_checks import check_operators
 
         say("operators")
-        tried = {"operators": check_operators(plan.form, plan.target.settings)}
+        tried = {
+            "graphs_computed_by": computed_by(plan.form),
+            "operators": check_operators(plan.form, plan.target.settings),
+        }
     if not fits(plan.source):
         from export.blockwise import blockwise_gate
 

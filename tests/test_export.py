@@ -17,6 +17,7 @@ from export.blockwise import blockwise_gate
 from export.integrity import SUMS, check_graph_bounds
 from export.variant import export_variant
 from export.verify import verify_directory
+from tests.test_forms import save_source
 from transform.checkpoint import read_checkpoint
 from transform.errors import KnobcastError, VerificationError, WriteError
 from transform.knobs import Knobs
@@ -205,6 +206,48 @@ def test_sha256sum_reads_the_sums(nano_variant: Path) -> None:
 def test_a_variant_can_be_exported_again(nano_variant: Path, tmp_path: Path) -> None:
     manifest = export(nano_variant, tmp_path / "again", Knobs(k=2, keep=(0, 5, 11), tokens=288))
     assert set(manifest["verification"]["static_vs_dynamic"].values()) == {0.0}
+
+
+def test_a_variant_of_a_variant_keeps_its_vision_budget(molmo: Path, tmp_path: Path) -> None:
+    shutil.copytree(molmo, tmp_path / "source")
+    shutil.copy(DEFAULT / "tokenizer.json", tmp_path / "source")
+    plan = make_plan(read_checkpoint(tmp_path / "source"), Knobs(tokens=432), "fill", "linear")
+    export_variant(plan, tmp_path / "v", onnx=False, verify=False)
+    source = read_checkpoint(tmp_path / "v")
+    kept = make_plan(source, Knobs(k=2))
+    assert kept.vision == plan.vision
+    assert make_plan(source, Knobs(tokens=288)).vision == make_plan(plan.source, Knobs(tokens=288)).vision
+
+
+@pytest.mark.parametrize(
+    ("knobs", "said", "unsaid"),
+    [
+        (
+            Knobs(k=2),
+            ["from_pretrained", "equals the source with the same knobs at run time."],
+            ["quantised", "--provider"],
+        ),
+        (
+            Knobs(k=2, form="cuda"),
+            ["from_pretrained", "as float16", "rounded alike", "numpy", "not a GPU"],
+            ["quantised"],
+        ),
+        (
+            Knobs(form="int4"),
+            ["quantised to 4 bits", "quantised alike", "onnxruntime", "can't load"],
+            ["from_pretrained"],
+        ),
+        (Knobs(form="int8"), ["quantised to 8 bits", "not repacked"], ["from_pretrained"]),
+    ],
+    ids=["cpu", "cuda", "int4", "int8"],
+)
+def test_the_card_says_what_a_form_is(tmp_path: Path, knobs: Knobs, said: list[str], unsaid: list[str]) -> None:
+    save_source(tmp_path / "source")
+    manifest = export(tmp_path / "source", tmp_path / "v", knobs)
+    card = (tmp_path / "v" / "README.md").read_text()
+    assert manifest["verification"]["graphs_computed_by"] in card
+    assert all(words in card for words in said), card
+    assert not any(words in card for words in unsaid), card
 
 
 def test_a_taken_target_is_said_before_the_work(molmo: Path, tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from transform.checkpoint import Checkpoint
+from transform.checkpoint import Checkpoint, read_json
 from transform.depth import drop_blocks
 from transform.dtype import cast
 from transform.errors import CheckpointError, KnobError
-from transform.knobs import PACKED_BITS, Knobs, canonical_name
+from transform.knobs import PACKED_BITS, Knobs, canonical_name, parse_tokens
 from transform.molmoe import tiling
 from transform.packed_layout import BLOCK, packed_bytes
 from transform.stack import stack_experts
@@ -151,7 +151,13 @@ def weight_bytes(checkpoint: Checkpoint) -> int:
 
 
 def make_plan(source: Checkpoint, knobs: Knobs, resize: str = "pad", rule: str = "canvas") -> Plan:
-    """Apply the passes (blocks, k, dtype, then the form's) to the headers; raises KnobError or BudgetError."""
+    """Apply the passes (blocks, k, dtype, then the form's) to the headers; raises KnobError or BudgetError.
+
+    Where nothing is said about images, they stay as the source has them: a variant's budget is its variants' too.
+    """
+    tokens = knobs.tokens
+    if tokens is None and (resize, rule) == DEFAULT_POLICY:
+        tokens, resize, rule = own_policy(source)
     for option, word, words in (("resize", resize, RESIZES), ("rule", rule, tiling.RULES)):
         if word not in words:
             raise KnobError(f"{option} must be one of {', '.join(words)}, got {word!r}.")
@@ -167,8 +173,8 @@ def make_plan(source: Checkpoint, knobs: Knobs, resize: str = "pad", rule: str =
         target = stack_experts(target)
     vision = None
     if source.architecture.multimodal:
-        vision = plan_vision(source, knobs.tokens, resize, rule)
-        if isinstance(knobs.tokens, int) and vision.crops is not None:
+        vision = plan_vision(source, tokens, resize, rule)
+        if isinstance(tokens, int) and vision.crops is not None:
             warnings += [tiling.budget_warning(vision.crops)]
         warnings += [_too_long(source, vision)]
     elif knobs.tokens is not None or (resize, rule) != DEFAULT_POLICY:
@@ -194,6 +200,16 @@ def _check_form(source: Checkpoint, knobs: Knobs) -> None:
             f"the weights of {source.path.name} are quantised, and so are its variants: their form is {own}, got "
             f"{knobs.form or own} with dtype {knobs.dtype}. Leave both out, or export from the source it was made of."
         )
+
+
+def own_policy(source: Checkpoint) -> tuple[int | str | None, str, str]:
+    """Tokens, resize and rule of a variant; of any other model the stock tiling."""
+    name = "processor_config.json"
+    stored = read_json(source.path / name) if name in source.side_files and source.architecture.multimodal else {}
+    if stored.get("processor_class") != "MolmoEProcessor":
+        return None, *DEFAULT_POLICY
+    resize, rule = (str(stored.get(key, usual)) for key, usual in zip(("resize", "rule"), DEFAULT_POLICY, strict=True))
+    return parse_tokens(stored.get("vision_tokens")), resize, rule
 
 
 def plan_vision(source: Checkpoint, tokens: int | str | None, resize: str, rule: str) -> Vision:

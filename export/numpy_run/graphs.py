@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from export.numpy_run.session import NumpySession
 from export.onnx_run import Graphs
 
@@ -25,3 +27,12 @@ def checking_graphs(directory: Path, text: str = "text.onnx") -> Graphs:
     if graphs.io.get("form") == "int8":
         graphs.io["session_options"]["session.disable_prepacking"] = "1"
     return graphs
+
+
+def computed_by(form: str) -> str:
+    """What `checking_graphs` opens for a form, in words for manifest and card."""
+    if form == "cuda":
+        return f"numpy {np.__version__} in float32, not a GPU"
+    import onnxruntime
+
+    return f"onnxruntime {onnxruntime.__version__} on the CPU" + (", weights not repacked" if form == "int8" else "")
