@@ -1,4 +1,4 @@
-"""The command line: `knobcast export|plan|verify|run|evaluate|score`. Each command is a few lines around one function.
+"""The command line: `knobcast export|plan|verify|run|…`. Each command is a few lines around one function.
 
 `--json` prints one JSON object on stdout; progress and messages go to stderr. Nothing here imports torch.
 """
@@ -46,7 +46,12 @@ from export.options import (
 from export.score_command import score
 from transform.errors import KnobcastError, KnobError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+HELP = """Fixed, verified, smaller variants of mixture-of-experts checkpoints, with ONNX graphs.
+
+`--json` prints one JSON object on stdout; progress and messages go to stderr.
+"""
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=HELP)
 app.command()(score)
 app.command()(derive)
 app.command()(bench)
@@ -268,7 +273,12 @@ def plain_errors() -> Iterator[None]:
         yield
     except KnobcastError as error:
         _refuse(error)
-    except ValueError as error:
+    except BaseException as error:
+        if _interrupted(error):
+            stderr.print("interrupted; nothing was written")
+            sys.exit(130)
+        if not isinstance(error, ValueError):
+            raise
         # the travelling files have errors of their own; importing them takes longer than most commands
         from transform.molmoe.preprocessing import ImageError
         from transform.molmoe.tiling import BudgetError
@@ -276,9 +286,13 @@ def plain_errors() -> Iterator[None]:
         if not isinstance(error, BudgetError | ImageError):
             raise
         _refuse(error)
-    except KeyboardInterrupt:
-        stderr.print("interrupted; nothing was written")
-        sys.exit(130)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Ctrl-C as it arrives here: typer makes an exit code of it, and some imports an error of their own."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return error is not None
 
 
 def _refuse(error: Exception) -> None:

@@ -1,6 +1,7 @@
 """Bad input: exit code not 0, one message with the rule, the numbers and the way out, nothing written."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -144,3 +145,21 @@ def test_planning_needs_neither_torch_nor_transformers(molmo: Path) -> None:
     plan = json.loads(done.stdout)
     assert plan["top_k"] == [2, 2, 2, 2]
     assert [t["image_tokens"] for t in plan["vision"]["tilings"]] == [412, 420]
+
+
+def test_ctrl_c_says_that_nothing_was_written(molmo: Path, tmp_path: Path) -> None:
+    # the handler by name: a runner in the background has its children ignore the signal
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from export.cli import main; main()"
+    )
+    command = [sys.executable, "-c", program, "export", str(molmo), "--k", "2", "--out", str(tmp_path / "v")]
+    started = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert started.stderr
+    while "weights\n" not in (line := started.stderr.readline()) and line:
+        pass
+    started.send_signal(signal.SIGINT)
+    printed, said = started.communicate(timeout=120)
+    assert started.returncode == 130
+    assert printed == ""
+    assert said.endswith("interrupted; nothing was written\n")
+    assert list(tmp_path.iterdir()) == []
