@@ -4,8 +4,8 @@ What can't run is refused before the session is opened where the graph tells, fo
 falls back in silence, or fails at the first token.
 """
 
+import io
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -25,6 +25,9 @@ _LACKING = (
     r"Could not find an implementation for (?P<op>[\w.:]+)\(",
     r"NOT_IMPLEMENTED.*?running (?P<op>[\w.]+) node",
 )
+
+
+_WARNING, _FATAL = 2, 4  # onnxruntime's severities; the first is its default
 
 
 class RunError(KnobcastError):
@@ -68,13 +71,16 @@ def check_loads(providers: Sequence[tuple[str, Mapping[str, str]]]) -> None:
     wanted = providers[0][0]
     if wanted == CPU:
         return
-    with redirect_stdout(sys.stderr):  # it prints what it can't find
+    with redirect_stdout(io.StringIO()) as missing:  # it prints what it can't find
         onnxruntime.preload_dlls()  # CUDA's libraries as pip installs them, with torch or alone
+    onnxruntime.set_default_logger_severity(_FATAL)  # the reason goes into one message, ours
     try:
         tiny = onnxruntime.InferenceSession(last_row_model(FLOAT), providers=list(providers), enable_fallback=0)
-        used, reason = str(tiny.get_providers()[0]), "it fell back to the next one"
+        used, reason = str(tiny.get_providers()[0]), _first_library(missing.getvalue())
     except Exception as error:  # TensorRT's absence is an error, CUDA's is not
         used, reason = "", _first_line(error)
+    finally:
+        onnxruntime.set_default_logger_severity(_WARNING)
     if used != wanted:
         raise RunError(
             f"The provider must load to be used: onnxruntime {onnxruntime.__version__} could not load {wanted} "
@@ -124,6 +130,12 @@ def _explained(path: Path, reason: str, provider: str) -> KnobcastError:
         f"{path.name}: onnxruntime {onnxruntime.__version__} could not load it: {_first_line(reason)}. "
         "Export the variant again."
     )
+
+
+def _first_library(printed: str) -> str:
+    """Of what preloading said, the first library that isn't there."""
+    match = re.search(r"Failed to load (\S+?):", printed)
+    return f"{match[1]} can't be loaded" if match else "it fell back to the next one"
 
 
 def _first_line(reason: object) -> str:
