@@ -90,7 +90,7 @@ def bench(
     if machine["load"] is not None and machine["load"] > machine["cores"] / 2:
         stderr.print(
             f"[yellow]warning:[/yellow] others use this machine: load {machine['load']:g} on {machine['cores']} cores. "
-            "PyTorch's threads suffer most from that; wait until it is quiet, or take --threads 1.",
+            f"PyTorch's threads suffer most from that; wait until it is quiet{', or take --threads 1' * (count > 1)}.",
             soft_wrap=True,
         )
     with turn_bar(stderr, plan.turns) as (say, advance):

@@ -30,7 +30,7 @@ def derive(
     kept, dropped = parse_blocks(keep_blocks, "--keep-blocks"), parse_blocks(drop_blocks, "--drop-blocks")
     record = write_derived(
         graph, setting, keep=kept, drop=dropped, out=out, verify=verify, dry_run=dry_run, force=force,
-        say=lambda step: None if as_json else stderr.print(step, style="dim"),
+        say=lambda step: stderr.print(f"… {step}", style="dim"),
     )  # fmt: skip
     if as_json:
         print_json(record)

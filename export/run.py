@@ -16,7 +16,7 @@ from export.bound import Bound
 from export.onnx_run import Array, Graphs, member_graph
 from export.providers import PROVIDERS
 from export.session import RunError
-from transform.molmoe.pictures import ImageInput
+from transform.molmoe.pictures import ImageInput, open_image
 from transform.molmoe.preprocessing import Preprocessed, preprocess
 
 
@@ -194,12 +194,12 @@ class Runner:
                 break
             ids.append(token)
             if stream:
-                said = self.tokenizer.decode(ids)
+                said = self.tokenizer.decode(ids).lstrip()
                 # a character may take several tokens: until it is whole, it decodes to the replacement character
                 if said.startswith(shown) and not said.endswith("\ufffd"):
                     stream(said[len(shown) :])
                     shown = said
-        said = self.tokenizer.decode(ids)
+        said = self.tokenizer.decode(ids).lstrip()
         if stream and len(said) > len(shown):
             stream(said[len(shown) :])
         return Answer(said.strip(), tuple(ids), stopped, prompt.ids.shape[1], prompt.tiling, timing)
@@ -217,4 +217,5 @@ def answer(
     stream: Callable[[str], None] | None = None,
 ) -> Answer:
     """Load the variant in `directory` and answer one prompt, about one image or none."""
-    return Runner(directory, provider, threads, member).answer(image, prompt, max_new_tokens, stream)
+    picture = None if image is None else open_image(image)  # refused before the graphs are loaded
+    return Runner(directory, provider, threads, member).answer(picture, prompt, max_new_tokens, stream)

@@ -33,7 +33,7 @@ def show_plan(plan: Plan, console: Console) -> None:
         ("router top-k", f"{_k(source['top_k'])} -> {_k(facts['top_k'])}"),
         ("parameters", f"{source['parameters']:,} -> {facts['parameters']:,}"),
         ("active per token", f"{source['active_parameters']:,} -> {facts['active_parameters']:,}"),
-        ("weight bytes", f"{source['bytes']:,} -> {facts['bytes']:,}   ({facts['knobs']['dtype']} dtype)"),
+        ("weight bytes", f"{source['bytes']:,} -> {facts['bytes']:,}   ({_stored(plan)})"),
     ]
     if facts["vision"]:
         rows += _vision_rows(facts["vision"])
@@ -43,6 +43,12 @@ def show_plan(plan: Plan, console: Console) -> None:
     console.print(table)
     for warning in facts["warnings"]:
         console.print(f"[yellow]warning:[/yellow] {warning}", soft_wrap=True)
+
+
+def _stored(plan: Plan) -> str:
+    if plan.packing:
+        return f"{plan.packing[0]}-bit codes and scales"
+    return f"{'float16' if plan.form == 'cuda' else plan.knobs.dtype} dtype"
 
 
 def _k(values: list[int]) -> str:

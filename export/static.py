@@ -105,21 +105,18 @@ def _image_prefills(plan: Plan, cache: int, prompt: int | None) -> tuple[Prefill
             f"static graphs need one number of crops: {counts} {len(vision.tilings)} tilings of up to "
             f"{vision.max_crops} crops. Give --tokens as a number, such as 432."
         )
-    prefills = []
-    for shape in vision.tilings:
-        needed = 1 + tiling.image_tokens(*shape) + tiling.TEXT_RESERVE
-        sequence = -(-needed // MULTIPLE) * MULTIPLE
+    sizes = {shape: 1 + tiling.image_tokens(*shape) + tiling.TEXT_RESERVE for shape in vision.tilings}
+    sequences = {shape: -(-size // MULTIPLE) * MULTIPLE for shape, size in sizes.items()}
+    (rows, columns), longest = max(sequences.items(), key=lambda item: item[1])
+    if longest > cache:
         most = plan.target.settings.max_positions
-        if sequence > cache:
-            rows, columns = shape
-            advice = f"Give --static {sequence} or more" if sequence <= most else "Lower --tokens"
-            raise KnobError(
-                f"a prompt must fit the cache of {cache} tokens: an image of {rows}×{columns} tiles takes {sequence} "
-                f"(BOS, {tiling.image_tokens(rows, columns)} of the image, {tiling.TEXT_RESERVE} of text, in multiples "
-                f"of {MULTIPLE}); the model has {most} positions. {advice}."
-            )
-        prefills.append(Prefill(shape, sequence))
-    return tuple(prefills)
+        advice = f"Give --static {longest} or more" if longest <= most else "Lower --tokens"
+        raise KnobError(
+            f"a prompt must fit the cache of {cache} tokens: an image of {rows}×{columns} tiles takes {longest} "
+            f"(BOS, {tiling.image_tokens(rows, columns)} of the image, {tiling.TEXT_RESERVE} of text, in multiples "
+            f"of {MULTIPLE}); the model has {most} positions. {advice}."
+        )
+    return tuple(Prefill(shape, sequence) for shape, sequence in sequences.items())
 
 
 def write_static(checkpoint: Checkpoint, directory: Path, static: StaticPlan, form: str = "cpu") -> list[Path]:
