@@ -40,14 +40,17 @@ def image_probe(
     checkpoint: Checkpoint, directory: Path, vision: dict[str, Any], seed: int, size: tuple[int, int] = (150, 110)
 ) -> ImageProbe:
     """The drawn picture, `size` wide and high, under the policy `vision` (as io.json records it), followed by a few
-    random tokens."""
+    random tokens of both embedding tables."""
     ids = image_token_ids(directory, checkpoint.settings)
     options = {"resize": vision["resize"], "rule": vision["rule"]}
     tokens = vision["tokens"]
     image = preprocess(picture(*size), tokens=tokens, max_crops=vision["max_crops"], **options)
     stream = image.image_tokens(**ids._asdict())
     vocab = checkpoint.settings.vocab
-    text = np.random.Generator(np.random.PCG64(seed)).integers(0, vocab - 1, TEXT)
+    base, extra = (checkpoint.tensor(name).shape[0] for name in ("embedding", "embedding.extra"))
+    generator = np.random.Generator(np.random.PCG64(seed))
+    text = generator.integers(0, vocab - 1, TEXT)
+    text[::2] = generator.integers(base, base + extra, len(text[::2]))
     input_ids = np.concatenate(([vocab - 1], stream, text)).astype(np.int64)[None]
     index = np.where(image.image_input_idx < 0, image.image_input_idx, image.image_input_idx + 1)
     return ImageProbe(

@@ -119,7 +119,7 @@ class Graphs:
         return logits, {name.replace("present.", "past_key_values."): value for name, value in found.items()}
 
     def run_text(self, probe: Any) -> dict[str, Array]:
-        """Logits for the gate's text probe: prefill, decode with the cache, a right-padded batch."""
+        """Logits for the gate's text probe: prefill, decode with the cache, a padded batch."""
         ids = probe.ids.numpy()
         prompt, total = probe.batch.shape[1], ids.shape[1]
         prefill, cache = self.step(ids[:, :prompt], np.ones((1, prompt), np.int64), self.empty_cache(1))
@@ -131,7 +131,7 @@ class Graphs:
         return {
             "prefill": prefill,
             "decode": np.concatenate(steps, 1),
-            "padded": np.concatenate((padded[0], padded[1, : probe.short])),
+            "padded": padded[probe.mask.numpy() == 1],
         }
 
 

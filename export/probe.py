@@ -14,19 +14,22 @@ import torch
 from transform.runtime import find_routers
 
 PROMPT, DECODE = 14, 4
+PADDING = 5
 MIN_MARGIN = 2e-7  # router probabilities of two correct programs differ by about 1e-8
 SEEDS = range(40)
 
 
 @dataclass(frozen=True)
 class TextProbe:
-    """`ids` [1, PROMPT + DECODE]; `batch` [2, PROMPT], whose second row is `short` tokens long and right-padded."""
+    """`ids` [1, PROMPT + DECODE]; `batch` [2, PROMPT], padded on the left in the first row, on the right in the second.
+
+    Only the left one tells a decoder that heeds its mask: what stands on the right is hidden by causality as well.
+    """
 
     seed: int
     ids: torch.Tensor
     batch: torch.Tensor
     mask: torch.Tensor
-    short: int
 
 
 def text_probe(vocab: int, seed: int) -> TextProbe:
@@ -34,11 +37,9 @@ def text_probe(vocab: int, seed: int) -> TextProbe:
     generator = np.random.Generator(np.random.PCG64(seed))
     ids = torch.from_numpy(generator.integers(0, vocab - 1, (1, PROMPT + DECODE)))
     batch = torch.from_numpy(generator.integers(0, vocab - 1, (2, PROMPT)))
-    short = PROMPT - 5
     mask = torch.ones(2, PROMPT, dtype=torch.int64)
-    mask[1, short:] = 0
-    batch[1, short:] = 0
-    return TextProbe(seed, ids, batch, mask, short)
+    mask[0, :PADDING] = mask[1, -PADDING:] = 0
+    return TextProbe(seed, ids, batch * mask, mask)
 
 
 def picture(width: int = 150, height: int = 110) -> "np.ndarray[Any, np.dtype[np.uint8]]":

@@ -14,13 +14,14 @@ import torch
 
 from export.gate import quiet_transformers
 from export.golden import FILE as GOLDEN
-from export.golden import LEAST_SCALE, check_graphs, check_torch, load_golden, record, torch_image, write_golden
+from export.golden import check_graphs, check_torch, load_golden, record, torch_image, write_golden
 from export.image_probe import ImageProbe, image_probe
 from export.integrity import check_graph_bounds, check_sums
 from export.numpy_run.graphs import checking_graphs
 from export.onnx_run import Graphs
 from export.probe import DECODE, MIN_MARGIN, PROMPT, SEEDS, MarginWatch, TextProbe, text_probe
 from export.static_verify import check_static_text, checking_static, verify_static
+from export.tolerance import LEAST_SCALE, scale_of
 from transform.checkpoint import Checkpoint, read_checkpoint, read_json
 from transform.errors import VerificationError
 from transform.load import align, load_model, load_view, load_with_report
@@ -114,7 +115,7 @@ def find_probe(model: Any, checkpoint: Checkpoint) -> TextProbe:
 
 @torch.no_grad()
 def run_text(model: Any, probe: TextProbe) -> dict[str, torch.Tensor]:
-    """Logits of the three ways a decoder is used: prefill, decode with a cache, a right-padded batch."""
+    """Logits of the three ways a decoder is used: prefill, decode with a cache, a padded batch."""
     prefill = model(input_ids=probe.ids[:, :PROMPT], use_cache=True)
     cache, steps = prefill.past_key_values, []
     for at in range(PROMPT, PROMPT + DECODE):
@@ -130,7 +131,7 @@ def run_text(model: Any, probe: TextProbe) -> dict[str, torch.Tensor]:
     return {
         "prefill": prefill.logits,
         "decode": torch.cat(steps, 1),
-        "padded": torch.cat((padded[0], padded[1, : probe.short])),
+        "padded": padded[probe.mask == 1],
     }
 
 
@@ -193,7 +194,7 @@ def check_close(pairs: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str
     """Differences relative to the largest value (at least LEAST_SCALE); more than TOLERANCE is an error."""
     measured, largest = {}, LEAST_SCALE
     for name, (ours, theirs) in pairs.items():
-        scale = max(LEAST_SCALE, float(theirs.abs().max()))
+        scale = scale_of(theirs)
         largest = max(largest, scale)
         difference = largest_difference(ours, theirs, name)
         if difference > TOLERANCE * scale:

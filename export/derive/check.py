@@ -18,11 +18,11 @@ from export.derive.surgery import Surgery, open_graph, with_masked_ranks
 from export.derive.torch_check import against_torch
 from export.integrity import external_tensors
 from export.io_spec import SESSION_OPTIONS
+from export.tolerance import scale_of
 from transform.checkpoint import read_json
 from transform.errors import CheckpointError, KnobcastError, VerificationError
 
 TOLERANCE = 1e-5  # of the largest value; the same arithmetic, summed over more zeros
-LEAST_SCALE = 5.0  # as in golden.py, which needs torch
 SEEDS = 3
 Record = dict[str, Any]
 
@@ -157,7 +157,7 @@ def _against_source(source: Path, staged: Path, surgery: Surgery, options: Mappi
         for seed in range(SEEDS):
             feed = Feed(opened, np.random.default_rng(seed))
             mine, other = (np.concatenate(feed.run(path, options), 1).astype(np.float64) for path in paths)
-            scale = max(LEAST_SCALE, float(np.abs(other).max()))
+            scale = scale_of(other)
             difference = float(np.abs(mine - other).max())
             # sixteen bits are coarser by their own measure
             coarse = 1.0 if str(compute_dtype(opened)) == "float32" else 1e3
