@@ -48,6 +48,8 @@ def _what(plan: Plan, verified: bool) -> list[str]:
     ]
     if rounded := _rounded(plan):
         lines += [f"Its weights are the source's, {rounded}: what that costs, `knobcast evaluate .` measures."]
+    elif plan.packing:
+        lines += [f"Its weights are quantised to {plan.packing[0]} bits, as the source's are."]
     if verified:
         same = f", its weights {_alike(plan)} in the same way" if rounded else ""
         lines += [f"In PyTorch it equals the source with the same knobs at run time{same}."]

@@ -248,6 +248,11 @@ def test_the_card_says_what_a_form_is(tmp_path: Path, knobs: Knobs, said: list[s
     assert manifest["verification"]["graphs_computed_by"] in card
     assert all(words in card for words in said), card
     assert not any(words in card for words in unsaid), card
+    if knobs.form == "int4":
+        export(tmp_path / "v", tmp_path / "again", Knobs(k=1), verify=False)
+        again = (tmp_path / "again" / "README.md").read_text()
+        assert "quantised to 4 bits, as the source's are" in again
+        assert "equals" not in again  # nothing was verified
 
 
 def test_a_taken_target_is_said_before_the_work(molmo: Path, tmp_path: Path) -> None:
