@@ -1,6 +1,6 @@
 """The knob settings as a frozen value: parsed and checked at the edge, named canonically (`k4-b12-t432`).
 
-`k` and `tokens` are what the user typed, `keep` the chosen blocks; None means "as the source has it".
+`k`, `tokens` and `form` are what the user typed, `keep` the chosen blocks; None means "as the source has it".
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Write a planned checkpoint into a directory: weights by moving byte ranges, config, side files.
+"""Write a planned float checkpoint into a directory: weights by moving byte ranges, config, side files.
 
 Requires a directory of its own (see `stage.py`). Keeps the source's order of tensors and its shard
 boundaries (or joins all in the order planned), coalesces neighbouring ranges, converts dtypes while streaming. A file
