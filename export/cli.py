@@ -168,7 +168,7 @@ def verify(
     if as_json:
         print_json({"directory": str(directory), "verification": "passed", **results})
     else:
-        Console(highlight=False).print(f"[green]verified[/green] {directory}")
+        Console(highlight=False).print(f"[green]verified[/green] {escape(str(directory))}", soft_wrap=True)
 
 
 @app.command()

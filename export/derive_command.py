@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from export.options import Drop, Json, K, Keep, print_json, stderr
 
@@ -45,17 +46,17 @@ def _show(record: dict[str, Any], console: Console) -> None:
     console.print(f"router top-k  {'as it is' if after is None else f'{_runs(before)} -> {_runs(after)}'}")
     found = record.get("verification")
     if found is None:
-        console.print(f"write         {record['out']}")
+        console.print(f"write         {escape(record['out'])}", soft_wrap=True)
         return
     if found == "skipped":
-        console.print(f"[yellow]not verified[/yellow] {record['out']}", soft_wrap=True)
+        console.print(f"[yellow]not verified[/yellow] {escape(record['out'])}", soft_wrap=True)
         return
     from export.derive.check import is_proven
 
     state = "[green]verified[/green]" if is_proven(found) else "[yellow]compared with nothing[/yellow]"
-    console.print(f"{state} {record['out']}", soft_wrap=True)
+    console.print(f"{state} {escape(record['out'])}", soft_wrap=True)
     for name, value in found.items():
-        console.print(f"  {name.replace('_', ' ')}: {_brief(value)}", style="dim", soft_wrap=True)
+        console.print(f"  {name.replace('_', ' ')}: {escape(_brief(value))}", style="dim", soft_wrap=True)
 
 
 def _runs(top_k: list[int]) -> str:

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from export.options import Json, print_json, stderr
 
@@ -38,7 +39,8 @@ def layout(
 
 def _show(record: dict[str, Any], dry_run: bool, console: Console) -> None:
     verb = "would write" if dry_run else "wrote"
-    console.print(f"{verb} {record['out']}: {record['variant']} for {record['layout']}", soft_wrap=True)
+    named = escape(f"{record['out']}: {record['variant']} for {record['layout']}")
+    console.print(f"{verb} {named}", soft_wrap=True)
     for graph in record["graphs"]:
         console.print(f"  {graph['graph']}: {graph['from']}, {graph['weight_bytes']:,} bytes of weights", style="dim")
     moved = ", ".join(f"{count:,} by {way}" for way, count in record.get("ways", {}).items())

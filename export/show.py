@@ -37,7 +37,7 @@ def show_plan(plan: Plan, console: Console) -> None:
     ]
     if facts["vision"]:
         rows += _vision_rows(facts["vision"])
-    table = Table(title=facts["name"], show_header=False, box=None, title_justify="left", pad_edge=False)
+    table = Table(title=escape(facts["name"]), show_header=False, box=None, title_justify="left", pad_edge=False)
     for row in rows:
         table.add_row(*row)
     console.print(table)
@@ -123,9 +123,9 @@ def show_result(manifest: dict[str, Any], target: Path, console: Console) -> Non
     """Where the variant is and what the gate measured."""
     checked = manifest["verification"]
     if isinstance(checked, str):
-        console.print(f"[yellow]not verified[/yellow] {target}")
+        console.print(f"[yellow]not verified[/yellow] {escape(str(target))}", soft_wrap=True)
         return
-    console.print(f"[green]verified[/green] {target}")
+    console.print(f"[green]verified[/green] {escape(str(target))}", soft_wrap=True)
     for group in ("static_vs_dynamic", "onnx_vs_torch"):
         values = {k: v for k, v in checked.get(group, {}).items() if k not in ("relative_tolerance", "largest_value")}
         if values:

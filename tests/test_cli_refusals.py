@@ -163,3 +163,10 @@ def test_ctrl_c_says_that_nothing_was_written(molmo: Path, tmp_path: Path) -> No
     assert printed == ""
     assert said.endswith("interrupted; nothing was written\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_brackets_in_a_path_are_printed(molmo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a [red] one"
+    done = knobcast("export", molmo, "--k", "2", "--no-verify", "--no-onnx", "--out", out)
+    assert done.returncode == 0
+    assert f"not verified {out}\n" in done.stdout
