@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from export.providers import CPU_ONLY_FORMS, own_caches, provider_options
+from export.providers import CPU_ONLY_FORMS, check_providers, own_caches, provider_options
 from export.session import RunError, open_session
 from transform.checkpoint import read_json
 from transform.errors import VerificationError
@@ -36,14 +36,16 @@ class Graphs:
                 "export, or let `knobcast layout` carry the graphs elsewhere."
             )
         self.io = read_json(directory / "io.json")
-        if not isinstance(self.io.get("session_options"), dict):
-            raise VerificationError(f"{directory}: io.json must hold session_options. Export the variant again.")
+        for key in ("session_options", "vision_session_options"):
+            options = self.io.get(key, self.io.get("session_options"))
+            if not isinstance(options, dict) or not all(isinstance(value, str) for value in options.values()):
+                raise VerificationError(f"{directory}: io.json must hold {key} as strings. Export the variant again.")
 
     @property
     def providers(self) -> list[Any]:
         """[provider, options] in order of preference."""
         form = str(self.io.get("form", "cpu"))
-        known = self.io.get("providers") or provider_options(form, static=False)
+        known = check_providers(self.io.get("providers") or provider_options(form, static=False))
         if self.provider not in known:
             raise RunError(
                 f"The provider must be one of {', '.join(known)} for a variant of the {form} form, got "
@@ -157,7 +159,8 @@ def member_graph(directory: Path, name: str) -> str:
     if not path.is_file():
         raise RunError(f"--member names one of a family's decoders: {directory} has no family.json. Leave it out.")
     entries = read_json(path).get("members")
-    graphs = {str(e.get("name")): e.get("graph") for e in entries if isinstance(e, dict)} if entries else {}
-    if name not in graphs or graphs[name] != f"text-{name}.onnx":
+    listed = entries if isinstance(entries, list) else []
+    graphs = {str(e.get("name")): e.get("graph") for e in listed if isinstance(e, dict)}
+    if "/" in name or name not in graphs or graphs[name] != f"text-{name}.onnx":
         raise RunError(f"--member must be one of the family's members, {', '.join(graphs)}; got {name[:40]!r}.")
     return str(graphs[name])

@@ -6,10 +6,13 @@ the provider libraries of onnxruntime 1.31; what they do on a GPU was not measur
 
 from typing import Any
 
+from transform.errors import VerificationError
+
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 PROVIDERS = ("cpu", "cuda", "tensorrt")  # the words of --provider
 # Codes and scales of the quantised forms are laid out for the CPU's QMoE; the CUDA one reads another order.
 CPU_ONLY_FORMS = ("int4", "int8")
+_PLACES = ("path", "lib", "plugin", "prefix", "dump")  # parts of the names of TensorRT's options for files
 ENGINE_CACHE = "trt-cache"  # relative: engines belong to one device, so never to the variant
 
 Providers = dict[str, list[list[Any]]]
@@ -25,6 +28,36 @@ def provider_options(form: str, static: bool) -> Providers:
         return {"cpu": [cpu]}
     cuda: list[Any] = [CUDA, cuda_options(static)]
     return {"cpu": [cpu], "cuda": [cuda, cpu], "tensorrt": [[TENSORRT, tensorrt_options(form, static)], cuda, cpu]}
+
+
+def check_providers(known: object) -> Providers:
+    """The `providers` of an io.json, which may come from anywhere; raises VerificationError.
+
+    Numbers in them may be tuned. But an option that names a file has onnxruntime load libraries or write where it says:
+    only the cache of our own is let through.
+    """
+    lists = list(known.values()) if isinstance(known, dict) else []
+    entries = [entry for listed in lists if isinstance(listed, list) for entry in listed]
+    if not isinstance(known, dict) or not all(lists) or not entries or not all(map(_is_provider, entries)):
+        raise VerificationError(
+            "io.json: providers must be lists of [provider, options], with names of CPU, CUDA or TensorRT and with "
+            "options as strings. Export the variant again."
+        )
+    own = cuda_options(True) | tensorrt_options("cuda", True)
+    for name, options in entries:
+        for key, value in options.items():
+            if any(word in key for word in _PLACES) and own.get(key) != value:
+                raise VerificationError(
+                    f"io.json: {key} of {name} names a file or a library; a variant's is {own.get(key)!r}, got "
+                    f"{value[:60]!r}. Export the variant again."
+                )
+    return known
+
+
+def _is_provider(entry: object) -> bool:
+    if not isinstance(entry, list) or len(entry) != 2 or entry[0] not in (CPU, CUDA, TENSORRT):
+        return False
+    return isinstance(entry[1], dict) and all(isinstance(value, str) for value in entry[1].values())
 
 
 def cuda_options(static: bool) -> dict[str, str]:

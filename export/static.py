@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from transform.checkpoint import Checkpoint
-from transform.errors import KnobError
+from transform.errors import KnobError, VerificationError
 from transform.knobs import parse_count
 from transform.molmoe import tiling
 from transform.plan import Plan
 
 PROMPT = 128  # tokens of a text-only prompt per call, unless --prompt says otherwise
 LEAST_CACHE = 32  # the gate's own probe takes 18
+MOST = 1 << 24  # positions that float32 counts exactly
 MULTIPLE = 16  # rows of a matrix unit's tile
 DECODE, DECODE_EMBEDDING = "decode.onnx", "embedding-decode.onnx"
 
@@ -159,5 +160,20 @@ def read_static(io: dict[str, Any]) -> StaticPlan | None:
     spec = io.get("static")
     if spec is None:
         return None
-    entries = [(tuple(e["tiling"]) if e["tiling"] else None, int(e["sequence"])) for e in spec["prefills"]]
-    return StaticPlan(int(spec["cache"]), tuple(Prefill(*entry) for entry in entries))
+    try:
+        entries = [(_read_tiling(e["tiling"]), int(e["sequence"])) for e in spec["prefills"]]
+        cache = int(spec["cache"])
+        if not entries or not all(0 < sequence <= cache <= MOST for _, sequence in entries):
+            raise ValueError(f"cache {cache}, prompts {[sequence for _, sequence in entries]}")
+        if not isinstance(spec["providers"], dict):
+            raise ValueError("no providers")
+        return StaticPlan(cache, tuple(Prefill(*entry) for entry in entries))
+    except (KeyError, TypeError, ValueError) as error:
+        raise VerificationError(f"io.json: static is damaged ({error!r}). Export the variant again.") from error
+
+
+def _read_tiling(value: Any) -> tiling.Tiling | None:
+    if value is None:
+        return None
+    rows, columns = value
+    return int(rows), int(columns)

@@ -19,9 +19,10 @@ from export.bound import Bound
 from export.graph_facts import read_facts
 from export.integrity import external_tensors
 from export.last_row import INPUT, OUTPUT, last_row_model
-from export.onnx_run import Graphs
+from export.onnx_run import Graphs, member_graph
 from export.providers import CPU, CUDA, TENSORRT, cuda_options, own_caches, provider_options, tensorrt_options
 from export.session import RunError, check_provider, open_session
+from export.static_run import StaticGraphs
 from tests.onnx_support import FIXTURES, write_variant
 from tests.test_onnx_olmoe import random_ids, save_source
 from transform.errors import VerificationError
@@ -287,3 +288,53 @@ def test_facts_need_no_onnx(variant: Path) -> None:
         "sys.exit(bool({'torch', 'onnx', 'safetensors'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+LIBRARY = {"tensorrt": [["TensorrtExecutionProvider", {"trt_extra_plugin_lib_paths": "evil.so"}]]}
+ELSEWHERE = {"tensorrt": [["TensorrtExecutionProvider", {"trt_engine_cache_path": "/etc/cache"}]]}
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"providers": "cpu"}, "providers"),
+        ({"providers": {"cpu": "x"}}, "providers"),
+        ({"providers": {"cpu": []}}, "providers"),
+        ({"providers": {"cpu": [["CPUExecutionProvider", {"threads": 1}]]}}, "providers"),
+        ({"providers": {"cpu": [["AnotherExecutionProvider", {}]]}}, "providers"),
+        ({"providers": LIBRARY}, "trt_extra_plugin_lib_paths"),
+        ({"providers": ELSEWHERE}, "/etc/cache"),
+        ({"session_options": {"session.disable_prepacking": 1}}, "session_options"),
+        ({"vision_session_options": "x"}, "vision_session_options"),
+    ],
+)
+def test_an_io_json_of_others_names_no_library_and_fails_in_words(
+    variant: Path, tmp_path: Path, changed: dict[str, Any], words: str
+) -> None:
+    io = json.loads((variant / "io.json").read_text())
+    (tmp_path / "io.json").write_text(json.dumps({**io, **changed}))
+    with pytest.raises(VerificationError, match=words):
+        _ = Graphs(tmp_path, provider=next(iter(changed.get("providers") or ["cpu"]), "cpu")).providers
+
+
+@pytest.mark.parametrize(
+    "static",
+    [
+        {}, 5, {"cache": 32, "prefills": [], "providers": {}},
+        {"cache": 1 << 40, "prefills": [{"tiling": None, "sequence": 1 << 40}], "providers": {}},
+        {"cache": 32, "prefills": [{"tiling": ["..", "x"], "sequence": 8}], "providers": {}},
+        {"cache": 32, "prefills": [{"tiling": None, "sequence": 8}]},
+    ],
+)  # fmt: skip
+def test_a_damaged_record_of_static_graphs_fails_in_words(variant: Path, tmp_path: Path, static: Any) -> None:
+    io = json.loads((variant / "io.json").read_text())
+    (tmp_path / "io.json").write_text(json.dumps({**io, "static": static}))
+    with pytest.raises(VerificationError, match="static is damaged"):
+        StaticGraphs(tmp_path)
+
+
+@pytest.mark.parametrize("members", [5, "x", [5], None, [{"name": "../x", "graph": "text-../x.onnx"}]])
+def test_a_damaged_list_of_members_is_refused(members: Any, tmp_path: Path) -> None:
+    (tmp_path / "family.json").write_text(json.dumps({"members": members}))
+    with pytest.raises(RunError, match="one of the family's members"):
+        member_graph(tmp_path, "../x")
