@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from export.options import Json, print_json, stderr
-from transform.errors import KnobError, WriteError
+from transform.errors import KnobcastError, KnobError, WriteError
 
 SCHEMA = 1
 
@@ -41,6 +41,8 @@ def bench(
     from export.bench.contestants import GRAPHS, WHAT, parse_against, unavailable
     from export.bench.machine import machine_facts, physical_cores
     from export.bench.show import show_bench, show_contestants
+    from export.graph_facts import read_facts
+    from export.session import check_provider
     from export.show import turn_bar
     from transform.checkpoint import read_checkpoint
     from transform.plan import parameters
@@ -53,6 +55,13 @@ def bench(
     workload = make_workload(directory, io, prompt_tokens, new_tokens, image)
     names = (GRAPHS, *baselines)
     reasons = unavailable(names, parameters(read_checkpoint(directory)), provider)
+    graph = directory / (entry["graph"] if entry else "text.onnx")
+    try:
+        check_provider(graph, read_facts(graph), _named(provider))
+    except KnobcastError as error:
+        if not dry_run:
+            raise
+        reasons[GRAPHS] = str(error)
     facts: dict[str, Any] = {
         "schema": SCHEMA,
         "directory": str(directory),
@@ -121,13 +130,13 @@ def _open(directory: Path, provider: str, member: str | None) -> tuple[dict[str,
     import onnxruntime
 
     from export.integrity import check_before_torch
-    from export.providers import CPU, CUDA, PROVIDERS, TENSORRT
+    from export.providers import PROVIDERS
     from transform.checkpoint import read_json
 
     check_before_torch(directory)
     if provider not in PROVIDERS:
         raise KnobError(f"--provider must be one of {', '.join(PROVIDERS)}, got {provider[:40]!r}. Choose one of them.")
-    wanted = dict(zip(PROVIDERS, (CPU, CUDA, TENSORRT), strict=True))[provider]
+    wanted = _named(provider)
     if wanted not in onnxruntime.get_available_providers():
         raise KnobError(
             f"--provider {provider} must be built into onnxruntime: {onnxruntime.__version__} has "
@@ -149,6 +158,13 @@ def _open(directory: Path, provider: str, member: str | None) -> tuple[dict[str,
                 "(without --no-onnx)."
             )
     return read_json(directory / "io.json"), entry
+
+
+def _named(provider: str) -> str:
+    """onnxruntime's name of a provider."""
+    from export.providers import CPU, CUDA, PROVIDERS, TENSORRT
+
+    return dict(zip(PROVIDERS, (CPU, CUDA, TENSORRT), strict=True))[provider]
 
 
 def _check_out(out: Path | None, force: bool) -> None:

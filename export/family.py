@@ -26,6 +26,7 @@ from transform.write import write_json
 
 FILE = "family.json"
 SCHEMA = 1
+_WORD = re.compile(r"[a-z0-9]+")  # as in Plan.extras
 _NAME = re.compile(r"k[0-9x.]+-b[0-9]+")
 Record = dict[str, Any]
 
@@ -129,6 +130,7 @@ def write_members(base: Plan, members: Sequence[Plan], stage: Path) -> Record:
         "schema": SCHEMA,
         "model": base.source.path.name,
         "form": base.form,
+        "extras": list(base.extras),
         "vision": {"tokens": vision.tokens, "resize": vision.resize, "rule": vision.rule} if vision else None,
         "members": entries,
     }
@@ -227,10 +229,13 @@ def _is_head(record: Record) -> bool:
         isinstance(vision, dict) and vision.keys() == {"tokens", "resize", "rule"}
     )
     budget = vision["tokens"] if seen and vision else None
+    extras = record.get("extras")
+    words = isinstance(extras, list) and all(isinstance(word, str) and _WORD.fullmatch(word) for word in extras)
     return (
         record.get("schema") == SCHEMA
         and record.get("form") in FORMS
         and named
+        and words
         and seen
         and isinstance(budget, int | str | None)
     )
@@ -256,4 +261,4 @@ def plan_member(directory: Path, name: str) -> tuple[Plan, str]:
     k = top_k[0] if len(set(top_k)) == 1 else top_k
     knobs = Knobs(k, tuple(entry["blocks_kept"]), vision["tokens"], form=record["form"])
     plan = make_plan(read_checkpoint(directory), knobs, vision["resize"], vision["rule"])
-    return plan, f"{record['model']}-{canonical_name(top_k, vision['tokens'])}"
+    return plan, "-".join((record["model"], canonical_name(top_k, vision["tokens"]), *record["extras"]))

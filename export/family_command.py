@@ -32,7 +32,8 @@ def export_grid(
     _refuse(given, "--family", "The grid says k and blocks, and a family is made of graphs")
     source = read_checkpoint(resolve(model))
     base, members = plan_family(source, grid, **{**options, "tokens": parse_tokens(options["tokens"])})
-    name = f"{source.path.name}-family" + ("" if base.knobs.tokens is None else f"-t{base.knobs.tokens}")
+    tokens = () if base.knobs.tokens is None else (f"t{base.knobs.tokens}",)
+    name = "-".join((source.path.name, "family", *tokens, *base.extras))
     target = out or Path("artifacts") / name
     if not as_json or not dry_run:
         _show_plans(base, members, Console(highlight=False) if dry_run else stderr)
@@ -83,8 +84,8 @@ def _facts(plan: Plan) -> dict[str, Any]:
 
 
 def _show_plans(base: Plan, members: tuple[Plan, ...], console: Console) -> None:
-    title = f"{len(members)} members over {weight_bytes(base.target):,} bytes of weights"
-    table = Table(title=title, box=None, title_justify="left", pad_edge=False)
+    console.print(f"{len(members)} members over {base.bytes:,} bytes of weights", style="italic")
+    table = Table(box=None, pad_edge=False)
     table.add_column("member")
     table.add_column("drop blocks")
     table.add_column("active per token", justify="right")

@@ -20,6 +20,7 @@ from export.bench.show import show_bench
 from export.bench.workload import Workload, make_workload
 from export.cli import app
 from export.family import export_family, plan_family
+from export.session import RunError
 from export.variant import export_variant
 from tests.onnx_support import greedy, session
 from transform.checkpoint import read_checkpoint
@@ -280,6 +281,15 @@ def test_directories_without_graphs_are_refused(olmoe: Path, tmp_path: Path) -> 
     export_variant(plan, tmp_path / "plain", onnx=False, verify=False)
     with pytest.raises(KnobError, match=r"io\.json.*--no-onnx"):
         CliRunner().invoke(app, ["bench", str(tmp_path / "plain")], catch_exceptions=False)
+
+
+def test_graphs_that_no_provider_here_has_are_refused_before_others_are_measured(olmoe: Path, tmp_path: Path) -> None:
+    export_variant(make_plan(read_checkpoint(olmoe), Knobs(k=2, form="cuda")), tmp_path / "cuda", verify=False)
+    with pytest.raises(RunError, match="FC3"):
+        CliRunner().invoke(app, ["bench", str(tmp_path / "cuda"), *SMALL], catch_exceptions=False)
+    done = CliRunner().invoke(app, ["bench", str(tmp_path / "cuda"), *SMALL, "--dry-run", "--json"])
+    states = {c["name"]: c["status"] for c in json.loads(done.stdout)["contestants"]}
+    assert states["graphs"] == "unavailable"
 
 
 def test_a_picture_needs_room(image_variant: Path) -> None:

@@ -23,9 +23,10 @@ from tests.onnx_support import empty_cache, session, step, write_variant
 from tests.test_onnx_olmoe import torch_logits
 from tests.test_onnx_sizes import write_odd
 from transform.checkpoint import read_checkpoint
-from transform.errors import CheckpointError
-from transform.knobs import FORMS
+from transform.errors import CheckpointError, KnobError
+from transform.knobs import FORMS, Knobs
 from transform.load import load_model
+from transform.plan import form_of, make_plan
 
 LAYERS, EXPERTS = 4, 8
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -192,3 +193,16 @@ def test_float16_rounding_is_small(tmp_path: Path) -> None:
     expected = torch_logits(load_model(made), ids, np.ones_like(ids))
     assert np.abs(logits - expected).max() <= 5e-3 * np.abs(expected).max()
     assert np.abs(logits - expected).max() > 0
+
+
+def test_variants_of_a_cuda_variant_are_so_too(tmp_path: Path) -> None:
+    """Their form is read off the weights: float16, the experts of a block back to back."""
+    save_source(tmp_path / "source")
+    made = write_variant(tmp_path / "source", tmp_path / "variant", form="cuda")
+    assert form_of(read_checkpoint(tmp_path / "source")) == "cpu"
+    plan = make_plan(read_checkpoint(made), Knobs(2, (0, 2)))
+    assert plan.form == "cuda"
+    assert plan.name == "variant-k2-b2"
+    assert make_plan(read_checkpoint(made), Knobs(2, form="cpu")).form == "cpu"
+    with pytest.raises(KnobError, match="float16"):
+        make_plan(read_checkpoint(made), Knobs(2, dtype="float32"))

@@ -14,7 +14,7 @@ from transform.errors import CheckpointError, KnobError
 from transform.knobs import PACKED_BITS, Knobs, canonical_name, parse_tokens
 from transform.molmoe import tiling
 from transform.packed_layout import BLOCK, packed_bytes
-from transform.stack import stack_experts
+from transform.stack import is_stacked, stack_experts
 from transform.width import beyond_training, set_top_k
 from transform.write import written_bytes
 
@@ -71,11 +71,15 @@ class Plan:
     def name(self) -> str:
         """`molmoe-nano-k4-b12-t432`."""
         name = f"{self.source.path.name}-{canonical_name(self.target.settings.top_k, self.knobs.tokens)}"
+        return "-".join((name, *self.extras))
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """What a name says behind k, blocks and tokens: all that isn't as usual."""
         policy = (self.vision.resize, self.vision.rule) if self.vision else ()
         words = (self.form, self.knobs.dtype, *policy)
         usual = (form_of(self.source), "source", *DEFAULT_POLICY)
-        extras = [word for word in words if word not in usual]
-        return "-".join((name, *extras))
+        return tuple(word for word in words if word not in usual)
 
     @property
     def form(self) -> str:
@@ -168,8 +172,9 @@ def make_plan(source: Checkpoint, knobs: Knobs, resize: str = "pad", rule: str =
         target = set_top_k(target, knobs.k)
         warnings += [beyond_training(source, target.settings.top_k, keep)]
     _check_form(source, knobs)
-    target = cast(target, "float16" if knobs.form == "cuda" else knobs.dtype)
-    if knobs.form == "cuda":
+    form = knobs.form or form_of(source)
+    target = cast(target, "float16" if form == "cuda" else knobs.dtype)
+    if form == "cuda":
         target = stack_experts(target)
     vision = None
     if source.architecture.multimodal:
@@ -188,9 +193,10 @@ def make_plan(source: Checkpoint, knobs: Knobs, resize: str = "pad", rule: str =
 
 
 def form_of(checkpoint: Checkpoint) -> str:
-    """The form that stored weights are for: quantised ones have no other, floats are for any."""
+    """The form that stored weights are for: quantised ones have no other, stacked ones are for cuda, others for any."""
     bits = {tensor.pack.bits for tensor in checkpoint.tensors.values() if tensor.pack is not None}
-    return next((form for form, wanted in PACKED_BITS.items() if bits == {wanted}), "cpu")
+    own = next((form for form, wanted in PACKED_BITS.items() if bits == {wanted}), None)
+    return own or ("cuda" if is_stacked(checkpoint) else "cpu")
 
 
 def _check_form(source: Checkpoint, knobs: Knobs) -> None:
@@ -199,6 +205,11 @@ def _check_form(source: Checkpoint, knobs: Knobs) -> None:
         raise KnobError(
             f"the weights of {source.path.name} are quantised, and so are its variants: their form is {own}, got "
             f"{knobs.form or own} with dtype {knobs.dtype}. Leave both out, or export from the source it was made of."
+        )
+    if own == "cuda" and knobs.form is None and knobs.dtype not in ("source", "float16"):
+        raise KnobError(
+            f"the weights of {source.path.name} are laid out for the cuda form, which is float16, and so are its "
+            f"variants: got dtype {knobs.dtype!r}. Leave it out, or give another --form."
         )
 
 

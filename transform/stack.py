@@ -11,6 +11,18 @@ from transform.checkpoint import Checkpoint
 PARTS = ("gate", "up", "down")
 
 
+def is_stacked(checkpoint: Checkpoint) -> bool:
+    """Whether the experts lie so already, in float16: as the cuda form has them."""
+    for i in range(checkpoint.settings.layers):
+        for part in PARTS:
+            tensors = [checkpoint.tensor(f"expert.{part}", i, e) for e in range(checkpoint.settings.experts)]
+            first = tensors[0]
+            places = [(first.file, first.start + e * first.nbytes) for e in range(len(tensors))]
+            if first.stored != "F16" or [(t.file, t.start) for t in tensors] != places:
+                return False
+    return True
+
+
 def stack_experts(source: Checkpoint) -> Checkpoint:
     """The checkpoint in one file, its tensors in the source's order but for the experts, which come stack by stack."""
     stacked: dict[str, list[str]] = {}  # the first of a block's experts in the source's order -> all of that block's
