@@ -100,15 +100,25 @@ class StaticGraphs(Graphs):
                 "with a larger --static."
             )
         graphs = self._graphs_for(image.tiling if image else tiling)
-        self.length, logits = 0, np.zeros(0)
-        while self.length < count:
+        self.length = 0
+        return self._extend(graphs, ids, image)
+
+    def extend(self, ids: Array, tiling: Tiling | None = None) -> Array:
+        """[1, s] more ids of the sequence, as many at a time as a prompt has -> logits [V] of the last one."""
+        return self._extend(self._graphs_for(tiling), ids, None)
+
+    def _extend(self, graphs: Prefill, ids: Array, image: Preprocessed | None) -> Array:
+        at, logits = 0, np.zeros(0)
+        while at < ids.shape[1]:
             if self.length + graphs.sequence > self.static.cache:
-                logits = self.decode(int(ids[0, self.length]))
+                logits = self.decode(int(ids[0, at]))
+                at += 1
                 continue
-            new = ids[:, self.length : self.length + graphs.sequence]
-            given = self._prepared(graphs, new, image if self.length == 0 else None)
+            new = ids[:, at : at + graphs.sequence]
+            given = self._prepared(graphs, new, image if at == 0 else None)
             given["logits_index"] = np.array([new.shape[1] - 1])
             logits = self._step(graphs.file("prefill"), new.shape[1], given)
+            at += new.shape[1]
         return logits
 
     def decode(self, token: int) -> Array:

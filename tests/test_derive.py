@@ -2,6 +2,7 @@
 
 import json
 import math
+import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -449,6 +450,10 @@ def test_a_verified_variant_stays_one(molmo: Path, tmp_path: Path) -> None:
         derive(directory / "text.onnx", 2, verify=False)
     files = verify_directory(directory, lambda _: None)["files"]
     made = derive(directory / "text.onnx", 2, drop=[1])
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    for name in (f".text-k7-b3.onnx.stage-{killed.pid}", f".text-k7-b3.onnx.stage-{killed.pid}.ours"):
+        (directory / name).write_text("left")
     derive(directory / "text.onnx", 1)
     assert verify_directory(directory, lambda _: None)["files"] == files + 4  # each with its overlay
     manifest = json.loads((directory / "manifest.json").read_text())

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from export.blockwise import blockwise_gate
+from export.golden import record
 from export.graph.attention import Static
 from export.graph.decoder import text_graph
 from export.image_probe import image_probe
@@ -20,7 +21,7 @@ from export.run import Runner
 from export.session import RunError
 from export.static import Prefill, StaticPlan, plan_static
 from export.static_run import StaticGraphs
-from export.static_verify import StaticImage, checking_static, static_images
+from export.static_verify import StaticImage, check_static_text, checking_static, static_images
 from export.variant import export_variant
 from export.verify import verify_directory
 from transform.checkpoint import read_checkpoint
@@ -268,6 +269,24 @@ def test_the_gate_sees_a_wrong_static_graph(molmo: Path, tmp_path: Path, monkeyp
     with pytest.raises(VerificationError, match=r"decode\.onnx"):
         export(molmo, tmp_path / "v", Knobs(2, tokens=432), 640)
     assert not (tmp_path / "v").exists()
+
+
+def test_the_gate_sees_a_prompts_rest_in_the_wrong_slots(olmoe: Path, tmp_path: Path) -> None:
+    """A prefill graph that writes from slot 0 on, whatever `past_length` says."""
+    import onnx
+
+    plan = make_plan(read_checkpoint(olmoe), Knobs(2))
+    export_variant(plan, tmp_path / "v", verify=False, static=plan_static(plan, 32, 16))
+    model, golden = load_model(tmp_path / "v"), np.arange(3, 21)[None]
+    recorded = record(model, golden, None)
+    check_static_text(checking_static(tmp_path / "v"), recorded, TOLERANCE)
+    path = tmp_path / "v" / "prefill.onnx"
+    graph = onnx.load(path, load_external_data=False)
+    (slots,) = (node for node in graph.graph.node if node.op_type == "Add" and "past_length" in node.input)
+    slots.op_type = "Max"
+    path.write_bytes(graph.SerializeToString())
+    with pytest.raises(VerificationError, match=r"prefill\.onnx"):
+        check_static_text(checking_static(tmp_path / "v"), recorded, TOLERANCE)
 
 
 def test_the_dynamic_graphs_stay_as_they_are(molmo: Path, tmp_path: Path) -> None:

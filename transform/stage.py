@@ -109,11 +109,12 @@ def _sweep(target: Path) -> None:
     pattern = re.compile(re.escape(f".{target.name}.stage-") + r"(\d+)-[0-9a-f]+(-old)?\Z")
     for path in target.parent.iterdir():
         match = pattern.match(path.name)
-        if match and not _alive(int(match[1])):
+        if match and not alive(int(match[1])):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process exists."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,5 +1,6 @@
 """Where a derived graph goes, what stands beside it, and the record of a variant that gets another graph."""
 
+import fcntl
 import hashlib
 import os
 import re
@@ -12,11 +13,12 @@ from export.integrity import SUMS, sha256_file
 from transform.checkpoint import read_json
 from transform.errors import VerificationError, WriteError
 from transform.knobs import canonical_name
-from transform.stage import MANIFEST
+from transform.stage import MANIFEST, alive
 from transform.write import write_json
 
 MARK = "knobcast.derived"  # metadata of the graphs made here: they alone may be replaced
 OVERLAY_OF = "genai_config.json"
+_STAGE = re.compile(r"\..+\.stage-([0-9]+)(\.ours|\.theirs)?")
 _SETTING = re.compile(r"-(k[0-9x.]+-)?b[0-9]+$")
 
 
@@ -95,9 +97,18 @@ def check_record(directory: Path, verify: bool) -> None:
 
 
 def extend_record(directory: Path, entry: Mapping[str, Any], files: Sequence[Path]) -> None:
-    """A variant's sums cover the new files, and its manifest lists the graph under `derived`."""
+    """A variant's sums cover the new files, and its manifest lists the graph under `derived`. One process at a time."""
     if not (directory / MANIFEST).is_file():
         return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        _extend(directory, entry, files)
+    finally:
+        os.close(handle)
+
+
+def _extend(directory: Path, entry: Mapping[str, Any], files: Sequence[Path]) -> None:
     manifest = read_json(directory / MANIFEST)
     derived = manifest.get("derived")
     manifest["derived"] = {**(derived if isinstance(derived, dict) else {}), str(entry["graph"]): dict(entry)}
@@ -141,7 +152,14 @@ def _read_sums(directory: Path) -> str:
 
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """A hidden file beside `path` that takes its place when the block ends without an error."""
+    """A hidden file beside `path` that takes its place when the block ends without an error.
+
+    Those of killed runs are removed: a variant with them doesn't verify.
+    """
+    for left in path.parent.iterdir():
+        match = _STAGE.fullmatch(left.name)
+        if match and left.is_file() and not alive(int(match[1])):
+            left.unlink(missing_ok=True)
     stage = path.with_name(f".{path.name}.stage-{os.getpid()}")
     try:
         yield stage
