@@ -17,7 +17,7 @@ from export.golden import FILE as GOLDEN
 from export.golden import check_graphs, check_torch, load_golden, record, torch_image, write_golden
 from export.image_probe import ImageProbe, image_probe
 from export.integrity import check_graph_bounds, check_sums
-from export.numpy_run.graphs import checking_graphs
+from export.numpy_run.graphs import check_rounding, checking_graphs
 from export.onnx_run import Graphs
 from export.probe import DECODE, MIN_MARGIN, PROMPT, SEEDS, MarginWatch, TextProbe, text_probe
 from export.static_verify import check_static_text, checking_static, verify_static
@@ -63,6 +63,8 @@ def gate(plan: Plan, directory: Path, onnx: bool, say: Say) -> dict[str, Any]:
         graphs = checking_graphs(directory)
         results["onnx_vs_torch"] = onnx_vs_torch(static, graphs, probe)
         results["onnx_vs_torch"] |= check_graphs(graphs, golden, image, TOLERANCE)
+        if plan.form == "cuda":
+            results["float16_rounding"] = check_rounding(directory, golden["ids"], golden["logits"])
         if graphs.io.get("static"):
             say("static graphs == PyTorch")
             found = verify_static(static, read_checkpoint(directory), directory, golden, probe.seed, TOLERANCE)

@@ -17,7 +17,7 @@ from export.graph.decoder import text_graph
 from export.graph.embedding import embedding_graph
 from export.graph.vision import Tower, vision_graph
 from export.image_probe import ImageProbe, image_probe
-from export.numpy_run.graphs import checking_graphs
+from export.numpy_run.graphs import check_rounding, checking_graphs
 from export.probe import TextProbe
 from export.variant import export_variant
 from export.verify import TOLERANCE, find_probe, onnx_vs_torch, verify_directory
@@ -246,3 +246,19 @@ def test_an_export_is_refused_when_its_graph_is_wrong(molmo: Path, tmp_path: Pat
     monkeypatch.undo()
     export_variant(plan, tmp_path / "v")
     verify_directory(tmp_path / "v", lambda _: None)
+
+
+def test_the_cuda_form_is_also_run_as_its_types_say(made: Made, restored: None) -> None:
+    """In float32 a missing cast and an overflow would stay unseen."""
+    if made.form != "cuda":
+        return
+    ids, logits = made.golden["ids"], made.golden["logits"]
+    assert 0 < check_rounding(made.directory, ids, logits) < 1e-2
+    with pytest.raises(VerificationError, match="float16's range"):
+        check_rounding(made.directory, ids, 1.1 * logits)
+    graph = onnx.load(made.directory / "text.onnx", load_external_data=False)
+    last = [node for node in graph.graph.node if node.op_type == "Cast"][-1]
+    last.attribute[0].i = onnx.TensorProto.FLOAT16
+    (made.directory / "text.onnx").write_bytes(graph.SerializeToString())
+    with pytest.raises(VerificationError, match="logits must be"):
+        check_rounding(made.directory, ids, logits)
