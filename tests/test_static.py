@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 
+from artifacts.nano import data
 from export.blockwise import blockwise_gate
 from export.golden import record
 from export.graph.attention import Static
@@ -24,6 +25,7 @@ from export.static_run import StaticGraphs
 from export.static_verify import StaticImage, check_static_text, checking_static, static_images
 from export.variant import export_variant
 from export.verify import verify_directory
+from importance.samples import read_samples
 from transform.checkpoint import read_checkpoint
 from transform.errors import KnobcastError, KnobError, VerificationError
 from transform.knobs import Knobs
@@ -150,11 +152,10 @@ def test_pictures_of_every_tiling_equal_pytorch(image_variants: dict[str, Path],
 def test_greedy_ids_equal_the_runner_on_a_picture(tmp_path: Path, form: str, keep: tuple[int, ...] | None) -> None:
     export(DEFAULT, tmp_path / "v", Knobs(4, keep, 432, form=form), 640, verify=False)
     runner, graphs = Runner(tmp_path / "v"), StaticGraphs(tmp_path / "v")
-    samples = [json.loads(line) for line in (DEFAULT / "data" / "calibration.jsonl").read_text().splitlines()[:3]]
+    data.write(tmp_path, "calibration", 1)  # a picture, several questions
     answers = set()
-    for sample in samples:
-        picture = DEFAULT / "data" / sample["image"]
-        prompt = runner.prompt(sample["prompt"], picture)
+    for sample in read_samples(tmp_path / "calibration.jsonl")[:3]:
+        prompt = runner.prompt(sample.prompt, str(sample.images[0]))
         ours = list(graphs.generate(prompt.ids, prompt.image, 6))
         assert ours == list(runner.generate(prompt, 6))
         answers.add(tuple(ours))
