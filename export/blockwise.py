@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from export.gate import release_memory
 from export.golden import check_graphs, record, torch_image
 from export.image_probe import image_probe
 from export.integrity import check_graph_bounds
@@ -70,7 +71,9 @@ def blockwise_gate(plan: Plan, directory: Path, onnx: bool, say: Callable[[str],
                 keep_largest(static_graphs, found)
             del block_graphs
         del model
+        release_memory()
         keep_largest(differences, exactly_equal(ours, _source_block(plan, old, new, probe, image)))
+        release_memory()
     results["reload"] = counts
     results["static_vs_dynamic"] = differences
     if onnx:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from export.blockwise import keep_largest, one_block_graphs
+from export.gate import release_memory
 from export.verify import find_probe, onnx_vs_torch, other_k
 from transform.checkpoint import Checkpoint, read_checkpoint
 from transform.depth import drop_blocks
@@ -72,6 +73,7 @@ def measure_pairs(
             except VerificationError as error:
                 raise VerificationError(f"block {block}, k={pair.k}: {error}") from error
         del model
+        release_memory()
     return found
 
 

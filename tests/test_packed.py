@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file, save_file
 
+import transform.load
+import transform.packed
 from tests.full_size import SIZES, released_config, write_sparse_molmoe
 from transform.checkpoint import Checkpoint, read_checkpoint
 from transform.depth import drop_blocks
@@ -168,7 +171,7 @@ def test_loaded_values_equal_those_of_the_source_quantised_at_run_time(
     written = packed(cast(source, dtype), tmp_path / "v", bits)
     expected = dict(fake_quantised(cast(source, dtype), bits))
     assert expected.keys() == {n for n, t in written.tensors.items() if t.pack is not None}
-    assert all(np.array_equal(dequantise(written.tensors[n]), values) for n, values in expected.items())
+    assert all(np.array_equal(dequantise(written.tensors[n]), make()) for n, make in expected.items())
     static, report = load_with_report(tmp_path / "v")
     assert report.clean
     view, _ = load_view(source, "float32" if dtype == "source" else dtype, packed=(bits, 32))
@@ -343,13 +346,43 @@ def test_how_many_rows_are_held_changes_nothing(molmo: Path, tmp_path: Path, mon
 # Refusals
 
 
+@pytest.mark.parametrize("from_source", [False, True])
+def test_quantised_weights_are_loaded_without_holding_all_of_them_twice(
+    molmo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, from_source: bool
+) -> None:
+    """Dequantised or rounded in memory: matrices that became part of the stacked experts are gone before the next."""
+    alive: list[weakref.ref[Any]] = []
+    most = 0
+
+    def watched(make: Callable[..., Any], *given: Any) -> Any:
+        nonlocal most
+        values = make(*given)
+        alive.append(weakref.ref(values))
+        most = max(most, sum(reference() is not None for reference in alive))
+        return values
+
+    source = read_checkpoint(molmo)
+    if from_source:
+        right = transform.packed._fake_quantise
+        monkeypatch.setattr(transform.packed, "_fake_quantise", lambda *given: watched(right, *given))
+        load_view(source, packed=(4, 32))
+    else:
+        view = packed(source, tmp_path / "v", 4)
+        monkeypatch.setattr(transform.load, "dequantise", lambda tensor: watched(dequantise, tensor))
+        load_view(view)
+    matrices = 4 * 2 + 1  # attention and head stay as they are made
+    assert len(alive) == matrices + 4 * 3 * 8
+    assert most <= matrices + 2 * 8
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_refused_by_name(molmo: Path, tmp_path: Path, value: float) -> None:
     source = damaged_source(molmo, tmp_path, "model.transformer.blocks.1.mlp.experts.3.up_proj.weight", value)
     with pytest.raises(CheckpointError, match=r"blocks\.1\.mlp\.experts\.3\.up_proj\.weight: .* NaN or infinity"):
         packed(source, tmp_path / "v", 4)
     with pytest.raises(CheckpointError, match="NaN or infinity"):
-        list(fake_quantised(source, 4))
+        for _, make in fake_quantised(source, 4):
+            make()
 
 
 def damaged_source(molmo: Path, tmp_path: Path, name: str, value: float) -> Checkpoint:

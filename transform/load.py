@@ -5,9 +5,11 @@ Quantised weights are loaded as the float32 values they stand for.
 """
 
 import mmap
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from transform.dtype import cast
 from transform.errors import CheckpointError
 from transform.packed import dequantise, fake_quantised
 
+_TAKE_IN_TURN = "HF_DEACTIVATE_ASYNC_LOAD"  # transformers reads it at every load
 ALIGNMENT = 64  # bytes; torch's own allocations have it
 TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -128,8 +131,8 @@ def load_view(
     tensors = _mapped(view)
     if packed is not None:
         if dtype != "float32":
-            tensors = {name: values.to(getattr(torch, dtype)).float() for name, values in tensors.items()}
-        tensors |= {name: torch.from_numpy(values) for name, values in fake_quantised(cast(view, dtype), *packed)}
+            tensors = {name: _Later(partial(_rounded, values, dtype)) for name, values in tensors.items()}
+        tensors |= {name: _Later(make) for name, make in fake_quantised(cast(view, dtype), *packed)}
         given = "float32"  # another one would round the quantised values
     model, report = _from_tensors(view, tensors, given, {})
     report.insist(str(view.path))
@@ -144,13 +147,27 @@ def _load_packed(directory: Path, dtype: str, kwargs: Mapping[str, Any]) -> tupl
     return align(model).eval(), report
 
 
-def _mapped(view: Checkpoint) -> dict[str, torch.Tensor]:
-    """Every tensor in its file, or dequantised."""
-    tensors = {}
+class _Later:
+    """A tensor computed when the model takes it. transformers asks for `[...]`, as it does of slices of files."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+
+    def __getitem__(self, _: object) -> torch.Tensor:
+        return torch.as_tensor(self._make())
+
+
+def _rounded(values: "torch.Tensor | _Later", dtype: str) -> torch.Tensor:
+    return values[...].to(getattr(torch, dtype)).float()
+
+
+def _mapped(view: Checkpoint) -> dict[str, torch.Tensor | _Later]:
+    """Every tensor in its file, or to be dequantised."""
+    tensors: dict[str, torch.Tensor | _Later] = {}
     maps: dict[Path, mmap.mmap] = {}
     for name, tensor in view.tensors.items():
         if tensor.pack is not None:
-            tensors[name] = torch.from_numpy(dequantise(tensor))
+            tensors[name] = _Later(partial(dequantise, tensor))
             continue
         if tensor.file not in maps:
             with tensor.file.open("rb") as file:
@@ -162,12 +179,12 @@ def _mapped(view: Checkpoint) -> dict[str, torch.Tensor]:
 
 
 def _from_tensors(
-    view: Checkpoint, tensors: dict[str, torch.Tensor], dtype: str, kwargs: Mapping[str, Any]
+    view: Checkpoint, tensors: dict[str, torch.Tensor | _Later], dtype: str, kwargs: Mapping[str, Any]
 ) -> tuple[Any, LoadReport]:
     """The model that a checkpoint's config describes, with these weights, which are floating point by now."""
     kind = model_class(view.config)
     config = {key: value for key, value in view.config.items() if key != "quantization_config"}
-    with building(str(view.path)):
+    with building(str(view.path)), _in_turn():
         model, info = kind.from_pretrained(
             None,
             config=kind.config_class.from_dict(config),
@@ -177,6 +194,21 @@ def _from_tensors(
             **kwargs,
         )
     return model, LoadReport.of(info)
+
+
+@contextmanager
+def _in_turn() -> Iterator[None]:
+    """Inside, transformers takes each tensor when it needs it. Its threads would hold all of a model's before the first
+    is used: at MolmoE-1B's sizes another 3 GB for one block."""
+    before = os.environ.get(_TAKE_IN_TURN)
+    os.environ[_TAKE_IN_TURN] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_TAKE_IN_TURN]
+        else:
+            os.environ[_TAKE_IN_TURN] = before
 
 
 def model_class(config: Mapping[str, Any]) -> Any:

@@ -9,6 +9,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -73,20 +74,23 @@ def _check_same(found: Pack, bits: int, block: int, path: Path) -> None:
         )
 
 
-def fake_quantised(checkpoint: Checkpoint, bits: int, block: int = BLOCK) -> Iterator[tuple[str, Array]]:
-    """(name, float32 values) of all that would be packed of a float checkpoint: what `dequantise` would then give."""
+def fake_quantised(checkpoint: Checkpoint, bits: int, block: int = BLOCK) -> Iterator[tuple[str, Callable[[], Array]]]:
+    """(name, what computes its float32 values) of all that would be packed of a float checkpoint: what `dequantise`
+    would then give. The values of all together take more memory than most callers have."""
     refuse_packed(checkpoint)
     check_format(bits, block)
+    for stack in stacks(checkpoint, block):
+        for name in stack.members:
+            yield name, partial(_fake_quantise, checkpoint.tensors[name], bits, block, _KINDS[stack.scale_dtype])
+
+
+def _fake_quantise(tensor: Tensor, bits: int, block: int, scales_kind: str) -> Array:
+    values = np.empty(tensor.shape, np.float32)
     with ExitStack() as files:
-        sources = _Sources(files, nothing)
-        for stack in stacks(checkpoint, block):
-            for name in stack.members:
-                tensor = checkpoint.tensors[name]
-                values = np.empty(tensor.shape, np.float32)
-                for at, rows in sources.rows(tensor):
-                    codes, scales = pack(rows, bits, block, _KINDS[stack.scale_dtype], name)
-                    values[at : at + len(rows)] = unpack(codes, scales, bits, stack.columns)
-                yield name, values
+        for at, rows in _Sources(files, nothing).rows(tensor):
+            codes, scales = pack(rows, bits, block, scales_kind, tensor.name)
+            values[at : at + len(rows)] = unpack(codes, scales, bits, rows.shape[1])
+    return values
 
 
 def dequantise(tensor: Tensor) -> Array:
