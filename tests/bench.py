@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from tests.bench_family import bars as family_bars
+from tests.bench_full_size import bars as full_size_bars
 from tests.bench_onnx import bars as onnx_bars
 from tests.bench_scoring import bars as scoring_bars
 from tests.full_size import measure_emission, released_config, write_sparse_molmoe
@@ -189,7 +190,7 @@ def main() -> None:
     """Run every bar and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a smaller checkpoint, three runs, docs/ untouched")
-    parser.add_argument("--work", type=Path, help="where the synthetic checkpoints go (about 25 GB)")
+    parser.add_argument("--work", type=Path, help="where the synthetic checkpoints go (about 40 GB)")
     parser.add_argument("--only", nargs="+", default=[], help="these bars; the others keep their figures in docs/")
     options = parser.parse_args()
     width, expert, runs = (512, 128, 3) if options.quick else (2048, 512, RUNS)
@@ -202,6 +203,7 @@ def main() -> None:
         *family_bars(work, runs),
         *([] if options.quick else onnx_bars(work, runs)),
         *scoring_bars(work, runs, options.quick),
+        *([] if options.quick else full_size_bars(work)),
     ]
     unknown = set(options.only) - {name for name, _ in bars}
     if unknown:
