@@ -32,6 +32,7 @@ AUTO_MAP = {
     "AutoProcessor": "processing_molmoe.MolmoEProcessor",
 }
 TRAVELLING_FILES = (
+    "compatibility.py",
     "configuration_molmoe.py",
     "modeling_molmoe.py",
     "pictures.py",
