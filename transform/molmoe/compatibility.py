@@ -41,8 +41,8 @@ def insist_on_arguments(function: Callable[..., Any], names: Iterable[str]) -> N
     lacking = sorted(set(names) - inspect.signature(function).parameters.keys())
     if lacking:
         raise ImportError(
-            f"transformers {transformers.__version__} has no {', '.join(lacking)} in {function.__qualname__}: this code "
-            f"knows {tested_range()}. Install one of these."
+            f"transformers {transformers.__version__} has no {', '.join(lacking)} in {function.__qualname__} and would "
+            f"swallow it: this code knows {tested_range()}. Install one of these."
         )
 
 
