@@ -14,7 +14,8 @@ from transformers import DynamicCache
 from tests.molmo_parity import CASES, model_inputs
 from transform.load import load_model
 from transform.molmoe import compatibility
-from transform.molmoe.compatibility import CACHE, TESTED_TRANSFORMERS
+from transform.molmoe.compatibility import CACHE
+from transform.molmoe.versions import TESTED_TRANSFORMERS
 
 NEW = 6
 PICTURE = next(name for name, record in CASES.items() if record["kind"] != "text")
