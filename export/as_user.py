@@ -70,17 +70,23 @@ def _linked(variant: Checkpoint, place: Path, blocks: int) -> Path:
     return place
 
 
-def _run(place: Path, request: Report, home: Path, threads: dict[str, str]) -> Report:
+def run_process(place: Path, request: Report, home: Path, threads: dict[str, str]) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of a process that looks at the variant in `place`."""
     env = os.environ | threads | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(home / "modules")}
     done = subprocess.run(
         [sys.executable, "-P", str(SCRIPT), str(place)],
         input=json.dumps(request), cwd=home, env=env, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
+    return done.returncode, done.stdout, done.stderr
+
+
+def _run(place: Path, request: Report, home: Path, threads: dict[str, str]) -> Report:
+    code, printed, errors = run_process(place, request, home, threads)
+    if code:
+        lines = errors.strip().splitlines() or [f"it ended with {code}"]
         raise VerificationError(
             "the variant must load and generate in a process without knobcast, as its users do: "
             f"{lines[-1].replace(str(place), 'it')[:400]}. No variant was written."
         )
-    report: Report = json.loads(done.stdout.splitlines()[-1])
+    report: Report = json.loads(printed.splitlines()[-1])
     return report

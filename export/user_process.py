@@ -135,13 +135,8 @@ def measure(ours: tuple[list[list[int]], torch.Tensor], expected: list[torch.Ten
     return {"tokens": tokens, "same_tokens": same, "difference": difference, "largest_value": largest}
 
 
-def main() -> None:
-    """Read the request, print the report."""
-    directory, request = sys.argv[1], json.load(sys.stdin)
-    for name in _HIDDEN:
-        with contextlib.suppress(ModuleNotFoundError):
-            importlib.import_module(name)
-            raise RuntimeError(f"{name} must not be importable here")
+def report_on(directory: str, request: dict[str, Any]) -> dict[str, Any]:
+    """What a request asks for: the tokenizer's round trip, the model's loading, its generations."""
     transformers.utils.logging.disable_progress_bar()
     report: dict[str, Any] = {"transformers": transformers.__version__, "generate": {}}
     tokenizer = processor = None
@@ -156,7 +151,16 @@ def main() -> None:
         model, report["reload"] = load_model(directory, request)
         batch, first = prompts(request, tokenizer, processor)
         report["generate"] = generations(model, batch, first, request["new_tokens"])
-    print(json.dumps(report))
+    return report
+
+
+def main() -> None:
+    """Read the request, print the report."""
+    for name in _HIDDEN:
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(name)
+            raise RuntimeError(f"{name} must not be importable here")
+    print(json.dumps(report_on(sys.argv[1], json.load(sys.stdin))))
 
 
 if __name__ == "__main__":
