@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 
-from export.providers import provider_options
+from export.providers import SESSION_ATTRIBUTES, provider_options
 from export.special_tokens import begin_id, end_ids, image_token_ids
 from export.static import StaticPlan
 from transform.checkpoint import Checkpoint
@@ -61,6 +61,7 @@ def io_spec(
         "max_positions": checkpoint.settings.max_positions,
         "session_options": session_options(form),
         "vision_session_options": dict(SESSION_OPTIONS),
+        "session_attributes": SESSION_ATTRIBUTES,
         "special_ids": ids,
         "graphs": {name: signature(directory / name) for name in FILES if (directory / name).is_file()},
     }

@@ -13,7 +13,7 @@ from typing import Any
 
 from export.graph_facts import FLOAT, Facts, check_ranges, read_facts
 from export.last_row import last_row_model
-from export.providers import CPU, CUDA
+from export.providers import CPU, CUDA, SESSION_ATTRIBUTES
 from transform.errors import KnobcastError, VerificationError
 
 # A provider by name, or with its options, as onnxruntime takes them.
@@ -48,6 +48,8 @@ def open_session(
     session_options = onnxruntime.SessionOptions()
     session_options.log_severity_level = 3
     session_options.intra_op_num_threads = threads
+    for attribute, given in SESSION_ATTRIBUTES["cpu"].items() if named[0][0] == CPU else ():
+        setattr(session_options, attribute, given)
     for key, value in options.items():
         session_options.add_session_config_entry(key, value)
     try:
