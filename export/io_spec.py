@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx
 
+from export.oldest import FORMS
 from export.providers import SESSION_ATTRIBUTES, provider_options
 from export.special_tokens import begin_id, end_ids, image_token_ids
 from export.static import StaticPlan
@@ -55,6 +56,7 @@ def io_spec(
     spec: dict[str, Any] = {
         "schema": 1,
         "form": form,
+        "onnxruntime": f">={FORMS[form]}",
         "model_type": checkpoint.architecture.model_type,
         "layers": checkpoint.settings.layers,
         "top_k": list(checkpoint.settings.top_k),

@@ -77,7 +77,7 @@ def test_derived_graphs(narrow: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"fused": True}, {"tile": True}])
-def test_derived_graphs_of_nameless_ones(tmp_path: Path, options: dict[str, bool]) -> None:
+def test_derived_graphs_of_nameless_ones(tmp_path: Path, options: dict[str, Any]) -> None:
     """Sizes of other blocks are computed by new nodes, fused norms are taken apart and put together."""
     source = load(write_foreign(tmp_path / "foreign.onnx", (2, 2, 2), **options))
     assert not any(names(source.graph.node))
