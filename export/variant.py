@@ -46,6 +46,10 @@ def export_variant(
     if plan.packing and not onnx:
         raise KnobError("quantised weights are read by graphs alone, and --no-onnx leaves them out. Export them too.")
     check_tokenizer(plan.source.path)
+    if onnx and verify:
+        from export.op_checks import check_form
+
+        check_form(plan.form)  # found out again by the gate, after the weights were written
     source = plan.source.path.resolve()
     target = out.resolve()
     if target == source or target in source.parents or source in target.parents:
