@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from importance.ablation import chunks_of
+from importance.blocks import Blocks, ResidentBlocks
+from importance.calling import ScoringError, additive, at_k, call
 from importance.chunks import Chunk
 from importance.configurations import Config
-from importance.engine import Blocks, ResidentBlocks, ScoringError, additive, at_k, call, full_config
+from importance.engine import full_config
 from importance.samples import SamplesError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
