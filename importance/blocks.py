@@ -6,14 +6,18 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from importance.suited import insist_on_suited
 from transform.runtime import find_decoder
 
 
 class Blocks(Protocol):
-    """A decoder in parts. bytes_read: from the checkpoint, so far."""
+    """A decoder in parts. model: the whole, at least without its blocks; agreed: what `self_check.py` has proven of it;
+    bytes_read: from the checkpoint, so far."""
 
+    model: Any
     layers: int
     bytes_read: int
+    agreed: set[str]
 
     def block(self, index: int) -> AbstractContextManager[nn.Module]:
         """A block with its weights, for the length of a `with`."""
@@ -24,15 +28,20 @@ class Blocks(Protocol):
     def rotary(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin for positions [B, S]."""
 
+    def plain(self, hidden: Tensor) -> tuple[Tensor, int]:
+        """The model's own forward on embeddings [1, n, d]: logits [1, n, V], and how many of its first blocks ran."""
+
 
 class ResidentBlocks:
-    """The blocks of a transformers decoder in memory."""
+    """The blocks of a transformers decoder in memory. Raises ScoringError for a model that the engine gets wrong."""
 
     bytes_read = 0
 
     def __init__(self, model: Any) -> None:
+        insist_on_suited(model)
         self.model, self.decoder = model, find_decoder(model)
         self.layers = len(self.decoder.layers)
+        self.agreed: set[str] = set()
 
     def block(self, index: int) -> AbstractContextManager[nn.Module]:
         """The module itself."""
@@ -46,3 +55,7 @@ class ResidentBlocks:
         """The decoder's own."""
         cos, sin = self.decoder.rotary_emb(hidden, positions)
         return cos, sin
+
+    def plain(self, hidden: Tensor) -> tuple[Tensor, int]:
+        """All blocks."""
+        return self.model(inputs_embeds=hidden, use_cache=False).logits, self.layers

@@ -17,6 +17,7 @@ from importance.blocks import Blocks
 from importance.calling import Memory, ScoringError, additive, at_k, call
 from importance.chunks import Chunk
 from importance.configurations import Config
+from importance.self_check import insist_on_agreement
 from transform.runtime import find_decoder, find_routers
 
 TOKENS_PER_CALL = {"cpu": 256, "cuda": 4096}  # beyond, stacking gains nothing: the call is bound by arithmetic
@@ -92,7 +93,10 @@ class Engine:
     @torch.no_grad()
     def run(self, chunks: Iterable[Chunk], configs: Sequence[Config], read: Reader, together: bool = False) -> None:
         """Every configuration on every chunk, one chunk after the other; `together`: side by side, as many as
-        `live_bytes` holds with all their states, so that each block is asked for once for all of them."""
+        `live_bytes` holds with all their states, so that each block is asked for once for all of them.
+
+        Raises ScoringError before anything is read where the engine would not give the model's own logits.
+        """
         self._configs = list(configs)
         for config in self._configs:
             if len(config) != self.blocks.layers or not any(config):
@@ -100,9 +104,11 @@ class Engine:
                     f"a configuration has one number per block, {self.blocks.layers} here, and keeps at least one: "
                     f"got {config}."
                 )
+        ks = {k for config in (self.full, *self._configs) for k in config}
         everything = list(range(len(self._configs)))
         states = (State(i, chunk, chunk.hidden, list(everything)) for i, chunk in enumerate(chunks))
         for frontier in self._passes(states, together):
+            insist_on_agreement(self.blocks, frontier[0].chunk, ks, self.remember)
             self._walk(0, frontier, read, self.live_bytes)
         self.report.bytes_read = self.blocks.bytes_read
 

@@ -20,6 +20,7 @@ from importance.chunks import Chunk
 from importance.configurations import Config
 from importance.engine import full_config
 from importance.samples import SamplesError
+from importance.self_check import insist_on_agreement
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits [T, V], ids [T]) -> scalar: the loss of one answer."""
@@ -44,6 +45,7 @@ def taylor(
     values: list[list[float]] = [[] for _ in range(blocks.layers)]
     counts = []
     for chunk in chunks:
+        insist_on_agreement(blocks, chunk, full, remember=False)
         counts.append(len(chunk.samples))
         with torch.enable_grad():
             streams = [chunk.hidden.detach().clone().requires_grad_()]
