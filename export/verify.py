@@ -27,6 +27,7 @@ from export.tolerance import LEAST_SCALE, scale_of
 from transform.checkpoint import Checkpoint, read_checkpoint, read_json
 from transform.errors import VerificationError
 from transform.load import align, load_model, load_view, load_with_report
+from transform.molmoe.compatibility import CACHE
 from transform.plan import Plan, form_of
 from transform.runtime import BlockMaskWrapper, moe_top_k, set_moe_top_k
 
@@ -125,15 +126,15 @@ def find_probe(model: Any, checkpoint: Checkpoint) -> TextProbe:
 def run_text(model: Any, probe: TextProbe) -> dict[str, torch.Tensor]:
     """Logits of the three ways a decoder is used: prefill, decode with a cache, a padded batch."""
     prefill = model(input_ids=probe.ids[:, :PROMPT], use_cache=True)
-    cache, steps = prefill.past_key_values, []
+    cache, steps = prefill[CACHE], []
     for at in range(PROMPT, PROMPT + DECODE):
         step = model(
             input_ids=probe.ids[:, at : at + 1],
             attention_mask=torch.ones(1, at + 1, dtype=torch.int64),
-            past_key_values=cache,
             use_cache=True,
+            **{CACHE: cache},
         )
-        cache = step.past_key_values
+        cache = step[CACHE]
         steps.append(step.logits)
     padded = model(input_ids=probe.batch, attention_mask=probe.mask).logits
     return {
