@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from transform.molmoe.versions import TESTED_TRANSFORMERS
+from transform.ownership import MANIFEST, SCHEMA, visible_files
 from transform.plan import Plan
-from transform.stage import MANIFEST
 from transform.write import write_json
 
-SCHEMA = 1
 _TOOLS = ("knobcast", "torch", "transformers", "safetensors", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy")
 
 
@@ -28,12 +27,16 @@ def tool_versions() -> dict[str, str]:
 
 
 def write_manifest(directory: Path, plan: Plan, verification: dict[str, Any] | str, sums: str) -> dict[str, Any]:
-    """Write the manifest, the last file of a variant; `sums` is the digest of SHA256SUMS."""
+    """Write the manifest, the last file of a variant; `sums` is the digest of SHA256SUMS, or "not computed".
+
+    What no sums name, the manifest does: --force replaces a directory only where every file is known.
+    """
+    names = {"names": visible_files(directory)} if sums == "not computed" else {}
     manifest = {
         "schema": SCHEMA,
         **plan.as_dict(),
         "verification": verification,
-        "files": {"sha256sums": sums},
+        "files": {"sha256sums": sums, **names},
         "tools": tool_versions(),
         "tested": {"transformers": list(TESTED_TRANSFORMERS)},
     }

@@ -10,7 +10,8 @@ from export.onnx_run import Graphs, member_graph
 from export.session import RunError
 from transform.checkpoint import Checkpoint, read_checkpoint
 from transform.errors import KnobError, WriteError
-from transform.stage import MANIFEST, check_target, staged, sync_tree
+from transform.ownership import MANIFEST, visible_files
+from transform.stage import check_target, staged
 from transform.write import write_json
 
 GRAPHS = ("vision", "embedding", "text")
@@ -81,8 +82,6 @@ def write_layout(
             for way, count in write_move(moved, stage, progress).items():
                 ways[way] = ways.get(way, 0) + count
         RUNTIMES[layout.runtime].write_files(layout, stage)
-        write_json(stage / MANIFEST, layout.as_dict())
-        for path in stage.rglob("*"):
-            if path.is_dir():
-                sync_tree(path)  # staging itself looks at its first level
-    return {**layout.as_dict(), "ways": ways}
+        manifest = {**layout.as_dict(), "files": {"names": visible_files(stage)}}
+        write_json(stage / MANIFEST, manifest)
+    return {**manifest, "ways": ways}
