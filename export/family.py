@@ -12,7 +12,7 @@ from typing import Any
 
 from export.gate import quiet_transformers
 from export.grid import parse_grid
-from export.integrity import check_graph_bounds, sha256_file
+from export.integrity import check_graph_bounds, sha256_file, unreplaced
 from export.machine import fits, fitting_threads
 from export.variant import Progress, Say, export_variant
 from importance.choose import choose_blocks, find_scores
@@ -197,6 +197,11 @@ def _extend_card(stage: Path, entries: Sequence[Record]) -> None:
 
 def verify_family(directory: Path, say: Say) -> Record:
     """Check a family: as the variant it is, then every member against the directory's own weights in PyTorch."""
+    with unreplaced(directory):
+        return _verify_family(directory, say)
+
+
+def _verify_family(directory: Path, say: Say) -> Record:
     from export.verify import verify_directory
     from transform.load import align, load_model
 

@@ -7,15 +7,19 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transform.checkpoint import read_json
 from transform.errors import VerificationError
-from transform.stage import MANIFEST, kind_of
+from transform.ownership import MANIFEST, PENDING, is_ignored, visible_files
+from transform.ownership import SUMS as SUMS
+from transform.stage import kind_of
 
-SUMS = "SHA256SUMS"
 _CHUNK = 4 << 20
+_TRIES = 5  # of a directory that `derive` adds to while it is read
+_PLAIN = r"[A-Za-z0-9_][A-Za-z0-9_.\-]*"
 
 
 def sha256_file(path: Path, progress: Callable[[int], None] | None = None) -> str:
@@ -31,42 +35,114 @@ def sha256_file(path: Path, progress: Callable[[int], None] | None = None) -> st
 
 def write_sums(directory: Path, progress: Callable[[int], None] | None = None) -> str:
     """Write SHA256SUMS over every file but itself and the manifest (`sha256sum -c` reads it); returns its digest."""
-    names = sorted(p.name for p in directory.iterdir() if p.is_file() and p.name not in (SUMS, MANIFEST))
+    names = [name for name in visible_files(directory) if name not in (SUMS, MANIFEST)]
     lines = [f"{sha256_file(directory / name, progress)}  {name}\n" for name in names]
     (directory / SUMS).write_text("".join(lines), "utf-8")
     return sha256_file(directory / SUMS)
 
 
 def check_sums(directory: Path, progress: Callable[[int], None] | None = None) -> int:
-    """Compare every file with SHA256SUMS and that with the manifest; returns the number of files."""
-    files = read_json(directory / MANIFEST).get("files")
+    """Compare every file with SHA256SUMS and that with the manifest; returns the number of files.
+
+    Links are followed: the bytes count. Files that `derive` is adding meanwhile, or was when it was killed, are those
+    the manifest announces.
+    """
+    for _ in range(_TRIES):
+        before = read_json(directory / MANIFEST)
+        try:
+            return _check_sums(directory, before, progress)
+        except VerificationError:
+            if read_json(directory / MANIFEST) == before:
+                raise
+    raise VerificationError(f"{directory} was changed {_TRIES} times while it was read. Verify it again.")
+
+
+def _check_sums(directory: Path, manifest: dict[str, Any], progress: Callable[[int], None] | None) -> int:
+    files = manifest.get("files")
     recorded = files.get("sha256sums") if isinstance(files, dict) else None
     if recorded == "not computed":
         raise VerificationError(f"{directory} was exported with --no-verify: nothing was recorded. Export it verified.")
-    try:
-        text = (directory / SUMS).read_text("utf-8")
-    except OSError as error:
-        raise VerificationError(f"{SUMS}: cannot be read ({error.strerror}). Export the variant again.") from error
-    if recorded != hashlib.sha256(text.encode()).hexdigest():
+    digest, listed = read_sums(directory)
+    announced, added = pending_of(manifest)
+    if digest not in (recorded, announced):
         raise VerificationError(f"{SUMS} must have the digest in {MANIFEST}, it was changed. Export the variant again.")
-    listed = {}
-    for line in text.splitlines():
-        match = re.fullmatch(r"([0-9a-f]{64})  ([A-Za-z0-9_][A-Za-z0-9_.\-]*)", line)
-        if match is None:
-            raise VerificationError(f"{SUMS}: not a line of sums and plain file names: {line[:80]!r}.")
-        listed[match[2]] = match[1]
-    # .py files import each other, so Python may have left its cache beside them: that is no file of the variant
-    present = {p.name for p in directory.iterdir() if p.name not in (SUMS, MANIFEST, "__pycache__")}
-    if present != listed.keys():
-        odd = sorted(present ^ listed.keys())
+    present = {name for name in visible_files(directory) if name not in (SUMS, MANIFEST)}
+    if missing := sorted(listed.keys() - present):
         raise VerificationError(
-            f"the variant must hold the {len(listed)} files of {SUMS}; missing or extra: {', '.join(odd[:5])}. "
+            f"the variant must hold the {len(listed)} files of {SUMS}; missing: {', '.join(missing[:5])}. "
             "Export the variant again."
         )
-    for name, digest in listed.items():
-        if sha256_file(directory / name, progress) != digest:
+    if extra := sorted(present - listed.keys() - added.keys()):
+        raise VerificationError(
+            f"the variant must hold the {len(listed)} files of {SUMS} and no others; extra: {', '.join(extra[:5])}. "
+            "Remove them."
+        )
+    for name in sorted(present):
+        path = directory / name
+        if not path.is_file():
+            raise VerificationError(f"{name} must be a file, or a link to one. Export the variant again.")
+        try:
+            found = sha256_file(path, progress)
+        except OSError as error:
+            raise VerificationError(f"{name}: cannot be read ({error.strerror}). Export the variant again.") from error
+        if found not in (listed.get(name), added.get(name)):
             raise VerificationError(f"{name} must have the digest in {SUMS}, it was changed. Export the variant again.")
     return len(listed)
+
+
+def read_sums(directory: Path) -> tuple[str, dict[str, str]]:
+    """(digest of SHA256SUMS, file name -> its sum); raises VerificationError for what can't be sums."""
+    try:
+        data = (directory / SUMS).read_bytes()
+        text = data.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise VerificationError(f"{SUMS}: cannot be read ({reason}). Export the variant again.") from error
+    listed = {}
+    for line in text.splitlines():
+        match = re.fullmatch(rf"([0-9a-f]{{64}})  ({_PLAIN}(?:/{_PLAIN})*)", line)
+        if match is None:
+            raise VerificationError(
+                f"{SUMS}: must hold lines of sums and plain file names, got {line[:80]!r}. Export the variant again."
+            )
+        listed[match[2]] = match[1]
+    return hashlib.sha256(data).hexdigest(), listed
+
+
+def pending_of(manifest: dict[str, Any]) -> tuple[str | None, dict[str, str]]:
+    """(digest that SHA256SUMS will have, file name -> sum) of what `derive` is adding; none: (None, {})."""
+    pending = manifest.get(PENDING)
+    if not isinstance(pending, dict) or not isinstance(pending.get("added"), dict):
+        return None, {}
+    digest = pending.get("sha256sums")
+    added = {str(name): str(value) for name, value in pending["added"].items()}
+    return (digest if isinstance(digest, str) else None), added
+
+
+@contextmanager
+def unreplaced(directory: Path) -> Iterator[None]:
+    """A check of a directory that another run replaced meanwhile has checked neither, and says so."""
+    before = _identity(directory)
+    try:
+        yield
+    except Exception as error:
+        if _identity(directory) != before:
+            raise _replaced(directory) from error
+        raise
+    if _identity(directory) != before:
+        raise _replaced(directory)
+
+
+def _identity(directory: Path) -> tuple[int, int] | None:
+    try:
+        found = directory.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _replaced(directory: Path) -> VerificationError:
+    return VerificationError(f"{directory} was replaced by another run while it was verified. Verify it again.")
 
 
 def check_before_torch(directory: Path) -> None:
@@ -93,7 +169,7 @@ def external_tensors(graph: Any) -> Iterator[Any]:
 
 
 def check_graph_bounds(directory: Path) -> dict[str, int]:
-    """Check that every range a graph points to lies inside a plain file of the directory and has the tensor's size.
+    """Check that every range a graph points to lies inside a file of the directory and has the tensor's size.
 
     Returns {graph file: number of ranges}.
     """
@@ -106,7 +182,7 @@ def check_graph_bounds(directory: Path) -> dict[str, int]:
         onnx.TensorProto.UINT8: 8,
     }
     counts = {}
-    for path in sorted(directory.glob("*.onnx")):
+    for path in sorted(path for path in directory.glob("*.onnx") if not is_ignored(path.name)):
         model = onnx.load(path, load_external_data=False)
         count = 0
         for tensor in external_tensors(model.graph):
@@ -114,9 +190,10 @@ def check_graph_bounds(directory: Path) -> dict[str, int]:
             location, offset, length = entry["location"], int(entry["offset"]), int(entry["length"])
             target = directory / location
             wanted = math.prod(tensor.dims) * item_bits[tensor.data_type] // 8
-            if "/" in location or target.is_symlink() or not target.is_file():
+            if "/" in location or not target.is_file():
                 raise VerificationError(
-                    f"{path.name}: {tensor.name} must lie in a plain file of the variant, its location is {location!r}."
+                    f"{path.name}: {tensor.name} must lie in a file of the variant, its location is {location!r}. "
+                    "Export the variant again."
                 )
             size = target.stat().st_size
             if length != wanted or offset < 0 or offset + length > size:

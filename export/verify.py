@@ -17,7 +17,7 @@ from export.gate import quiet_transformers
 from export.golden import FILE as GOLDEN
 from export.golden import check_graphs, check_torch, load_golden, record, torch_image, write_golden
 from export.image_probe import ImageProbe, image_probe
-from export.integrity import check_graph_bounds, check_sums
+from export.integrity import check_graph_bounds, check_sums, unreplaced
 from export.machine import fitting_threads
 from export.numpy_run.graphs import check_rounding, checking_graphs
 from export.onnx_run import Graphs
@@ -216,7 +216,12 @@ def check_close(pairs: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str
 
 
 def verify_directory(directory: Path, say: Say) -> dict[str, Any]:
-    """Check a variant on its own: sums, bounds, reload, golden outputs in PyTorch and through the graphs."""
+    """Check a variant on its own: sums, facts, bounds, reload, golden outputs in PyTorch and through the graphs."""
+    with unreplaced(directory):
+        return _verify_directory(directory, say)
+
+
+def _verify_directory(directory: Path, say: Say) -> dict[str, Any]:
     say("sums")
     manifest = read_json(directory / "manifest.json")
     results: dict[str, Any] = {"files": check_sums(directory)}

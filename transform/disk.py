@@ -6,13 +6,13 @@ from pathlib import Path
 from transform.errors import WriteError
 
 
-def full_disk(folder: Path, nbytes: int, what: str, out: str = "Free space or choose another --out.") -> WriteError:
-    """The error for a folder without room for `nbytes`; `what` they are: "of it were written", "are needed"."""
+def full_disk(path: Path, nbytes: int, what: str, out: str = "Free space or choose another --out.") -> WriteError:
+    """The error for a file or folder without room for `nbytes`; `what` they are: "of it were written", "are needed"."""
     try:
-        free = f"{shutil.disk_usage(folder).free:,}"
+        free = f"{shutil.disk_usage(path if path.is_dir() else path.parent).free:,}"
     except OSError:
         free = "an unknown number"
-    return WriteError(f"{folder}: the disk is full: {nbytes:,} bytes {what}, {free} are free; nothing was kept. {out}")
+    return WriteError(f"{path}: the disk is full: {nbytes:,} bytes {what}, {free} are free; nothing was kept. {out}")
 
 
 def size_of(directory: Path) -> int:

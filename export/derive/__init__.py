@@ -7,6 +7,7 @@ exporting again is as quick and says more; this is for graphs whose checkpoint i
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +34,8 @@ def derive(
     that the graph can't have, CheckpointError for a graph whose parts can't be told, WriteError for an impossible
     target, VerificationError for a result that isn't right.
     """
-    from export.derive.place import (
-        appearing,
-        check_out,
-        check_record,
-        default_out,
-        extend_record,
-        is_recorded,
-        overlay_for,
-        setting_name,
-    )
+    from export.derive.place import check_out, default_out, overlay_for, setting_name
+    from export.derive.record import check_record, is_recorded, publish, refusing, staging
     from export.derive.surgery import operate
     from export.integrity import sha256_file
     from transform.write import write_json
@@ -66,12 +59,13 @@ def derive(
     if dry_run:
         return {**record, "out": str(target)}
     _mark(surgery.model, record)
-    written = [target] if overlay is None else [target, overlay]
     from export.derive.check import check_derived, check_ranges, is_proven  # onnxruntime: only for settings that can be
 
-    with appearing(directory / target.name) as stage:
-        stage.write_bytes(surgery.model.SerializeToString(deterministic=True))
-        record |= {"bytes": stage.stat().st_size, "sha256": sha256_file(stage)}
+    with staging(directory / target.name) as stage, ExitStack() as also:
+        data = surgery.model.SerializeToString(deterministic=True)
+        with refusing(directory / target.name, len(data)):
+            stage.write_bytes(data)
+        record |= {"bytes": len(data), "sha256": sha256_file(stage)}
         if verify:
             say("verify")
             record["verification"] = check_derived(graph.resolve(), stage, surgery)
@@ -84,12 +78,14 @@ def derive(
         else:
             check_ranges(surgery.model, directory)
             record["verification"] = "skipped"
+        files = {}
         if overlay is not None:
-            with appearing(overlay) as text:
+            files[overlay] = also.enter_context(staging(overlay))
+            with refusing(overlay, len(data)):
                 changed = {"filename": target.name, "num_hidden_layers": len(surgery.keep)}
-                write_json(text, {"model": {"decoder": changed}})
+                write_json(files[overlay], {"model": {"decoder": changed}})
             record["overlay"] = overlay.name
-    extend_record(directory, record, written)
+        publish(directory, record, {**files, directory / target.name: stage})
     return {**record, "out": str(target)}
 
 
