@@ -1,5 +1,6 @@
 """Passes and writer: the right bytes under the right names, whole or not at all."""
 
+import errno
 import hashlib
 import json
 import os
@@ -7,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes
@@ -143,18 +145,71 @@ def test_every_way_of_copying_gives_the_same_bytes(tmp_path: Path, ways: str) ->
     assert (tmp_path / "b").read_bytes()[11:] == data[5:2_999_995]
 
 
-def test_a_way_the_file_system_lacks_falls_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unsupported(*_: object) -> int:
-        raise OSError(95, "not supported")
+REFUSALS = (
+    errno.EIO, errno.EOVERFLOW, errno.EAGAIN, errno.EACCES, errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOSYS,
+    errno.EPERM, errno.ETXTBSY, errno.EBADF, errno.ENOMEM, errno.ESTALE, 0,
+)  # fmt: skip
 
-    monkeypatch.setattr("transform.copying.os.copy_file_range", unsupported)
-    (tmp_path / "a").write_bytes(b"x" * 100_000)
+
+@pytest.mark.parametrize("ways", [("copy_file_range",), ("copy_file_range", "sendfile")])
+@pytest.mark.parametrize("number", REFUSALS)
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_way_that_fails_falls_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ways: tuple[str, ...], number: int, at_once: bool
+) -> None:
+    """At the first call or after some bytes, by an error or (0) by bytes that don't come."""
+    for way in ways:
+        monkeypatch.setattr(os, way, failing(getattr(os, way), number, after=0 if at_once else 1))
+    data = os.urandom(100_000)
+    (tmp_path / "a").write_bytes(data)
+    monkeypatch.setattr("transform.copying._CHUNK", 40_000)
     with (tmp_path / "a").open("rb") as a, (tmp_path / "b").open("w+b") as b:
         copier = RangeCopier(a.fileno(), b.fileno(), lambda _: None)
         copier._reflink = False
         copier.copy(0, 0, 100_000)
-        assert "copy_file_range" not in copier.ways
+        assert sum(copier.ways.values()) == 100_000
+        assert at_once != any(way in copier.ways for way in ways)
+    assert (tmp_path / "b").read_bytes() == data
+
+
+def failing(call: Callable[..., int], number: int, after: int) -> Callable[..., int]:
+    calls = iter(range(100))
+
+    def failed(*args: object) -> int:
+        if next(calls) < after:
+            return call(*args)
+        if number:
+            raise OSError(number, os.strerror(number))
+        return 0
+
+    return failed
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_lack_of_space_is_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    monkeypatch.setattr(os, "copy_file_range", failing(lambda: 0, number, after=0))
+    (tmp_path / "a").write_bytes(b"x" * 100_000)
+    with (tmp_path / "a").open("rb") as a, (tmp_path / "b").open("w+b") as b:
+        copier = RangeCopier(a.fileno(), b.fileno(), lambda _: None)
+        copier._reflink = False
+        with pytest.raises(OSError, match=os.strerror(number)):
+            copier.copy(0, 0, 100_000)
+
+
+def test_a_clone_that_fails_falls_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transform.copying.fcntl.ioctl", failing(lambda: 0, errno.EIO, after=0))
+    (tmp_path / "a").write_bytes(b"x" * 100_000)
+    with (tmp_path / "a").open("rb") as a, (tmp_path / "b").open("w+b") as b:
+        RangeCopier(a.fileno(), b.fileno(), lambda _: None).copy(0, 0, 100_000)
     assert (tmp_path / "b").read_bytes() == b"x" * 100_000
+
+
+def test_a_source_that_really_ends_early_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 1000)
+    with (tmp_path / "a").open("rb") as a, (tmp_path / "b").open("w+b") as b:
+        copier = RangeCopier(a.fileno(), b.fileno(), lambda _: None)
+        with pytest.raises(CheckpointError, match="ended 500 bytes early"):
+            copier.copy(0, 0, 1500)
 
 
 def test_a_failed_run_leaves_nothing(tmp_path: Path) -> None:
@@ -223,6 +278,26 @@ def test_a_full_disk_is_said_before_anything_is_written(
     with pytest.raises(WriteError, match="1,000 are free"):
         write(drop_blocks(read_checkpoint(molmo), (0, 3)), tmp_path / "v")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_casts_need_space_where_blocks_are_shared(
+    olmoe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """Their bytes are new; a source's own can be shared, by each file that lies on the same file system."""
+    monkeypatch.setattr("transform.write.shutil.disk_usage", lambda _: type("usage", (), {"free": 1000}))
+    planned = cast(drop_blocks(read_checkpoint(olmoe), (0, 3)), dtype)
+    files = {tensor.file for tensor in planned.tensors.values()}
+    assert len(files) > 1
+    monkeypatch.setattr("transform.write.can_reflink", lambda *_: True)
+    if dtype == "float32":
+        write(planned, tmp_path / "shared")
+        first, *others = dict.fromkeys(tensor.file for tensor in planned.tensors.values())
+        last = max(others, key=lambda file: file.stat().st_size)
+        monkeypatch.setattr("transform.write._shares_blocks", lambda source, _: source != last)
+    with pytest.raises(WriteError, match="1,000 are free"):
+        write(planned, tmp_path / "v")
+    assert not (tmp_path / "v").exists()
 
 
 def test_the_same_input_gives_the_same_bytes(olmoe: Path, tmp_path: Path) -> None:

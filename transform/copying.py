@@ -1,7 +1,8 @@
 """Move byte ranges between files by the cheapest way the file systems offer.
 
 Reflink (FICLONERANGE: no bytes move) -> copy_file_range -> sendfile -> read and write. What a pair of files does
-not support is found out once, by trying, and the next way is taken.
+not support is found out once, by trying, and the next way is taken. File systems say so in many ways (EIO, EOVERFLOW,
+EACCES, or 0 bytes as at the end of a file), so only a lack of space is believed, and read and write have the last word.
 """
 
 import errno
@@ -16,9 +17,7 @@ from transform.errors import CheckpointError
 _FICLONERANGE = 0x4020940D
 _CHUNK = 64 << 20  # progress granularity; also far below the kernel's 2 GiB limit per call
 _BUFFER = 8 << 20
-_UNSUPPORTED = {
-    errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM, errno.ETXTBSY, errno.EBADF,
-}  # fmt: skip
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class RangeCopier:
@@ -58,7 +57,7 @@ class RangeCopier:
         try:
             fcntl.ioctl(self.target, _FICLONERANGE, struct.pack("qQQQ", self.source, start, count, at))
         except OSError as error:
-            if error.errno not in _UNSUPPORTED:
+            if error.errno in _NO_SPACE:
                 raise
             self._reflink = False
             return False
@@ -70,8 +69,10 @@ class RangeCopier:
             try:
                 moved = step(start, at, min(count, _CHUNK))
             except OSError as error:
-                if error.errno not in _UNSUPPORTED or len(self._ladder) == 1:
+                if error.errno in _NO_SPACE or len(self._ladder) == 1:
                     raise
+                moved = 0
+            if moved == 0 and len(self._ladder) > 1:
                 del self._ladder[0]
                 continue
             if moved == 0:

@@ -120,9 +120,12 @@ def refuse_packed(checkpoint: Checkpoint) -> None:
 
 
 def _check_space(shards: Sequence[Shard], directory: Path) -> None:
-    needed = sum(written_bytes(t) for shard in shards for t in shard.tensors)
-    if not _shares_blocks(shards[0].tensors[0].file, directory):
-        insist_on_space(needed, directory)
+    """Bytes that aren't a source's own, or can't be shared with it, must fit."""
+    tensors = [tensor for shard in shards for tensor in shard.tensors]
+    kept = {tensor.file for tensor in tensors if tensor.dtype == tensor.stored}
+    shared = {file for file in kept if _shares_blocks(file, directory)}
+    moving = (tensor for tensor in tensors if tensor.dtype != tensor.stored or tensor.file not in shared)
+    insist_on_space(sum(map(written_bytes, moving)), directory)
 
 
 def insist_on_space(needed: int, directory: Path) -> None:
