@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from export.machine import SMALL
@@ -19,6 +18,7 @@ from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
 from transform.errors import VerificationError
 from transform.plan import parameters
+from transform.scratch import scratch
 from transform.write import write_json
 
 SCRIPT = Path(__file__).with_name("user_process.py")
@@ -42,10 +42,10 @@ def check_as_user(variant: Checkpoint, blocks: int | None = None) -> Report:
         "tokenizer": (variant.path / "tokenizer.json").is_file(),
         "model": not any(tensor.pack for tensor in variant.tensors.values()),
     }
-    with TemporaryDirectory(prefix="knobcast-user-") as home:
-        place = _linked(variant, Path(home) / "variant", blocks)
+    with scratch("user") as home:
+        place = _linked(variant, home / "variant", blocks)
         threads = {"OMP_NUM_THREADS": "1"} if parameters(variant) < SMALL else {}
-        report = _run(place, request, Path(home), threads)
+        report = _run(place, request, home, threads)
     for name, found in report["generate"].items():
         scale = max(LEAST_SCALE, found["largest_value"])
         if not (found["same_tokens"] and found["difference"] <= TOLERANCE * scale):

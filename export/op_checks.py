@@ -6,9 +6,7 @@ one fails. No torch, and less than half a second.
 """
 
 import ctypes
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +34,7 @@ from transform.checkpoint import Checkpoint, Tensor
 from transform.errors import VerificationError
 from transform.knobs import PACKED_BITS
 from transform.packed_layout import BLOCK
+from transform.scratch import scratch
 
 FLOAT32_LIMIT = 1e-5  # as in the gate
 FLOAT16_LIMIT = 5e-3
@@ -88,10 +87,10 @@ def check_form(form: str) -> None:
 
 def run_checks(form: str, settings: Settings, provider: str = CPU) -> Iterator[Check]:
     """Measure the checks of a form one by one, judging none; raises VerificationError for what can't run at all."""
-    with tempfile.TemporaryDirectory(prefix="knobcast-operators-") as directory:
+    with scratch("operators") as directory:
         # whether weights are repacked at load decides which kernels run: codes must be right both ways
         options = [session_options(form)] + ([SESSION_OPTIONS] if form in PACKED_BITS else [])
-        rig = Rig(Path(directory), CPU if provider == CPU else [provider, cuda_options(static=False)], options)
+        rig = Rig(directory, CPU if provider == CPU else [provider, cuda_options(static=False)], options)
         yield from _views(rig, form)
         yield from _norms(rig, settings, form)
         for k in sorted(set(settings.top_k)):
@@ -125,8 +124,8 @@ def check_cpu_moe(settings: Settings, rows: int | str = "n") -> Check:
     Until 1.31 it is silently wrong there: its result is written over its input while that is still read.
     """
     k = settings.top_k[0]
-    with tempfile.TemporaryDirectory(prefix="knobcast-operators-") as directory:
-        rig = Rig(Path(directory))
+    with scratch("operators") as directory:
+        rig = Rig(directory)
         block = make_block(rig, settings, k)
         gate, up, down = block.experts
         both = np.stack((gate, up), axis=2).reshape(len(gate), -1, WIDTH)

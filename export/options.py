@@ -1,11 +1,16 @@
 """Options that several commands share, and where their output goes. Nothing here imports torch."""
 
 import json
+import os
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+
+from transform.errors import WriteError
 
 stderr = Console(stderr=True, highlight=False)
 
@@ -44,5 +49,15 @@ TASKS = "exact_match, vqa_score, multiple_choice, anls, relaxed_accuracy or toke
 
 
 def print_json(value: object) -> None:
-    """One object on stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    """One object on stdout; raises WriteError where nothing takes it."""
+    try:
+        print(json.dumps(value, indent=2, ensure_ascii=False), flush=True)
+    except BrokenPipeError:
+        raise  # typer ends quietly
+    except OSError as error:
+        with suppress(OSError, ValueError):  # or the interpreter tries again at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise WriteError(
+            f"stdout must take the JSON object: {error.strerror or error}. What the command wrote elsewhere is "
+            "complete; send stdout to another place."
+        ) from error

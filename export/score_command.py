@@ -5,7 +5,6 @@ right.
 """
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +17,8 @@ from rich.console import Console
 
 from export.options import TASKS, Annotations, Images, Json, Limit, MaxNewTokens, Model, Tokens, print_json, stderr
 from export.score_files import merge_files, score_blocks, search_sets, share_experts, show_result
+from importance.atomic import sweep_staged
+from importance.store import job_folder
 from transform.errors import KnobError, WriteError
 
 if TYPE_CHECKING:
@@ -116,6 +117,8 @@ def score(
         raise KnobError(f"--validate and --plot are for scores of blocks, {given[0]} makes none. Leave them out.")
     name = "scores.json" if search is None and mean_k is None else "sets.json" if search else "widths.json"
     target = (out or checkpoint.path / name).resolve()
+    if not dry_run:
+        sweep_staged(target.parent, target.name)
     if target.exists() and not force and not dry_run:
         raise WriteError(f"{target} exists; pass --force or choose another --out.")
     _check_outputs(target, plot)
@@ -177,7 +180,11 @@ def score(
         return
     store = jobs or target.with_name(f"{target.name}.jobs")
     total = len(setting.samples) * cost["passes"] + (0 if other is None else len(other.samples))
-    with _kept(store), _scorer(setting, store, executor, workers, total) as scorer:
+    with (
+        job_folder(store, jobs is not None, lambda: not force and target.exists()),
+        _kept(store),
+        _scorer(setting, store, executor, workers, total) as scorer,
+    ):
         if search is not None:
             options = {"protected": _protected(protect), "nested": nested, "width": width}
             result = search_sets(scorer, search, most, options, target, force)
@@ -185,8 +192,6 @@ def score(
             result = share_experts(scorer, mean_k, tried, target, force)
         else:
             result = score_blocks(scorer, other, target, force, plot)
-    if jobs is None:
-        shutil.rmtree(store, ignore_errors=True)
     if as_json:
         print_json({**result, "engine": scorer.report, "out": str(target)})
     else:

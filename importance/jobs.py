@@ -22,14 +22,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from importance.atomic import SUFFIX, write_atomically
+from importance.atomic import SUFFIX, sweep_staged, write_atomically
 from transform.errors import KnobcastError, WriteError
 
 Object = dict[str, Any]
 ARRAY = 1000  # submissions at once where the executor has `batch`: the usual limit of a Slurm job array
 POLL_SECONDS = 1.0  # between looks at results that can't be waited for
 REASON = 400  # characters of the first reason in the message; `failed` has all of them whole
-STALE_SECONDS = 86_400  # a temporary file this old belongs to no running job
+STALE_SECONDS = 86_400  # another machine's temporary file this old belongs to no running job
 
 
 class JobsError(KnobcastError):
@@ -216,6 +216,7 @@ def _folder(store: Path) -> Path:
     folder = Path(store).absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        sweep_staged(folder)
         for path in folder.glob(f".*{SUFFIX}"):
             with suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > STALE_SECONDS:
@@ -254,7 +255,7 @@ def _load(folder: Path, text: str) -> Object | None:
 
 def _keep(folder: Path, text: str, result: Object) -> None:
     content = {"spec": json.loads(text), "sha256": _digest(_canonical(result, "")), "result": result}
-    write_atomically(folder / f"{_digest(text)}.json", json.dumps(content) + "\n", force=True)
+    write_atomically(folder / f"{_digest(text)}.json", json.dumps(content) + "\n", force=True, sweep=False)
 
 
 def _keep_once(folder: Path, text: str, result: Object) -> None:

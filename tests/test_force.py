@@ -152,7 +152,7 @@ class Killed(BaseException):
 @pytest.fixture
 def no_swap(monkeypatch: pytest.MonkeyPatch) -> None:
     """A system without renameat2."""
-    monkeypatch.setattr(stage.ctypes, "CDLL", lambda *_, **__: object())
+    monkeypatch.setattr("transform.stage.ctypes.CDLL", lambda *_, **__: object())
 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, nth: int) -> None:
@@ -165,7 +165,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, nth: int) -> None:
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", counted)
-    monkeypatch.setattr(stage.shutil, "rmtree", lambda *_, **__: None)
+    monkeypatch.setattr("transform.stage.shutil.rmtree", lambda *_, **__: None)
     monkeypatch.setattr(stage, "alive", lambda _: False)
 
 

@@ -14,6 +14,7 @@ from export.derive import derive, record
 from export.integrity import check_graph_bounds, check_sums, unreplaced, write_sums
 from export.variant import export_variant
 from export.verify import verify_directory
+from transform import stage
 from transform.checkpoint import read_checkpoint
 from transform.errors import KnobcastError, VerificationError, WriteError
 from transform.knobs import Knobs
@@ -47,7 +48,7 @@ class Killed(BaseException):
 
 def kill_derive(monkeypatch: pytest.MonkeyPatch, graph: Path, nth: int, **options: Any) -> bool:
     """Before its nth rename, removal or sync of a directory; nothing is cleaned up. False: it has fewer."""
-    replace, unlink, sync, left = Path.replace, Path.unlink, record.sync, [nth]
+    replace, unlink, sync, left = Path.replace, Path.unlink, stage.sync, [nth]
 
     def due() -> None:
         left[0] -= 1
@@ -72,7 +73,7 @@ def kill_derive(monkeypatch: pytest.MonkeyPatch, graph: Path, nth: int, **option
         patch.setattr(Path, "replace", replaced)
         patch.setattr(Path, "unlink", unlinked)
         patch.setattr(record, "sync", synced)
-        patch.setattr(record.os, "getpid", lambda: 999_999_999)  # afterwards there is no such process
+        patch.setattr("export.derive.record.os.getpid", lambda: 999_999_999)  # afterwards there is no such process
         patch.setattr(record, "alive", lambda _: True)
         try:
             derive(graph, 1, **options)

@@ -292,7 +292,7 @@ def test_casts_need_space_where_blocks_are_shared(
     monkeypatch.setattr("transform.write.can_reflink", lambda *_: True)
     if dtype == "float32":
         write(planned, tmp_path / "shared")
-        first, *others = dict.fromkeys(tensor.file for tensor in planned.tensors.values())
+        _, *others = dict.fromkeys(tensor.file for tensor in planned.tensors.values())
         last = max(others, key=lambda file: file.stat().st_size)
         monkeypatch.setattr("transform.write._shares_blocks", lambda source, _: source != last)
     with pytest.raises(WriteError, match="1,000 are free"):

@@ -3,12 +3,10 @@
 Times are per step, and N tokens make N - 1 steps: the first comes with the prefill.
 """
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ import numpy as np
 from export.bench.contestants import GRAPHS, PREPARES, WHAT
 from export.bench.process import Contestant, ContestantError
 from export.bench.workload import Workload
+from transform.scratch import scratch
 
 SETTLE = 0.05  # seconds between turns: the threads of the last one wait busily for a while
 Say = Callable[[str], None]
@@ -56,10 +55,10 @@ class Entry:
 def measure(bench: Bench, say: Say, advance: Advance) -> list[dict[str, Any]]:
     """One record per contestant, in the order of `names`."""
     entries = [Entry(name) for name in bench.names]
-    with tempfile.TemporaryDirectory(prefix="knobcast-bench-") as folder:
-        path = Path(folder) / "workload.npz"
+    with scratch("bench") as folder:
+        path = folder / "workload.npz"
         bench.workload.save(path)
-        job = {**bench.job, "workload": str(path), "scratch": folder}
+        job = {**bench.job, "workload": str(path), "scratch": str(folder)}
         for entry in entries:
             if entry.name in bench.reasons:
                 entry.status, entry.reason = "unavailable", bench.reasons[entry.name]
