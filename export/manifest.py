@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from transform.checkpoint import read_checkpoint
 from transform.molmoe.versions import TESTED_TRANSFORMERS
 from transform.ownership import MANIFEST, SCHEMA, visible_files
 from transform.plan import Plan
@@ -36,7 +37,7 @@ def write_manifest(directory: Path, plan: Plan, verification: dict[str, Any] | s
         "schema": SCHEMA,
         **plan.as_dict(),
         "verification": verification,
-        "files": {"sha256sums": sums, **names},
+        "files": {"sha256sums": sums, "layout_digest": read_checkpoint(directory).layout_digest, **names},
         "tools": tool_versions(),
         "tested": {"transformers": list(TESTED_TRANSFORMERS)},
     }

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from export.as_user import check_as_user
+from export.facts import check_facts, mode_of
 from export.gate import quiet_transformers
 from export.golden import FILE as GOLDEN
 from export.golden import check_graphs, check_torch, load_golden, record, torch_image, write_golden
@@ -226,14 +227,11 @@ def _verify_directory(directory: Path, say: Say) -> dict[str, Any]:
     manifest = read_json(directory / "manifest.json")
     results: dict[str, Any] = {"files": check_sums(directory)}
     checkpoint = read_checkpoint(directory)
-    if list(checkpoint.settings.top_k) != manifest.get("top_k"):
-        raise VerificationError(
-            f"config.json must have the manifest's top_k {manifest.get('top_k')}, it has {checkpoint.settings.top_k}."
-        )
+    results["facts"] = check_facts(manifest, checkpoint)
     results["graph_ranges"] = check_graph_bounds(directory)
     golden = load_golden(directory)
     if golden is None:
-        if "resident" in str(manifest.get("verification")):
+        if mode_of(manifest) == "resident":
             raise VerificationError(f"{directory}: {GOLDEN} is missing, it was recorded. Export the variant again.")
         return results | {"golden": "none recorded"}
     image = None
