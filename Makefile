@@ -1,6 +1,6 @@
 # The main job:  make export K=4 BLOCKS=12 TOKENS=432 [MODEL=…] [SCORES=…] [FORM=int4] [DTYPE=…] [STATIC=1024] [OUT=…] [FORCE=1]
 # Every target creates .venv and installs by itself when pyproject.toml changed.
-.PHONY: setup export score test test-all check fix bench bench-variant gpu-check genai-env js-env ort-envs nano nano-data nano-curves clean
+.PHONY: setup export score test test-all check fix bench bench-variant faults gpu-check genai-env js-env ort-envs nano nano-data nano-curves clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -64,6 +64,10 @@ bench: $(STAMP)
 # How fast a variant is, beside PyTorch on the same weights:  make bench-variant DIR=artifacts/… [ARGS="--threads 2"]
 bench-variant: $(STAMP)
 	@$(BIN)/knobcast bench $(DIR) $(ARGS)
+
+# Kill runs at every call that changes a file, at drawn times, by full disks (docs/robustness.md). Linux and gcc.
+faults: $(STAMP)
+	@$(BIN)/python -m tests.faults.run $(ARGS)
 
 # Verify and measure on a CUDA device (docs/gpu.md):  make gpu-check [ARGS="--only layer"]; 2 where there is none
 gpu-check: $(STAMP)

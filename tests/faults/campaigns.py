@@ -1,0 +1,87 @@
+"""What is run and killed: commands, what lies there before, and what may lie there after."""
+
+import json
+import shlex
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from transform.source import DEFAULT
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """A command that changes `target`, a name in the folder of a run; `{m}` is the model, `{s}` that folder."""
+
+    name: str
+    command: str
+    target: str
+    before: str = "nothing"  # of WORLDS
+    beside: tuple[str, ...] = ()  # other names that may be seen there
+    between: bool = False  # states that are neither old nor new, and verify
+
+    def arguments(self, model: Path, folder: Path, force: bool = False) -> list[str]:
+        """For the command line."""
+        words = [word.format(m=model, s=folder) for word in shlex.split(self.command)]
+        return words if "--force" in words or not force else [*words, "--force"]
+
+
+QUICK = "--no-verify --out {s}/v"  # the gate only costs time: what it writes lies in the stage all the same
+GRID = "--family 'k=1,2 blocks=2,3'"
+CAMPAIGNS = (
+    Campaign("export", f"export {{m}} --k 2 --drop-blocks 1 {QUICK}", "v"),
+    Campaign("export, weights alone, as one file of float16", f"export {{m}} --dtype float16 --no-onnx {QUICK}", "v"),
+    Campaign("export --force", f"export {{m}} --k 1 --force {QUICK}", "v", "variant"),
+    Campaign("export --family --force", f"export {{m}} {GRID} --force {QUICK}", "v", "variant"),
+    Campaign("export --form int4 --force", f"export {{m}} --form int4 --force {QUICK}", "v", "variant"),
+    Campaign("derive", "derive {s}/v/text.onnx --k 1", "v", "variant", between=True),
+    Campaign("derive --force", "derive {s}/v/text.onnx --k 1 --force", "v", "derived", between=True),
+    Campaign("layout", "layout {s}/v --for triton --out {s}/l", "l", "variant", ("v",)),
+    Campaign("layout --force", "layout {s}/v --for transformers.js --out {s}/l --force", "l", "laid out", ("v",)),
+    Campaign(
+        "score", "score {m} --data {m}/q.jsonl --metric block_influence --out {s}/s.json",
+        "s.json", beside=("s.json.jobs",),
+    ),
+    Campaign(
+        "score --jobs --force", "score {m} --data {m}/q.jsonl --metric nll --force --jobs {s}/j --out {s}/s.json",
+        "s.json", "scored", ("j",),
+    ),
+)  # fmt: skip
+GATED = Campaign("export with its gate --force", "export {m} --k 1 --force --out {s}/v", "v", "variant")
+
+Run = Callable[[list[str]], None]
+
+
+def make_model(place: Path) -> None:
+    """A stock OLMoE of 3 blocks and 4 experts, with the embedded model's tokenizer, scores and two questions."""
+    import torch
+    from transformers import OlmoeConfig, OlmoeForCausalLM
+
+    torch.manual_seed(0)
+    vocab = json.loads((DEFAULT / "config.json").read_text())["vocab_size"]
+    config = OlmoeConfig(
+        vocab_size=vocab + 128, hidden_size=64, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        num_experts=4, num_experts_per_tok=2, max_position_embeddings=512, pad_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    OlmoeForCausalLM(config).save_pretrained(place, max_shard_size="300KB")
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(DEFAULT / name, place / name)
+    (place / "scores.json").write_text(json.dumps({"0": 0.3, "1": 0.1, "2": 0.2}))
+    rows = [{"id": name, "image": None, "prompt": "What is this?", "answers": [name]} for name in ("ring", "mark")]
+    (place / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+def make_worlds(model: Path, place: Path, run: Run) -> dict[str, Path]:
+    """{name: a folder as it is before a command}."""
+    worlds = {name: place / name for name in ("nothing", "variant", "derived", "laid out", "scored")}
+    worlds["nothing"].mkdir(parents=True)
+    variant = worlds["variant"] / "v"
+    run(["export", str(model), "--k", "2", "--out", str(variant)])
+    shutil.copytree(worlds["variant"], worlds["derived"])
+    run(["derive", str(worlds["derived"] / "v" / "text.onnx"), "--k", "1"])
+    shutil.copytree(worlds["variant"], worlds["laid out"])
+    run(["layout", str(variant), "--for", "triton", "--out", str(worlds["laid out"] / "l")])
+    worlds["scored"].mkdir()
+    (worlds["scored"] / "s.json").write_text(json.dumps({"0": 0.3, "1": 0.1, "2": 0.2}))
+    return worlds

@@ -1,0 +1,51 @@
+"""`kill.c`, compiled and preloaded: the process starts itself again under it, and forked children arm it."""
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("kill.c")
+
+
+def missing() -> str | None:
+    """Why the library can't be used here; None where it can."""
+    if not sys.platform.startswith("linux"):
+        return "the faults are injected by a preloaded library, which needs Linux"
+    if compiler() is None:
+        return "the faults are injected by a small C library, and there is no gcc or cc. Install one"
+    return None
+
+
+def compiler() -> str | None:
+    """gcc, or what stands for it."""
+    return shutil.which("gcc") or shutil.which("cc")
+
+
+def compiled(folder: Path) -> Path:
+    """The library, made from its source into `folder`."""
+    out, found = folder / "kill.so", compiler()
+    assert found is not None
+    subprocess.run([found, "-O1", "-shared", "-fPIC", "-o", str(out), str(SOURCE), "-ldl"], check=True)
+    return out
+
+
+def restart_under(library: Path, arguments: list[str]) -> None:
+    """This module's process again, with the library loaded first and one thread, so that it can fork."""
+    quiet = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | quiet | {"LD_PRELOAD": str(library), "PYTHONHASHSEED": "0"}
+    os.execve(sys.executable, [sys.executable, "-m", "tests.faults.run", *arguments], environment)
+
+
+def arm(folder: Path, at: int = 0, half: bool = False, space: int = -1) -> None:
+    """From now on: end before call `at` below `folder` (0: never), in its middle, or let only `space` bytes fit."""
+    faults_arm = ctypes.CDLL(None).faults_arm
+    faults_arm.argtypes = (ctypes.c_char_p, ctypes.c_long, ctypes.c_int, ctypes.c_longlong)
+    faults_arm(os.fsencode(folder) + b"/", at, half, space)
+
+
+def calls() -> int:
+    """How many calls were counted since then."""
+    return int(ctypes.CDLL(None).faults_calls())

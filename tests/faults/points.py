@@ -1,0 +1,236 @@
+"""One point: a run that is killed or finds the disk full, what it left, and the run after it."""
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from export.facts import check_facts
+from export.integrity import check_graph_bounds, check_sums
+from tests.faults import library
+from tests.faults.campaigns import Campaign
+from transform.checkpoint import read_checkpoint, read_json
+from transform.errors import KnobcastError
+
+Tree = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended: exit code (negative: the signal), what it printed, calls that were counted, seconds."""
+
+    code: int
+    printed: str
+    calls: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a run is stopped: before a call, in its middle, after some seconds, or by a full disk: when it has written
+    `space` bytes below its folder, or where a file system has room for `disk` bytes beside what was there."""
+
+    call: int = 0
+    torn: bool = False
+    seconds: float = 0.0
+    space: int = -1
+    disk: int = 0
+
+    @property
+    def kind(self) -> str:
+        """In one word."""
+        if self.disk or self.space >= 0:
+            return "mounted" if self.disk else "disk"
+        return "time" if self.seconds else "torn" if self.torn else "call"
+
+    def __str__(self) -> str:
+        if self.space >= 0:
+            return f"{self.space:,} bytes fit"
+        if self.disk:
+            return f"a file system of {self.disk:,} bytes"
+        return f"{self.seconds:.3f} s" if self.seconds else f"call {self.call}" + " in its middle" * self.torn
+
+
+@dataclass
+class Result:
+    """State: old, new, or between (neither, and it verifies); problems are what no promise allows."""
+
+    campaign: str
+    point: Point
+    killed: bool
+    state: str = "old"
+    problems: list[str] = field(default_factory=list)
+
+
+def run_command(arguments: list[str], folder: Path, point: Point | None = None) -> Ended:
+    """A command in a forked child of this warm process, its faults injected below `folder`."""
+    log = folder.parent.parent / "printed"
+    read, write = os.pipe()
+    start = time.monotonic()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(_child(arguments, folder, point, log, write))
+    os.close(write)
+    if point is not None and point.seconds:
+        time.sleep(max(0.0, start + point.seconds - time.monotonic()))
+        os.kill(pid, signal.SIGKILL)
+    counted = os.read(read, 100)
+    os.close(read)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return Ended(code, log.read_text("utf-8", "replace"), int(counted or 0), time.monotonic() - start)
+
+
+def _child(arguments: list[str], folder: Path, point: Point | None, log: Path, pipe: int) -> int:
+    from export.cli import main
+
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(out, stream)
+    sys.argv = ["knobcast", *arguments]
+    point = point or Point()
+    library.arm(folder, point.call, point.torn, point.space)
+    try:
+        main()
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 70
+    for flushed in (sys.stdout, sys.stderr):
+        flushed.flush()
+    os.write(pipe, str(library.calls()).encode())
+    return code
+
+
+def tree(folder: Path) -> Tree:
+    """{relative name: digest of a file, or what else it is}."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+    return found
+
+
+def part(whole: Tree, target: str) -> Tree:
+    """What of a tree belongs to a target."""
+    return {name: value for name, value in whole.items() if name == target or name.startswith(f"{target}/")}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A campaign with its folder, the world before, and the tree after a run that nothing disturbed."""
+
+    campaign: Campaign
+    model: Path
+    world: Path
+    folder: Path
+    old: Tree
+    new: Tree
+    calls: int
+    seconds: float
+
+    @classmethod
+    def of(cls, campaign: Campaign, model: Path, world: Path, folder: Path) -> "Bench":
+        """Run it once; raises RuntimeError where that fails."""
+        renew(world, folder)
+        old = tree(folder)
+        ended = run_command(campaign.arguments(model, folder), folder)
+        if ended.code:
+            raise RuntimeError(f"{campaign.name}: fails by itself: {ended.printed[-2000:]}")
+        return cls(campaign, model, world, folder, old, tree(folder), ended.calls, ended.seconds)
+
+    def try_point(self, point: Point) -> Result:
+        """Everything that is promised, at one point."""
+        if not point.disk:
+            return self._tried(point)
+        size = point.disk + sum(-(-p.stat().st_size // 4096) * 4096 + 4096 for p in self.world.rglob("*"))
+        with mounted(self.folder.parent, size):
+            return self._tried(point)
+
+    def _tried(self, point: Point) -> Result:
+        renew(self.world, self.folder)
+        campaign, target = self.campaign, self.campaign.target
+        ended = run_command(campaign.arguments(self.model, self.folder), self.folder, point)
+        result = Result(campaign.name, point, ended.code == -signal.SIGKILL)
+        left = tree(self.folder)
+        states = {"new": part(self.new, target), "old": part(self.old, target)}
+        seen_of = {
+            name: value for name, value in part(left, target).items() if "/." not in name
+        }  # derive stages inside
+        result.state = next((name for name, value in states.items() if seen_of == value), "between")
+        if result.state == "between" and not campaign.between:
+            result.problems.append("neither old nor new")
+        if campaign.between and (why := self._unverified()):
+            result.problems.append(f"verify refuses it: {why}")
+        allowed = {target, *campaign.beside}
+        seen = {name.split("/")[0] for name in left if not name.startswith(".")} - allowed
+        if seen:
+            result.problems.append(f"visible beside it: {', '.join(sorted(seen))}")
+        if "Traceback" in ended.printed:
+            result.problems.append(f"traceback: {ended.printed.strip().splitlines()[-1][:200]}")
+        if point.space >= 0 or point.disk:
+            self._check_refusal(ended, left, result)
+        if point.disk:
+            subprocess.run(["mount", "-o", "remount,size=1g", str(self.folder.parent)], check=True)
+        again = run_command(campaign.arguments(self.model, self.folder, force=result.state == "new"), self.folder)
+        if again.code:
+            result.problems.append(f"the run after it fails: {again.printed.strip()[-300:]}")
+        elif (after := tree(self.folder)) != self.new:
+            odd = sorted(name for name in after.keys() | self.new.keys() if after.get(name) != self.new.get(name))
+            result.problems.append(f"the run after it leaves others: {', '.join(odd[:5])}")
+        return result
+
+    def _check_refusal(self, ended: Ended, left: Tree, result: Result) -> None:
+        """A full disk is an error in words, or all fitted; what was there stays, and nothing else does."""
+        if ended.code not in (0, 1):
+            result.problems.append(f"exit code {ended.code}: {ended.printed.strip()[-200:]}")
+        if ended.code == 1 and not ("free" in ended.printed or "full" in ended.printed):
+            result.problems.append(f"refused in other words: {ended.printed.strip()[-200:]}")
+        hidden = [name for name in left if "/." in f"/{name}" and name not in self.old]
+        if hidden:
+            result.problems.append(f"left by a run that ended by itself: {', '.join(hidden[:3])}")
+
+    def _unverified(self) -> str:
+        directory = self.folder / self.campaign.target
+        try:
+            check_sums(directory)
+            check_graph_bounds(directory)
+            check_facts(read_json(directory / "manifest.json"), read_checkpoint(directory))
+        except KnobcastError as error:
+            return str(error)
+        return ""
+
+
+@contextmanager
+def mounted(place: Path, size: int) -> Iterator[None]:
+    """A file system in memory of so many bytes at a folder."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], check=True, capture_output=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def can_mount(place: Path) -> bool:
+    """Whether this user may mount file systems."""
+    try:
+        with mounted(place, 4096):
+            return True
+    except (OSError, subprocess.CalledProcessError):
+        return False
+
+
+def renew(world: Path, folder: Path) -> None:
+    """The folder as it is before a command."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    shutil.copytree(world, folder)

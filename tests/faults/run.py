@@ -1,0 +1,139 @@
+"""`make faults`: kills runs at every call that changes a file, and more; a table, and 1 for any broken promise.
+
+    python -m tests.faults.run [--seed 1] [--points 50] [--only derive] [--json FILE]
+
+Without --points: every call, calls in their middle, times, full disks, and the gate at times. With it: so many of all
+these, drawn by the seed.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tests.faults import library
+from tests.faults.campaigns import CAMPAIGNS, GATED, make_model, make_worlds
+from tests.faults.points import Bench, Point, Result, can_mount, run_command
+
+TORN, TIMES, FULL, MOUNTED, GATE_TIMES = 10, 8, 10, 6, 8  # per campaign
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit code: 0 all kept, 1 something wasn't, 2 it can't be tried here."""
+    parser = argparse.ArgumentParser(prog="make faults")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--points", type=int, help="only so many, drawn by the seed")
+    parser.add_argument("--only", default="", help="campaigns whose name contains this")
+    parser.add_argument("--json", type=Path, help="write every point there")
+    options = parser.parse_args(arguments)
+    if reason := library.missing():
+        print(f"{reason}.", file=sys.stderr)
+        return 2
+    loaded = Path(os.environ.get("LD_PRELOAD", ""))
+    if loaded.name != "kill.so":
+        library.restart_under(library.compiled(Path(tempfile.mkdtemp(prefix="faults-"))), list(arguments))
+    try:
+        results = list(campaign_results(loaded.parent, options))
+    finally:
+        shutil.rmtree(loaded.parent)
+    print(table(results))
+    if options.json:
+        rows = [{**vars(r), "point": str(r.point)} for r in results]
+        options.json.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
+    broken = [result for result in results if result.problems]
+    for result in broken:
+        print(f"{result.campaign}, {result.point}, {result.state}: {'; '.join(result.problems)}")
+    return int(bool(broken))
+
+
+def campaign_results(home: Path, options: argparse.Namespace) -> Iterator[Result]:
+    """All points, one campaign after the other."""
+    warm()
+    model, folder = home / "model", home / "run" / "folder"
+    (home / "run").mkdir()
+
+    def run(command: list[str]) -> None:
+        ended = run_command(command, folder)
+        if ended.code:
+            raise RuntimeError(ended.printed)
+
+    make_model(model)
+    worlds = make_worlds(model, home / "worlds", run)
+    draw = random.Random(options.seed)
+    chosen = [campaign for campaign in (*CAMPAIGNS, GATED) if options.only in campaign.name]
+    if options.points is not None:
+        chosen = [campaign for campaign in chosen if campaign is not GATED]
+    for number, campaign in enumerate(chosen):
+        bench = Bench.of(campaign, model, worlds[campaign.before], folder)
+        points = times(bench, draw, GATE_TIMES) if campaign is GATED else every_point(bench, draw)
+        if options.points is not None:
+            share = (options.points - number - 1) // len(chosen) + 1
+            points = draw.sample(points, min(share, len(points)))
+        print(f"{campaign.name}: {bench.calls} calls, {len(points)} points", file=sys.stderr, flush=True)
+        for point in points:
+            result = bench.try_point(point)
+            if result.problems:
+                print(f"  {point}: {'; '.join(result.problems)}", file=sys.stderr, flush=True)
+            yield result
+
+
+def every_point(bench: Bench, draw: random.Random) -> list[Point]:
+    """Every call; then drawn ones in their middle, times, and sizes of a disk."""
+    points = [Point(call=call) for call in range(1, bench.calls + 1)]
+    points += [Point(call=draw.randint(1, bench.calls), torn=True) for _ in range(TORN)]
+    size = sum((bench.folder / name).stat().st_size for name in bench.new if (bench.folder / name).is_file())
+    points += [Point(space=int(size * draw.random() ** 2)) for _ in range(FULL - 1)] + [Point(space=0)]
+    if can_mount(bench.folder.parent):
+        points += [Point(disk=4096 + int(size * draw.random() ** 2)) for _ in range(MOUNTED)]
+    return points + times(bench, draw, TIMES)
+
+
+def times(bench: Bench, draw: random.Random, count: int) -> list[Point]:
+    """Parts of the time that an undisturbed run took."""
+    return [Point(seconds=max(0.001, bench.seconds * draw.random())) for _ in range(count)]
+
+
+def warm() -> None:
+    """Import all that commands do, once: children are forked."""
+    import onnx  # noqa: F401
+    import onnxruntime  # noqa: F401
+    import torch
+    import transformers  # noqa: F401
+
+    import importance.score  # noqa: F401
+
+    torch.set_num_threads(1)
+
+
+def table(results: Sequence[Result]) -> str:
+    """A row per campaign and kind of point."""
+    heads = [
+        "calls",
+        "in their middle",
+        "times",
+        "full: quota",
+        "full: tmpfs",
+        "killed",
+        "old",
+        "new",
+        "between",
+        "broken",
+    ]
+    rows = [f"| campaign | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    names = list(dict.fromkeys(result.campaign for result in results))
+    for name in [*names, "**together**"]:
+        mine = [r for r in results if r.campaign == name or name not in names]
+        kinds = [sum(r.point.kind == kind for r in mine) for kind in ("call", "torn", "time", "disk", "mounted")]
+        states = [sum(r.state == state for r in mine) for state in ("old", "new", "between")]
+        numbers = [*kinds, sum(r.killed for r in mine), *states, sum(bool(r.problems) for r in mine)]
+        rows.append(f"| {name} | " + " | ".join(map(str, numbers)) + " |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
