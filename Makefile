@@ -1,6 +1,6 @@
 # The main job:  make export K=4 BLOCKS=12 TOKENS=432 [MODEL=…] [SCORES=…] [FORM=int4] [DTYPE=…] [STATIC=1024] [OUT=…] [FORCE=1]
 # Every target creates .venv and installs by itself when pyproject.toml changed.
-.PHONY: setup export score test test-versions test-all check fix bench bench-variant gpu-check genai-env js-env nano nano-data nano-curves clean
+.PHONY: setup export score test test-versions test-all check fix bench bench-variant gpu-check genai-env js-env ort-envs nano nano-data nano-curves clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,9 +9,10 @@ STAMP := $(VENV)/.installed
 EXTRAS := $(VENV)/.extras
 GENAI := .venv-genai
 JS := .venv-js
+ORT := .venv-ort
 # Run with the oldest and with the newest of every dependency: parity, generate, graphs, scoring, the main job.
-VERSIONS := versions molmoe_parity molmoe_auto molmoe_traps preprocessing runtime engine metrics evaluate search \
-  readers ray plot onnx_parity onnx_olmoe forms packed gate export run
+VERSIONS := versions molmoe_parity molmoe_auto molmoe_generate molmoe_traps preprocessing runtime cache_name calling \
+  engine metrics evaluate search readers ray plot onnx_parity onnx_olmoe forms packed gate export run
 export PYTHONHASHSEED := 0
 
 # Without an NVIDIA driver, and unless pip is configured to look elsewhere, ask for torch's CPU build.
@@ -54,10 +55,10 @@ test-versions: .venv-oldest/.installed .venv-newest/.installed
 	  .venv-$$age/bin/pytest -q -n 2 -p no:cacheprovider $(VERSIONS:%=tests/test_%.py) tests/versions/quiet.py || exit 1; done
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/versions/across.py
 
-.venv-%/.installed: pyproject.toml $(STAMP)
+.venv-oldest/.installed .venv-newest/.installed: .venv-%/.installed: pyproject.toml $(STAMP)
 	$(BIN)/python -m tests.versions.environments $*
 
-test-all: $(STAMP) $(EXTRAS) $(GENAI)/.installed js-env
+test-all: $(STAMP) $(EXTRAS) $(GENAI)/.installed js-env ort-envs
 	$(BIN)/pytest -q -m extra
 
 check: $(STAMP)
@@ -99,6 +100,29 @@ $(JS)/.installed: tests/transformersjs/package.json
 	ONNXRUNTIME_NODE_INSTALL=skip npm install --prefix $(JS) --no-audit --no-fund --no-package-lock --loglevel=error
 	@touch $@
 
+# Several onnxruntimes for the tests: with a Python of their own, and two alone, to stand before the installed one.
+# Nothing they only need for other things is installed.
+ORT_OWN := 1.20.1 1.22.1 newest
+ORT_ALONE := 1.24.4 1.25.0
+
+ort-envs: $(ORT_OWN:%=$(ORT)/%/.installed) $(ORT_ALONE:%=$(ORT)/%/.installed)
+	@if $(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; then $(MAKE) --no-print-directory $(ORT)/1.17.3/.installed; \
+	  else echo "onnxruntime 1.17.3 has no wheels for this Python: its test is skipped"; fi
+
+$(ORT)/%/.installed: VERSION = ==$*
+$(ORT)/%/.installed: NUMPY = numpy>=2,<3
+$(ORT)/newest/.installed: VERSION = <2
+$(ORT)/1.17.3/.installed: NUMPY = numpy<2
+
+$(ORT)/1.17.3/.installed $(ORT_OWN:%=$(ORT)/%/.installed): $(ORT)/%/.installed: | $(STAMP)
+	$(PYTHON) -m venv --without-pip $(@D)
+	$(BIN)/pip --python $(@D)/bin/python install -q --no-deps "onnxruntime$(VERSION)" "$(NUMPY)"
+	@touch $@
+
+$(ORT_ALONE:%=$(ORT)/%/.installed): $(ORT)/%/.installed: | $(STAMP)
+	$(BIN)/pip install -q --no-deps --target $(@D) "onnxruntime$(VERSION)"
+	@touch $@
+
 # Train the embedded default model from nothing (hours; a stopped run goes on), score its blocks, measure its curves.
 nano: $(STAMP)
 	$(BIN)/python -m artifacts.nano.make
@@ -112,4 +136,4 @@ nano-curves: $(STAMP) nano-data
 	$(BIN)/python -m artifacts.nano.curves
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest $(GENAI) $(JS) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest .venv-newest $(GENAI) $(JS) $(ORT) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

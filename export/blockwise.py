@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from export.gate import release_memory
+from export.as_user import check_as_user
 from export.golden import check_graphs, record, torch_image
 from export.image_probe import image_probe
 from export.integrity import check_graph_bounds
+from export.machine import fitting_blocks, release_memory
 from export.numpy_run.graphs import checking_graphs
 from export.onnx_run import Graphs
 from export.probe import TextProbe
@@ -42,6 +43,9 @@ def blockwise_gate(plan: Plan, directory: Path, onnx: bool, say: Callable[[str],
     if any(_copied(plan.target, variant, name) for name in variant.tensors):
         say("bytes")
         results["identical_tensors"] = _check_bytes(plan.target, variant)
+    blocks = fitting_blocks(variant)
+    say(f"as users load it, {blocks} of {variant.settings.layers} blocks")
+    results["as_user"] = check_as_user(variant, blocks)
     differences: dict[str, float] = {}
     graphs: dict[str, float] = {}
     static_graphs: dict[str, float] = {}

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from transform.molmoe.versions import tested_range
 from transform.plan import Plan, form_of
 
 
@@ -107,6 +108,8 @@ def _verification(plan: Plan, verification: dict[str, Any] | str) -> list[str]:
         "|---|---|",
     ]
     alike = f", {_alike(plan)} alike," if _rounded(plan) else ""
+    for name, found in verification["as_user"]["generate"].items():
+        lines.append(f"| as users load it, generate == no cache: {name} | {found['difference']:.3g} |")
     for group, title in (
         ("static_vs_dynamic", f"variant == source{alike} with dynamic knobs"),
         ("onnx_vs_torch", "ONNX == PyTorch"),
@@ -128,6 +131,8 @@ def _use(plan: Plan, directory: Path, onnx: bool) -> list[str]:
     lines = ["```python", f"from transformers import {auto}", f'model = {auto}.from_pretrained("."{trust})', "```"]
     if plan.packing:
         lines = ["The weights are for the graphs, on a CPU; transformers can't load them, and says so."]
+    else:
+        lines += ["", f"Tested with {tested_range()}."]
     if onnx and (directory / "tokenizer.json").is_file():
         flag = " --image photo.jpg" if image else ""
         flag += " --provider cuda" if plan.form == "cuda" else ""

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from export.gate import fits, quiet_transformers
+from export.gate import quiet_transformers
 from export.grid import parse_grid
 from export.integrity import check_graph_bounds, sha256_file
+from export.machine import fits, fitting_threads
 from export.variant import Progress, Say, export_variant
 from importance.choose import choose_blocks, find_scores
 from importance.scores import model_digest
@@ -140,7 +141,8 @@ def _verify_members(source: Checkpoint, load: Callable[[], Any], directory: Path
     """Set each member's `verification`: against the `source` that `load` gives in PyTorch, or block by block."""
     entries = record["members"]
     if fits(source):
-        _verify_resident(load(), directory, entries, say)
+        with fitting_threads(source):
+            _verify_resident(load(), directory, entries, say)
         return
     from export.family_blockwise import verify_members_blockwise
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from export.blockwise import keep_largest, one_block_graphs
-from export.gate import release_memory
+from export.machine import release_memory
 from export.verify import find_probe, onnx_vs_torch, other_k
 from transform.checkpoint import Checkpoint, read_checkpoint
 from transform.depth import drop_blocks

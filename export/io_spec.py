@@ -9,7 +9,8 @@ from typing import Any
 
 import onnx
 
-from export.providers import provider_options
+from export.oldest import FORMS
+from export.providers import SESSION_ATTRIBUTES, provider_options
 from export.special_tokens import begin_id, end_ids, image_token_ids
 from export.static import StaticPlan
 from transform.checkpoint import Checkpoint
@@ -55,12 +56,14 @@ def io_spec(
     spec: dict[str, Any] = {
         "schema": 1,
         "form": form,
+        "onnxruntime": f">={FORMS[form]}",
         "model_type": checkpoint.architecture.model_type,
         "layers": checkpoint.settings.layers,
         "top_k": list(checkpoint.settings.top_k),
         "max_positions": checkpoint.settings.max_positions,
         "session_options": session_options(form),
         "vision_session_options": dict(SESSION_OPTIONS),
+        "session_attributes": SESSION_ATTRIBUTES,
         "special_ids": ids,
         "graphs": {name: signature(directory / name) for name in FILES if (directory / name).is_file()},
     }

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from transform.molmoe.versions import TESTED_TRANSFORMERS
 from transform.plan import Plan
 from transform.stage import MANIFEST
 from transform.write import write_json
@@ -34,6 +35,7 @@ def write_manifest(directory: Path, plan: Plan, verification: dict[str, Any] | s
         "verification": verification,
         "files": {"sha256sums": sums},
         "tools": tool_versions(),
+        "tested": {"transformers": list(TESTED_TRANSFORMERS)},
     }
     write_json(directory / MANIFEST, manifest)
     return manifest

@@ -16,6 +16,7 @@ import onnxruntime
 
 from export.graph.builder import CONTRIB, FLOAT16, Graph
 from export.io_spec import SESSION_OPTIONS, session_options
+from export.oldest import too_old_for
 from export.op_rig import (
     WIDTH,
     Array,
@@ -62,6 +63,7 @@ def check_operators(form: str, settings: Settings, provider: str = "cpu") -> dic
     -> {"onnxruntime", "provider", "checks": {operator, what: {"difference", "limit"}}}, or "not_run" with the reason
     where no machine of this kind can run the form's experts.
     """
+    check_form(form)
     found: dict[str, Any] = {"onnxruntime": onnxruntime.__version__, "provider": provider}
     wanted = CPU if provider == "cpu" else CUDA
     checks: dict[str, dict[str, float | None]] = {}
@@ -76,6 +78,12 @@ def check_operators(form: str, settings: Settings, provider: str = "cpu") -> dic
         limits = {} if check.limit is None else {"limit": check.limit}
         checks[f"{check.operator}, {check.what}"] = {"difference": float(f"{check.difference:.2g}"), **limits}
     return {**found, "checks": checks}
+
+
+def check_form(form: str) -> None:
+    """Refuse a form that the installed onnxruntime is too old for; raises VerificationError."""
+    if text := too_old_for(form, onnxruntime.__version__):
+        raise VerificationError(text)
 
 
 def run_checks(form: str, settings: Settings, provider: str = CPU) -> Iterator[Check]:

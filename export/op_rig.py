@@ -16,8 +16,9 @@ from export.graph.builder import FLOAT16, Graph
 from export.graph.moe import mixture
 from export.graph.norm import rms_norm
 from export.io_spec import SESSION_OPTIONS
+from export.load_errors import shortened
 from export.providers import CPU
-from export.session import Provider, open_session
+from export.session import Provider, RunError, open_session
 from transform.architectures import Settings
 from transform.checkpoint import Checkpoint, Pack, Tensor
 from transform.errors import VerificationError
@@ -87,8 +88,11 @@ class Rig:
             return [open_session(path, o, (self.provider,), threads=1).run(None, feed)[0] for o in self.options]
         except Exception as error:  # onnxruntime has a dozen exception types without a common base
             operators = ", ".join(sorted({node.op_type for node in model.graph.node if node.domain}))
+            # a session's other words speak of a variant to be exported again, and none was
+            out = "Install another onnxruntime, or export with --form cpu; --no-onnx leaves the graphs out."
+            reason = str(error) if isinstance(error, RunError) else f"{shortened(error.__cause__ or error)}. {out}"
             raise VerificationError(
-                f"The operators of a variant ({operators or graph.name}) must run here, but: {str(error).strip()}"
+                f"The operators of a variant ({operators or graph.name}) must run here, but: {reason}"
             ) from error
 
 

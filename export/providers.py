@@ -15,6 +15,11 @@ CPU_ONLY_FORMS = ("int4", "int8")
 _PLACES = ("path", "lib", "plugin", "prefix", "dump")  # parts of the names of TensorRT's options for files
 ENGINE_CACHE = "trt-cache"  # relative: engines belong to one device, so never to the variant
 
+# Properties of SessionOptions that no config entry sets, by `--provider`. Which buffers may be reused is planned in a
+# time quadratic in experts x blocks, at every load. Unplanned they are freed after their last use all the same: equal
+# results, and no more memory at the peak. On a GPU that wasn't measured.
+SESSION_ATTRIBUTES = {"cpu": {"enable_mem_reuse": False}}
+
 Providers = dict[str, list[list[Any]]]
 
 

@@ -13,19 +13,13 @@ from typing import Any
 
 from export.graph_facts import FLOAT, Facts, check_ranges, read_facts
 from export.last_row import last_row_model
-from export.providers import CPU, CUDA
+from export.load_errors import shortened, too_old_to_load
+from export.oldest import too_old
+from export.providers import CPU, CUDA, SESSION_ATTRIBUTES
 from transform.errors import KnobcastError, VerificationError
 
 # A provider by name, or with its options, as onnxruntime takes them.
 Provider = str | tuple[str, Mapping[str, str]] | list[Any]
-
-_LACKING = (
-    r"(?P<op>[\w.]*:?\w+)\(-?\d+\) is not a registered function/op",
-    r"No Op registered for (?P<op>[\w.:]+)",
-    r"Could not find an implementation for (?P<op>[\w.:]+)\(",
-    r"NOT_IMPLEMENTED.*?running (?P<op>[\w.]+) node",
-)
-
 
 _WARNING, _FATAL = 2, 4  # onnxruntime's severities; the first is its default
 
@@ -44,17 +38,20 @@ def open_session(
     facts = read_facts(path)
     check_ranges(path, facts)
     check_provider(path, facts, named[0][0])
+    check_version(path, facts)
     check_loads(named)
     session_options = onnxruntime.SessionOptions()
     session_options.log_severity_level = 3
     session_options.intra_op_num_threads = threads
+    for attribute, given in SESSION_ATTRIBUTES["cpu"].items() if named[0][0] == CPU else ():
+        setattr(session_options, attribute, given)
     for key, value in options.items():
         session_options.add_session_config_entry(key, value)
     try:
         # its own way of falling back prints on stdout and takes another provider than the one asked for
         return onnxruntime.InferenceSession(str(path), session_options, providers=named, enable_fallback=0)
     except Exception as error:  # onnxruntime has a dozen exception types without a common base
-        raise _explained(path, str(error), named[0][0]) from error
+        raise _explained(path, facts, str(error), named[0][0]) from error
 
 
 def _with_options(provider: Provider) -> tuple[str, dict[str, str]]:
@@ -78,7 +75,7 @@ def check_loads(providers: Sequence[tuple[str, Mapping[str, str]]]) -> None:
         tiny = onnxruntime.InferenceSession(last_row_model(FLOAT), providers=list(providers), enable_fallback=0)
         used, reason = str(tiny.get_providers()[0]), _first_library(missing.getvalue())
     except Exception as error:  # TensorRT's absence is an error, CUDA's is not
-        used, reason = "", _first_line(error)
+        used, reason = "", shortened(error)
     finally:
         onnxruntime.set_default_logger_severity(_WARNING)
     if used != wanted:
@@ -116,19 +113,23 @@ def check_provider(path: Path, facts: Facts, provider: str) -> None:
         )
 
 
-def _explained(path: Path, reason: str, provider: str) -> KnobcastError:
+def check_version(path: Path, facts: Facts) -> None:
+    """Refuse a graph whose operators came with a later onnxruntime."""
+    import onnxruntime
+
+    if text := too_old(path.name, facts.operators, onnxruntime.__version__):
+        raise RunError(text)
+
+
+def _explained(path: Path, facts: Facts, reason: str, provider: str) -> KnobcastError:
     """The error onnxruntime gave, in our words where it is known."""
     import onnxruntime
 
-    for pattern in _LACKING:
-        if match := re.search(pattern, reason):
-            return RunError(
-                f"{path.name} needs the operator {match['op']}, which onnxruntime {onnxruntime.__version__} doesn't "
-                f"have for {provider}. Install a newer onnxruntime, or export the variant with --form cpu."
-            )
+    version = onnxruntime.__version__
+    if text := too_old_to_load(path.name, reason, facts.operators, provider, version):
+        return RunError(text)
     return VerificationError(
-        f"{path.name}: onnxruntime {onnxruntime.__version__} could not load it: {_first_line(reason)}. "
-        "Export the variant again."
+        f"{path.name}: onnxruntime {version} could not load it: {shortened(reason)}. Export the variant again."
     )
 
 
@@ -136,9 +137,3 @@ def _first_library(printed: str) -> str:
     """Of what preloading said, the first library that isn't there."""
     match = re.search(r"Failed to load (\S+?):", printed)
     return f"{match[1]} can't be loaded" if match else "it fell back to the next one"
-
-
-def _first_line(reason: object) -> str:
-    """Without the place in onnxruntime's source, which it puts first."""
-    lines = str(reason).strip().splitlines() or ["no reason given"]
-    return re.sub(r"/onnxruntime_src/\S+ .*?\) (?=[A-Z])", "", lines[0])[:300].rstrip(".")

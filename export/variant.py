@@ -19,6 +19,7 @@ from transform.errors import KnobError, WriteError
 from transform.packed import write_packed
 from transform.plan import Plan
 from transform.stage import check_target, staged
+from transform.tokenizer_file import check_tokenizer
 from transform.write import write_checkpoint, write_json
 
 Say = Callable[[str], None]
@@ -44,6 +45,11 @@ def export_variant(
     check_target(out, force)
     if plan.packing and not onnx:
         raise KnobError("quantised weights are read by graphs alone, and --no-onnx leaves them out. Export them too.")
+    check_tokenizer(plan.source.path)
+    if onnx and verify:
+        from export.op_checks import check_form
+
+        check_form(plan.form)  # found out again by the gate, after the weights were written
     source = plan.source.path.resolve()
     target = out.resolve()
     if target == source or target in source.parents or source in target.parents:

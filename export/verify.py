@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 
+from export.as_user import check_as_user
 from export.gate import quiet_transformers
 from export.golden import FILE as GOLDEN
 from export.golden import check_graphs, check_torch, load_golden, record, torch_image, write_golden
 from export.image_probe import ImageProbe, image_probe
 from export.integrity import check_graph_bounds, check_sums
+from export.machine import fitting_threads
 from export.numpy_run.graphs import check_rounding, checking_graphs
 from export.onnx_run import Graphs
 from export.probe import DECODE, MIN_MARGIN, PROMPT, SEEDS, MarginWatch, TextProbe, text_probe
@@ -25,6 +27,7 @@ from export.tolerance import LEAST_SCALE, scale_of
 from transform.checkpoint import Checkpoint, read_checkpoint, read_json
 from transform.errors import VerificationError
 from transform.load import align, load_model, load_view, load_with_report
+from transform.molmoe.compatibility import CACHE
 from transform.plan import Plan, form_of
 from transform.runtime import BlockMaskWrapper, moe_top_k, set_moe_top_k
 
@@ -38,17 +41,21 @@ def gate(plan: Plan, directory: Path, onnx: bool, say: Say) -> dict[str, Any]:
 
     Both are loaded in float32 with the same experts and attention, so "equal" means a difference of exactly 0.
     """
+    say("as users load it")
+    written = read_checkpoint(directory)
+    as_user = check_as_user(written)
     say("reload")
     static, report = load_with_report(directory)
     report.insist(str(directory))
     say("static == dynamic")
     dynamic = dynamic_twin(plan)
-    probe = find_probe(static, read_checkpoint(directory))
+    probe = find_probe(static, written)
     image = None
     if plan.vision:
         image = image_probe(plan.target, directory, plan.vision.as_dict(), probe.seed)
     results: dict[str, Any] = {
         "mode": "resident",
+        "as_user": as_user,
         "reload": report.counts(),
         "probe_seed": probe.seed,
         "static_vs_dynamic": _static_vs_dynamic(static, dynamic, probe, image),
@@ -67,7 +74,7 @@ def gate(plan: Plan, directory: Path, onnx: bool, say: Say) -> dict[str, Any]:
             results["float16_rounding"] = check_rounding(directory, golden["ids"], golden["logits"])
         if graphs.io.get("static"):
             say("static graphs == PyTorch")
-            found = verify_static(static, read_checkpoint(directory), directory, golden, probe.seed, TOLERANCE)
+            found = verify_static(static, written, directory, golden, probe.seed, TOLERANCE)
             results["static_vs_torch"] = found
     return results
 
@@ -119,15 +126,15 @@ def find_probe(model: Any, checkpoint: Checkpoint) -> TextProbe:
 def run_text(model: Any, probe: TextProbe) -> dict[str, torch.Tensor]:
     """Logits of the three ways a decoder is used: prefill, decode with a cache, a padded batch."""
     prefill = model(input_ids=probe.ids[:, :PROMPT], use_cache=True)
-    cache, steps = prefill.past_key_values, []
+    cache, steps = prefill[CACHE], []
     for at in range(PROMPT, PROMPT + DECODE):
         step = model(
             input_ids=probe.ids[:, at : at + 1],
             attention_mask=torch.ones(1, at + 1, dtype=torch.int64),
-            past_key_values=cache,
             use_cache=True,
+            **{CACHE: cache},
         )
-        cache = step.past_key_values
+        cache = step[CACHE]
         steps.append(step.logits)
     padded = model(input_ids=probe.batch, attention_mask=probe.mask).logits
     return {
@@ -228,9 +235,12 @@ def verify_directory(directory: Path, say: Say) -> dict[str, Any]:
     if checkpoint.architecture.multimodal:
         image = image_probe(checkpoint, directory, manifest["vision"], 0)
         image = replace(image, input_ids=golden["image.input_ids"])
+    say("as users load it")
+    results["as_user"] = check_as_user(checkpoint)
     say("PyTorch == golden")
     quiet_transformers()
-    results["torch_vs_golden"] = check_torch(load_model(directory), golden, image, TOLERANCE)
+    with fitting_threads(checkpoint):
+        results["torch_vs_golden"] = check_torch(load_model(directory), golden, image, TOLERANCE)
     if (directory / "text.onnx").is_file():
         say("ONNX == golden")
         graphs = checking_graphs(directory)

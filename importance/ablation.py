@@ -7,9 +7,10 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
+from importance.blocks import Blocks, ResidentBlocks
 from importance.chunks import Chunk, from_batch
 from importance.configurations import Config, without
-from importance.engine import Blocks, Engine, Report, ResidentBlocks, State, Step, full_config
+from importance.engine import Engine, Report, State, Step, full_config
 from importance.objectives import Objective
 from importance.samples import SamplesError
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from transform.errors import KnobcastError
+from transform.molmoe.compatibility import CACHE
 
 MAX_ROWS = 32
 CACHE_BYTES = 1 << 30  # of all rows of a batch
@@ -35,7 +36,7 @@ def prefill(model: Any, embeddings: Tensor) -> DynamicCache:
     cache = DynamicCache()
     if embeddings.shape[1]:
         with _runnable():
-            model(inputs_embeds=embeddings, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            model(inputs_embeds=embeddings, use_cache=True, logits_to_keep=1, **{CACHE: cache})
     return cache
 
 
@@ -81,9 +82,9 @@ def _step(model: Any, cache: DynamicCache, ids: Tensor, mask: Tensor, positions:
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=keep,
+            **{CACHE: cache},
         ).logits
     if not torch.isfinite(logits).all():
         raise EvaluationError(

@@ -7,62 +7,21 @@ would not fit into memory the level is split and walked half by half, in the lim
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from importance.blocks import Blocks
+from importance.calling import Memory, ScoringError, additive, at_k, call
 from importance.chunks import Chunk
 from importance.configurations import Config
-from transform.errors import KnobcastError
+from importance.self_check import insist_on_agreement
 from transform.runtime import find_decoder, find_routers
 
 TOKENS_PER_CALL = {"cpu": 256, "cuda": 4096}  # beyond, stacking gains nothing: the call is bound by arithmetic
 LIVE_BYTES = 1 << 30  # of all states that are kept at a time
-
-
-class ScoringError(KnobcastError):
-    """A model that can't be scored."""
-
-
-class Blocks(Protocol):
-    """Where blocks come from: a model in memory, or a checkpoint that is read block by block."""
-
-    layers: int
-    bytes_read: int
-
-    def block(self, index: int) -> AbstractContextManager[nn.Module]:
-        """A block with its weights, for the length of a `with`."""
-
-    def head(self) -> AbstractContextManager[Callable[[Tensor], Tensor]]:
-        """Final norm and output head: [U, d] -> logits [U, V]."""
-
-    def rotary(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin for positions [B, S]."""
-
-
-class ResidentBlocks:
-    """The blocks of a transformers decoder in memory."""
-
-    bytes_read = 0
-
-    def __init__(self, model: Any) -> None:
-        self.model, self.decoder = model, find_decoder(model)
-        self.layers = len(self.decoder.layers)
-
-    def block(self, index: int) -> AbstractContextManager[nn.Module]:
-        """The module itself."""
-        return nullcontext(self.decoder.layers[index])
-
-    def head(self) -> AbstractContextManager[Callable[[Tensor], Tensor]]:
-        """The model's own."""
-        return nullcontext(lambda hidden: self.model.get_output_embeddings()(self.decoder.norm(hidden)))
-
-    def rotary(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """The decoder's own."""
-        return self.decoder.rotary_emb(hidden, positions)
 
 
 class Past(NamedTuple):
@@ -134,7 +93,10 @@ class Engine:
     @torch.no_grad()
     def run(self, chunks: Iterable[Chunk], configs: Sequence[Config], read: Reader, together: bool = False) -> None:
         """Every configuration on every chunk, one chunk after the other; `together`: side by side, as many as
-        `live_bytes` holds with all their states, so that each block is asked for once for all of them."""
+        `live_bytes` holds with all their states, so that each block is asked for once for all of them.
+
+        Raises ScoringError before anything is read where the engine would not give the model's own logits.
+        """
         self._configs = list(configs)
         for config in self._configs:
             if len(config) != self.blocks.layers or not any(config):
@@ -142,9 +104,11 @@ class Engine:
                     f"a configuration has one number per block, {self.blocks.layers} here, and keeps at least one: "
                     f"got {config}."
                 )
+        ks = {k for config in (self.full, *self._configs) for k in config}
         everything = list(range(len(self._configs)))
         states = (State(i, chunk, chunk.hidden, list(everything)) for i, chunk in enumerate(chunks))
         for frontier in self._passes(states, together):
+            insist_on_agreement(self.blocks, frontier[0].chunk, ks, self.remember)
             self._walk(0, frontier, read, self.live_bytes)
         self.report.bytes_read = self.blocks.bytes_read
 
@@ -231,11 +195,11 @@ class Engine:
         before = states[0].hidden if count == 1 else torch.cat([state.hidden for state in states])
         mask, positions, rotary = places if count == 1 or len(chunk.positions) == 1 else places.repeated(count)
 
-        def run(memory: "_Memory | None" = None) -> Tensor:
+        def run(memory: "Memory | None" = None) -> Tensor:
             with at_k(block, k):
                 return call(block, before, mask, positions, rotary, memory)
 
-        memory = _Memory() if self.remember else None
+        memory = Memory() if self.remember else None
         after = run(memory)
         self.report.calls += 1
         self.report.block_evaluations += count
@@ -281,71 +245,12 @@ class _Places(NamedTuple):
         return _Places(self.mask.repeat(count, 1, 1, 1), self.positions.repeat(count, 1), (cos, sin))
 
 
-class _Memory:
-    """Stands where a layer expects its cache: takes down keys and values, behind those of the past."""
-
-    def __init__(self, past: Past | None = None) -> None:
-        self.past = past
-        self.keys = self.values = torch.empty(0)
-
-    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        if self.past is not None:
-            keys, values = torch.cat((self.past.keys, keys), 2), torch.cat((self.past.values, values), 2)
-        self.keys, self.values = keys, values
-        return keys, values
-
-
 def _bytes(states: Sequence[State]) -> int:
     """Of streams, keys and values, what states share counted once."""
     found = {id(state.hidden): state.hidden.nbytes for state in states}
     for state in states:
         found |= {id(past.keys): past.keys.nbytes + past.values.nbytes for past in state.past}
     return sum(found.values())
-
-
-def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B, Q, K] bool to [B, 1, Q, K]: 0 where allowed, else the lowest finite number."""
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
-
-
-def call(
-    block: nn.Module,
-    hidden: Tensor,
-    mask: Tensor,
-    positions: Tensor,
-    rotary: tuple[Tensor, Tensor],
-    memory: Any = None,
-) -> Tensor:
-    """One decoder block the way transformers' decoders call it."""
-    try:
-        after = block(
-            hidden,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=memory,
-            use_cache=memory is not None,
-            position_embeddings=rotary,
-        )
-    except RuntimeError as error:  # such as widths that torch's grouped matrix product can't take, or no memory
-        raise ScoringError(
-            f"scoring needs a model that PyTorch can run here: {str(error).splitlines()[0][:200]}."
-        ) from error
-    return after[0] if isinstance(after, tuple) else after
-
-
-@contextmanager
-def at_k(block: nn.Module, k: int) -> Any:
-    """A block whose router gives every token k experts; a block without router is left alone."""
-    routers = [router for router, _ in find_routers(block)]
-    before = [router.top_k for router in routers]
-    try:
-        for router in routers:
-            router.top_k = k
-        yield
-    finally:
-        for router, value in zip(routers, before, strict=True):
-            router.top_k = value
 
 
 def extend(
@@ -355,7 +260,7 @@ def extend(
     rotary = blocks.rotary(hidden, positions)
     longer = []
     for entry in past:
-        memory = _Memory(entry)
+        memory = Memory((entry.keys, entry.values))
         with blocks.block(entry.block) as block, at_k(block, entry.k):
             hidden = call(block, hidden, mask, positions, rotary, memory)
         longer.append(Past(entry.block, entry.k, memory.keys, memory.values))

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from importance.blocks import Blocks
+from importance.calling import additive
 from importance.chunks import Candidate
-from importance.engine import Blocks, State, additive, extend
+from importance.engine import State, extend
 
 
 @dataclass

@@ -10,8 +10,9 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
+from importance.blocks import Blocks
 from importance.chunks import Chunk
-from importance.engine import Blocks, State
+from importance.engine import State
 from importance.greedy import greedy_answers
 
 

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from importance.ablation import measure, observe
+from importance.blocks import Blocks, ResidentBlocks
 from importance.chunks import Chunk
 from importance.chunks import pack as pack_chunks
 from importance.configurations import Config
-from importance.engine import Blocks, Engine, ResidentBlocks
+from importance.engine import Engine
 from importance.evaluate import Prepared, prepare
 from importance.jobs import pack
 from importance.metrics import metric

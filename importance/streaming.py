@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from importance.suited import insist_on_suited
 from transform.checkpoint import Checkpoint
 from transform.load import TORCH_DTYPES, building, load_view, model_class
 from transform.packed import dequantise
@@ -39,12 +40,17 @@ class StreamedBlocks:
         self.checkpoint = checkpoint
         self.layers = checkpoint.settings.layers
         self.model, self.bytes_read = _without_blocks(checkpoint)
+        insist_on_suited(self.model)
+        self.agreed: set[str] = set()
         self._block = _empty_block(checkpoint)
+        self._held: int | None = None
 
     @contextmanager
     def block(self, index: int) -> Iterator[nn.Module]:
-        """The one module, holding this block's weights until the next is asked for."""
-        self._fill(index)
+        """The one module, holding this block's weights until another is asked for."""
+        if index != self._held:
+            self._fill(index)
+            self._held = index
         yield self._block
 
     def head(self) -> AbstractContextManager[Callable[[Tensor], Tensor]]:
@@ -54,7 +60,19 @@ class StreamedBlocks:
 
     def rotary(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """The decoder's own."""
-        return find_decoder(self.model).rotary_emb(hidden, positions)
+        cos, sin = find_decoder(self.model).rotary_emb(hidden, positions)
+        return cos, sin
+
+    def plain(self, hidden: Tensor) -> tuple[Tensor, int]:
+        """The model with its first block only, which the run needs next anyway."""
+        decoder = find_decoder(self.model)
+        layers, depth = decoder.layers, decoder.config.num_hidden_layers
+        with self.block(0) as block:
+            try:
+                decoder.layers, decoder.config.num_hidden_layers = nn.ModuleList([block]), 1
+                return self.model(inputs_embeds=hidden, use_cache=False).logits, 1
+            finally:
+                decoder.layers, decoder.config.num_hidden_layers = layers, depth
 
     def forget_inputs(self) -> None:
         """Release the vision tower and the embedding tables, once everything is embedded."""

@@ -25,8 +25,8 @@ from transform.plan import weight_bytes
 DROP = (5, 8, 10, 12)
 EXPORT = """
 import runpy, sys
-import export.gate
-export.gate.free_memory = lambda: 0
+import export.machine
+export.machine.free_memory = lambda: 0
 runpy.run_module("export.cli", run_name="__main__")
 """
 

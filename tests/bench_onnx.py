@@ -27,6 +27,7 @@ from export.session import open_session
 from tests.full_size import ROOT
 from transform.checkpoint import Checkpoint, read_checkpoint
 from transform.load import load_model
+from transform.molmoe.compatibility import CACHE
 from transform.packed import write_packed
 from transform.width import set_top_k
 
@@ -228,7 +229,8 @@ def torch_job(model: Any, layers: int, tokens: Array) -> Job:
     @torch.no_grad()
     def step(n: int) -> object:
         mask = torch.ones(1, PAST + 1, dtype=torch.int64)
-        logits = model(input_ids=torch.from_numpy(tokens[n][None]), attention_mask=mask, past_key_values=cache).logits
+        ids = torch.from_numpy(tokens[n][None])
+        logits = model(input_ids=ids, attention_mask=mask, **{CACHE: cache}).logits
         cache.crop(-1)
         return logits
 

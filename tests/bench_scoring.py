@@ -16,9 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from importance.ablation import measure, single_ablations
+from importance.blocks import ResidentBlocks
+from importance.calling import additive
 from importance.chunks import Chunk, from_batch, pack
 from importance.configurations import Config, block_evaluations, naive_block_evaluations, without
-from importance.engine import Engine, ResidentBlocks, additive, full_config
+from importance.engine import Engine, full_config
 from importance.evaluate import prepare
 from importance.objectives import NegativeLogLikelihood
 from importance.prompts import load_processor

@@ -1,7 +1,10 @@
 """Fixtures shared by the tests: the reference's parity checkpoint, and small OLMoE checkpoints made by transformers."""
 
 import json
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,34 @@ def olmoe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("models") / "olmoe-tiny"
     OlmoeForCausalLM(config).save_pretrained(directory, max_shard_size="300KB")
     return directory
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Gates of this process ask one process that has imported transformers already (`warm_user.py`)."""
+    import export.as_user
+
+    started: list[subprocess.Popen[str]] = []
+
+    def ask(place: Path, request: dict[str, Any], home: Path, threads: dict[str, str]) -> tuple[int, str, str]:
+        if not started:
+            modules = tmp_path_factory.mktemp("user") / "modules"
+            env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(modules), "OMP_NUM_THREADS": "1"}
+            command = [sys.executable, "-P", str(Path(__file__).with_name("warm_user.py")), str(export.as_user.SCRIPT)]
+            started.append(subprocess.Popen(command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        user = started[0]
+        assert user.stdin is not None
+        assert user.stdout is not None
+        print(json.dumps([str(place), request]), file=user.stdin, flush=True)
+        code, printed, errors = json.loads(user.stdout.readline())
+        return code, printed, errors
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(export.as_user, "run_process", ask)
+    yield
+    patch.undo()
+    for user in started:
+        user.communicate()
 
 
 def write_raw(path: Path, header: Header, data: bytes, length: int | None = None) -> None:

@@ -16,6 +16,7 @@ from transformers.cache_utils import DynamicCache
 from export.derive import derive, load_graph
 from export.derive.surgery import operate
 from tests.onnx_support import Array
+from transform.molmoe.compatibility import CACHE
 from transform.runtime import BlockMaskWrapper, moe_top_k
 
 pytestmark = [pytest.mark.extra, pytest.mark.filterwarnings("ignore")]  # the exporter's own warnings
@@ -55,10 +56,10 @@ def export(model: Any, directory: Path, experts: str, fusions: str | None, optim
     model.set_experts_implementation(experts)
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(input_ids=torch.randint(2, 90, (2, 5)), past_key_values=cache, use_cache=True)
+        model(input_ids=torch.randint(2, 90, (2, 5)), use_cache=True, **{CACHE: cache})
     mask = torch.ones(2, 8, dtype=torch.long)
     mask[1, :2] = 0
-    sample = {"input_ids": torch.randint(2, 90, (2, 3)), "attention_mask": mask, "past_key_values": cache}
+    sample = {"input_ids": torch.randint(2, 90, (2, 3)), "attention_mask": mask, CACHE: cache}
     config = OnnxConfig(dynamic=True, ort_fusions=fusions, optimize=optimize)
     OnnxExporter().export(model, {**sample, "use_cache": True}, config).save_pretrained(directory)
     return directory / "model.onnx"
@@ -90,7 +91,7 @@ def run(path: Path) -> list[Array]:
     options.intra_op_num_threads = 1
     opened = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     ids, mask = batch()
-    cache = {i.name: np.zeros((2, 4, 0, 16), np.float32) for i in opened.get_inputs() if "past" in i.name}
+    cache = {i.name: np.zeros((2, 4, 0, 16), np.float32) for i in opened.get_inputs() if CACHE in i.name}
     names = [o.name for o in opened.get_outputs()]
     found = []
     for start, stop in ((0, 9), (9, 11)):
@@ -130,9 +131,7 @@ def test_equals_pytorch_with_the_knobs_at_run_time(graph: Path, model: Any) -> N
         seen.append(ours[valid])
         names = [value.name for value in load_graph(graph.with_name(made["graph"])).graph.input]
         assert names[2:] == [
-            f"input.past_key_values.layers.{i}.{part}"
-            for i in range(len(made["blocks_kept"]))
-            for part in ("keys", "values")
+            f"input.{CACHE}.layers.{i}.{part}" for i in range(len(made["blocks_kept"])) for part in ("keys", "values")
         ]
     assert graph.read_bytes() == before
     stored = graph.with_name("model.onnx.data")

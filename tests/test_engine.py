@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from importance.ablation import measure, single_ablations
+from importance.blocks import ResidentBlocks
+from importance.calling import ScoringError, additive
 from importance.chunks import Chunk, from_batch, pack
 from importance.configurations import Config, block_evaluations, without
-from importance.engine import Engine, ResidentBlocks, ScoringError, State, _bytes, additive, full_config
+from importance.engine import Engine, State, _bytes, full_config
 from importance.evaluate import evaluate, prepare
 from importance.objectives import Divergence, Generated, NegativeLogLikelihood, Objective, TeacherForced
 from importance.prompts import load_processor

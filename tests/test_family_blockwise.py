@@ -10,8 +10,8 @@ import onnx
 import pytest
 
 import export.family_blockwise
-import export.gate
 import export.graph.decoder
+import export.machine
 import export.verify
 import transform.load
 from export.family import export_family, plan_family, verify_family
@@ -29,7 +29,7 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the whole model was loaded")
 
-    monkeypatch.setattr(export.gate, "free_memory", lambda: 0)
+    monkeypatch.setattr(export.machine, "free_memory", lambda: 0)
     monkeypatch.setattr(transform.load, "load_model", refuse)
     for name in ("load_model", "load_with_report", "dynamic_twin"):
         monkeypatch.setattr(export.verify, name, refuse)
@@ -46,7 +46,7 @@ def write(molmo: Path, out: Path, form: str = "cpu") -> dict[str, Any]:
 def made(molmo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("families") / "family"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export.gate, "free_memory", lambda: 0)
+        patch.setattr(export.machine, "free_memory", lambda: 0)
         write(molmo, out)
     return out
 

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from importance.ablation import observe
+from importance.blocks import ResidentBlocks
 from importance.chunks import TEXT, VISION, Chunk, from_batch
-from importance.engine import ResidentBlocks, full_config
+from importance.engine import full_config
 from importance.metrics import METRICS, metric
 from importance.metrics.accuracy import compute_accuracy_drop_importance, compute_importance
 from importance.metrics.activation import compute_activation_importance

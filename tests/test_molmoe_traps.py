@@ -11,6 +11,7 @@ from tests.molmo_parity import CASES, model_inputs, outputs, selected
 from transform.errors import KnobError
 from transform.load import load_model
 from transform.molmoe import MolmoEConfig, MolmoEForConditionalGeneration
+from transform.molmoe.compatibility import CACHE
 from transform.molmoe.preprocessing import preprocess
 from transform.runtime import set_moe_top_k
 
@@ -106,9 +107,9 @@ def test_trap_7_the_pad_embedding_has_the_vision_towers_width(molmo: Path, model
 def test_trap_10_images_do_not_go_with_a_filled_cache(model: Any) -> None:
     given = model_inputs(next(name for name, record in CASES.items() if record["kind"] == "formula_crops"))
     out = model(**given, use_cache=True)
-    assert out.past_key_values.get_seq_length() == given["input_ids"].shape[1]
+    assert out[CACHE].get_seq_length() == given["input_ids"].shape[1]
     with pytest.raises(ValueError, match="not with a filled cache"):
-        model(**given, past_key_values=out.past_key_values)
+        model(**given, **{CACHE: out[CACHE]})
     with pytest.raises(ValueError, match="image_masks and image_input_idx"):
         model(given["input_ids"], images=given["images"])
     with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):

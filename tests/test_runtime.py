@@ -27,6 +27,7 @@ from tests.molmo_parity import CASES, FIXTURES, model_inputs
 from transform.errors import KnobError
 from transform.load import load_model
 from transform.molmoe import MolmoEConfig, MolmoEForConditionalGeneration
+from transform.molmoe.compatibility import CACHE
 from transform.runtime import BlockMaskWrapper, moe_top_k, set_moe_top_k
 
 SIZES: dict[str, Any] = {
@@ -175,13 +176,13 @@ def decoded(model: Any, side: str) -> tuple[torch.Tensor, torch.Tensor]:
     cache, seen = DynamicCache(config=model.config), []
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     with torch.no_grad():
-        out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+        out = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **{CACHE: cache})
         seen.append(out.logits)
         for token in (21, 22, 23):
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
             positions = (mask.cumsum(-1) - 1)[:, -1:]
             step = torch.full((2, 1), token)
-            out = model(input_ids=step, attention_mask=mask, position_ids=positions, past_key_values=cache)
+            out = model(input_ids=step, attention_mask=mask, position_ids=positions, **{CACHE: cache})
             seen.append(out.logits)
     assert cache.get_seq_length() == mask.shape[1]
     made = model.generate(left[0], attention_mask=left[1], max_new_tokens=6, do_sample=False)

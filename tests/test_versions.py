@@ -6,7 +6,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from tests.versions.environments import DIRECTORIES, ROOT, bounds, requirements, torch_pin
-from transform.molmoe.compatibility import TESTED_TRANSFORMERS
+from transform.molmoe.versions import TESTED_TRANSFORMERS
 
 DECLARED = requirements()
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from export.gate import FLOAT32, free_memory
+from export.machine import FLOAT32, free_memory
 from transform.errors import KnobError
 
 GRAPHS = "graphs"

@@ -14,7 +14,7 @@ from export.bench.workload import Workload
 from export.onnx_run import Graphs, dtype_of
 
 GRAPH, FEATURES = "model.onnx", "features.npy"
-PAST, PRESENT = "input.past_key_values.", "output.past_key_values."
+PAST = ("input.cache.", "input.past_key_values.")  # the name is the model's argument's
 SAMPLE, CACHED = 5, 3  # lengths that the export is traced with: neither is 0 or 1, which torch.export makes constants
 
 
@@ -26,6 +26,7 @@ def export_graph(job: Mapping[str, Any], target: Path) -> None:
 
     from export.bench.engine_torch import load_variant
     from export.gate import quiet_transformers
+    from transform.molmoe.compatibility import CACHE
 
     quiet_transformers()
     torch.set_num_threads(job["threads"])
@@ -36,14 +37,14 @@ def export_graph(job: Mapping[str, Any], target: Path) -> None:
         model = language_half(model)
     auto, layers = torch.export.Dim.AUTO, model.config.num_hidden_layers
     with torch.no_grad():
-        past = model(**{name: given[:, :CACHED]}, past_key_values=DynamicCache(config=model.config)).past_key_values
+        past = model(**{name: given[:, :CACHED], CACHE: DynamicCache(config=model.config)})[CACHE]
     sample = {
         name: given,
         "attention_mask": torch.ones(1, CACHED + SAMPLE, dtype=torch.int64),
-        "past_key_values": past,
+        CACHE: past,
     }
     # the lengths alone, as transformers recommends: batch, heads and widths are constants
-    shapes = {name: {1: auto}, "attention_mask": {1: auto}, "past_key_values": [{2: auto}] * (2 * layers)}
+    shapes = {name: {1: auto}, "attention_mask": {1: auto}, CACHE: [{2: auto}] * (2 * layers)}
     exported = OnnxExporter().export(model, sample, OnnxConfig(dynamic=True, dynamic_shapes=shapes))
     exported.save_pretrained(target)
 
@@ -132,5 +133,5 @@ class Engine:
         self.session.run_with_iobinding(binding)
         found = dict(zip(names, binding.get_outputs(), strict=True))
         logits = found.pop("logits").numpy()
-        self.cache = {name.replace(PRESENT, PAST): value for name, value in found.items()}
+        self.cache = {name.replace("output.", "input.", 1): value for name, value in found.items()}
         return int(logits[0, -1].argmax())

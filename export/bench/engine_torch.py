@@ -12,6 +12,7 @@ import torch
 from export.bench.workload import Workload
 from export.gate import quiet_transformers
 from transform.load import load_model
+from transform.molmoe.compatibility import CACHE
 from transform.runtime import BlockMaskWrapper, set_moe_top_k
 
 
@@ -78,6 +79,6 @@ class Engine:
         return self._next(input_ids=torch.tensor([[token]], device=self.device))
 
     def _next(self, **given: Any) -> int:
-        found = self.model(**given, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        self.cache = found.past_key_values
+        found = self.model(**given, **{CACHE: self.cache}, use_cache=True, logits_to_keep=1)
+        self.cache = found[CACHE]
         return int(found.logits[0, -1].argmax())

@@ -4,6 +4,7 @@ Nodes are plain objects over the protobuf ones, in topological order; `finish` w
 read values of the graph around them: those count as the node's own inputs.
 """
 
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -133,7 +134,6 @@ class Network:
         copied = Node(proto)
         copied.inputs = list(inputs)
         copied.outputs = [self.fresh(f"{name}_derived") if name else "" for name in node.outputs]
-        proto.name = f"{proto.name}_derived_{copied.outputs[0]}"
         return copied
 
     def sort(self) -> None:
@@ -192,6 +192,7 @@ class Network:
     def finish(self) -> Any:
         """The model with all changes written into it."""
         graph = self.model.graph
+        _name_all([node.proto for node in self.nodes])
         for node in self.nodes:
             if list(node.proto.input) != node.inputs:
                 node.proto.input[:] = node.inputs
@@ -217,6 +218,31 @@ def branches(proto: Any) -> Iterator[Any]:
             yield attribute.g
         elif attribute.type == AttributeProto.GRAPHS:
             yield from attribute.graphs
+
+
+def _name_all(nodes: Iterable[Any]) -> None:
+    """Give every node that has no name, or another one's, a name of its own, across all branches.
+
+    Fusions of onnxruntime 1.18 to 1.21 name their nodes after those they replace, and fail where those have no name.
+    """
+    every = list(_with_inner(nodes))
+    taken = {proto.name for proto in every}
+    seen = {""}
+    numbers: Counter[str] = Counter()
+    for proto in every:
+        base = proto.name or proto.op_type
+        while proto.name in seen:
+            numbers[base] += 1
+            name = f"{base}_{numbers[base]}"
+            proto.name = proto.name if name in taken else name
+        seen.add(proto.name)
+
+
+def _with_inner(nodes: Iterable[Any]) -> Iterator[Any]:
+    for proto in nodes:
+        yield proto
+        for branch in branches(proto):
+            yield from _with_inner(branch.node)
 
 
 def _replace(field: Any, values: list[Any]) -> None:

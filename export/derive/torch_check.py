@@ -16,7 +16,8 @@ def against_torch(staged: Path, opened: Opened, surgery: Surgery) -> Record | st
     directory = staged.parent
     if not all((directory / name).is_file() for name in ("io.json", "config.json")):
         return "not compared with PyTorch: the directory is no knobcast variant"
-    from export.gate import FLOAT32, free_memory, quiet_transformers
+    from export.gate import quiet_transformers
+    from export.machine import FLOAT32, free_memory
     from transform.checkpoint import read_checkpoint
     from transform.plan import parameters
 

@@ -44,7 +44,7 @@ class Graph:
         self._outputs: list[Any] = []
         self._initializers: dict[str, Any] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
-        self._values = 0
+        self._values = self._operators = 0
 
     def input(self, name: str, dtype: int, shape: Shape) -> str:
         """Declare an input."""
@@ -54,7 +54,7 @@ class Graph:
     def output(self, name: str, value: str, dtype: int, shape: Shape) -> None:
         """Give a value its public name, unless `named` gave it, and declare it an output."""
         if value != name:
-            self._nodes.append(helper.make_node("Identity", [value], [name]))
+            self._append("Identity", [value], [name])
         self._outputs.append(helper.make_tensor_value_info(name, dtype, shape))
 
     def op(self, kind: str, *inputs: str, **attributes: object) -> str:
@@ -64,12 +64,12 @@ class Graph:
     def ops(self, kind: str, results: int, *inputs: str, **attributes: object) -> list[str]:
         """Append an operator with several results."""
         names = [self._fresh() for _ in range(results)]
-        self._nodes.append(helper.make_node(kind, inputs, names, **attributes))
+        self._append(kind, inputs, names, **attributes)
         return names
 
     def named(self, name: str, kind: str, *inputs: str, **attributes: object) -> str:
         """Append an operator whose one result has a public name: nothing stands between it and a bound buffer."""
-        self._nodes.append(helper.make_node(kind, inputs, [name], **attributes))
+        self._append(kind, inputs, [name], **attributes)
         return name
 
     def choose(self, condition: str, then: Callable[[], str], otherwise: Callable[[], str]) -> str:
@@ -176,6 +176,11 @@ class Graph:
         # accuracy_level 1: the activations stay float32
         sizes = {"N": rows, "K": columns, "bits": pack.bits, "block_size": pack.block, "accuracy_level": 1}
         return self.op("MatMulNBits", *operands, domain=CONTRIB, **sizes)
+
+    def _append(self, kind: str, inputs: Sequence[str], results: Sequence[str], **attributes: object) -> None:
+        # numbered across branches: without a name, fusions of onnxruntime 1.18 to 1.21 call two of their nodes the same
+        self._operators += 1
+        self._nodes.append(helper.make_node(kind, inputs, results, name=f"n{self._operators}", **attributes))
 
     def _fresh(self) -> str:
         self._values += 1

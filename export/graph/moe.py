@@ -73,8 +73,11 @@ def _per_expert(g: Graph, checkpoint: Checkpoint, i: int, x: str, logits: str) -
     runs = g.ops("Split", experts, rows, sizes, axis=0)
 
     stored = {checkpoint.tensor(f"expert.{part}", i).stored for part in ("gate", "up", "down")}
-    used = None if stored == {"F32"} else g.op("Greater", sizes, g.int(0))
-    outputs = [_expert(g, checkpoint, i, e, run, used) for e, run in enumerate(runs)]
+    used: list[str | None] = [None] * experts
+    if stored != {"F32"}:
+        # cut once: a Gather per expert costs more at every token, and a pass of onnxruntime's over the graph at load
+        used = [*g.ops("Split", experts, g.op("Greater", sizes, g.int(0)), axis=0, num_outputs=experts)]  # [1] each
+    outputs = [_expert(g, checkpoint, i, e, run, used[e]) for e, run in enumerate(runs)]
     result = g.op("Gather", g.op("Concat", *outputs, axis=0), inverse, axis=0)
     result = g.op("Reshape", result, g.ints(-1, k, settings.hidden))  # [n, k, d]
     weighted = g.op("Mul", result, g.op("Unsqueeze", weights, g.ints(2)))
@@ -94,4 +97,4 @@ def _expert(g: Graph, checkpoint: Checkpoint, i: int, e: int, run: str, used: st
         return compute()
     for tensor in (gate, up, down):
         g.stored(tensor)  # initializers belong to the outer graph, or the branch would hide them from the tools
-    return g.choose(g.op("Gather", used, g.int(e)), compute, lambda: g.op("Identity", run))
+    return g.choose(used, compute, lambda: g.op("Identity", run))

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from importance.ablation import chunks_of, watch
-from importance.engine import ScoringError, Step
+from importance.calling import ScoringError
+from importance.engine import Step
 from importance.metrics._stream import Stream
 
 

@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from importance.ablation import chunks_of
+from importance.blocks import Blocks, ResidentBlocks
+from importance.calling import ScoringError, additive, at_k, call
 from importance.chunks import Chunk
 from importance.configurations import Config
-from importance.engine import Blocks, ResidentBlocks, ScoringError, additive, at_k, call, full_config
+from importance.engine import full_config
 from importance.samples import SamplesError
+from importance.self_check import insist_on_agreement
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits [T, V], ids [T]) -> scalar: the loss of one answer."""
@@ -42,6 +45,7 @@ def taylor(
     values: list[list[float]] = [[] for _ in range(blocks.layers)]
     counts = []
     for chunk in chunks:
+        insist_on_agreement(blocks, chunk, full, remember=False)
         counts.append(len(chunk.samples))
         with torch.enable_grad():
             streams = [chunk.hidden.detach().clone().requires_grad_()]

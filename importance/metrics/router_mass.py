@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from importance.engine import ScoringError, Step
+from importance.calling import ScoringError
+from importance.engine import Step
 from importance.metrics._stream import Stream
 from transform.runtime import find_routers
 

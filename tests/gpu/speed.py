@@ -13,9 +13,9 @@ from time import perf_counter
 
 import numpy as np
 
-from export.gate import free_memory
 from export.graph import emit_graphs
 from export.io_spec import write_io
+from export.machine import free_memory
 from tests.gpu.environment import used_memory
 from tests.gpu.rows import Context, NotAvailableError, Row
 from tests.gpu.synthetic import Sizes, write_noise

@@ -40,6 +40,7 @@ TRAVELLING_FILES = (
     "processing_molmoe.py",
     "resampling.py",
     "tiling.py",
+    "versions.py",
 )
 
 

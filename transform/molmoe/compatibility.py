@@ -1,4 +1,4 @@
-"""What differs between versions of transformers, in one place, and which of them were tried.
+"""What differs between versions of transformers, in one place.
 
 `modeling_molmoe.py` runs unchanged under all of them: it calls transformers' layers by arguments that are looked up
 here once, and takes none that it doesn't know. This file travels with each variant.
@@ -13,16 +13,10 @@ import transformers
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 from transformers.utils import logging
 
-TESTED_TRANSFORMERS = ("5.23", "5.24")
-"""The oldest and the newest release whose outputs were compared with the reference; pyproject.toml has the same."""
+from .versions import TESTED_TRANSFORMERS, tested_range
 
 # The argument and the output that hold keys and values: `past_key_values` in 5.23, `cache` since 5.24.
 CACHE = "cache" if "cache" in {field.name for field in fields(MoeCausalLMOutputWithPast)} else "past_key_values"
-
-
-def tested_range() -> str:
-    """For messages."""
-    return f"transformers {TESTED_TRANSFORMERS[0]} to {TESTED_TRANSFORMERS[1]}"
 
 
 def warn_if_untested(what: str) -> None:
@@ -41,8 +35,8 @@ def insist_on_arguments(function: Callable[..., Any], names: Iterable[str]) -> N
     lacking = sorted(set(names) - inspect.signature(function).parameters.keys())
     if lacking:
         raise ImportError(
-            f"transformers {transformers.__version__} has no {', '.join(lacking)} in {function.__qualname__}: this code "
-            f"knows {tested_range()}. Install one of these."
+            f"transformers {transformers.__version__} has no {', '.join(lacking)} in {function.__qualname__} and would "
+            f"swallow it: this code knows {tested_range()}. Install one of these."
         )
 
 

@@ -51,7 +51,7 @@ class MolmoEConfig(PreTrainedConfig):
     """MolmoE's settings; the defaults are the released model's. `moe_top_k` is one number or one per block."""
 
     model_type = "molmo"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ("cache", "past_key_values")
     # transformers' generation code and caches ask for these names
     attribute_map = {  # noqa: RUF012 - a plain dict, as in every transformers config
         "hidden_size": "d_model",

@@ -17,9 +17,25 @@ from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Chunk, Concatenate, MergeModulelist, WeightConverter, WeightRenaming
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from transformers.models.olmoe.modeling_olmoe import OlmoeRotaryEmbedding
 
+from .compatibility import CACHE, insist_on_arguments, refuse_unknown, warn_if_untested
 from .configuration_molmoe import MolmoEConfig
+
+# transformers' layers swallow what they don't name
+insist_on_arguments(OlmoeModel.forward, ("inputs_embeds", "attention_mask", "position_ids", "use_cache", CACHE))
+insist_on_arguments(CLIPEncoderLayer.forward, ("hidden_states", "attention_mask"))
+insist_on_arguments(GenerationMixin.prepare_inputs_for_generation, ("inputs_embeds", "is_first_iteration", CACHE))
+
+# What callers may ask for, and the output it comes in; the decoder collects them.
+_RECORDS = {
+    "output_hidden_states": "hidden_states",
+    "output_attentions": "attentions",
+    "output_router_logits": "router_logits",
+}
+# What transformers hands every model, and this one has no use for: positions follow from mask and cache.
+_UNUSED = ("cache_position",)
 
 # Released name -> name here, below `model.transformer.`; scoped to the decoder's class, because at saving the
 # converter would also fuse the vision tower's q, k and v.
@@ -231,13 +247,14 @@ class MolmoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ("OlmoeDecoderLayer", "CLIPEncoderLayer")
-    _skip_keys_device_placement = ("past_key_values",)
+    _skip_keys_device_placement = ("cache", "past_key_values")
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
 
     def __init__(self, config: MolmoEConfig) -> None:
         super().__init__(config)
+        warn_if_untested(type(self).__name__)
         self.model = MolmoEModel(config)
         self.lm_head = nn.Linear(config.d_model, config.embedding_rows, bias=False)
         self.post_init()
@@ -304,17 +321,24 @@ class MolmoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
-        **kwargs: Any,
-    ) -> MoeCausalLMOutputWithPast:
+        cache: Any = None,
+        return_dict: bool | None = None,
+        num_items_in_batch: int | Tensor | None = None,
+        **others: Any,
+    ) -> MoeCausalLMOutputWithPast | tuple[Any, ...]:
         """Logits for `input_ids` [B, S] or `inputs_embeds` [B, S, d].
 
         images [B, N, P, 588] (float32, whatever the model's dtype), image_masks [B, N, P], image_input_idx [B, N, F]:
         as the processor gives them, with the prompt only. attention_mask [B, past + S]: padding may be left or right;
-        without it, and without a cache, ids below 0 are padding. `logits_to_keep`: the last n positions, 0 for all.
+        without it, and without a cache, ids below 0 are padding. `cache` and `past_key_values` are two names of one
+        thing. `logits_to_keep`: the last n positions, 0 for all. `others`: output_hidden_states, output_attentions,
+        output_router_logits; any other argument is a TypeError.
         """
+        refuse_unknown(others, (*_RECORDS, *_UNUSED), f"{type(self).__name__}.forward")
+        cache = _one_cache(cache, past_key_values)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds.")
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        past = cache.get_seq_length() if cache is not None else 0
         if images is not None and (past or input_ids is None):
             raise ValueError("images go with the prompt's input_ids, not with a filled cache or with inputs_embeds.")
         if attention_mask is None and input_ids is not None and not past:
@@ -327,37 +351,46 @@ class MolmoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=self.config.use_cache if use_cache is None else use_cache,
-            **kwargs,
+            **{CACHE: cache},
+            **{name: True for name in _RECORDS if self._asked_for(name, others.get(name))},
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1])
-        return MoeCausalLMOutputWithPast(
+            sizes = {"vocab_size": logits.shape[-1], "num_items_in_batch": num_items_in_batch}
+            loss = self.loss_function(logits=logits, labels=labels, **sizes)
+        found = MoeCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            router_logits=outputs.router_logits,
+            **{CACHE: getattr(outputs, CACHE)},
+            **{name: getattr(outputs, name) for name in _RECORDS.values()},
         )
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return found if as_dict else found.to_tuple()
 
-    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
+    def _asked_for(self, record: str, argument: bool | None) -> bool:
+        return bool(getattr(self.config, record, False) if argument is None else argument)
+
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """transformers' own, for prompts (ids or embeddings) padded on either side.
 
         It appends new tokens at the end of a row, so padding is moved to the left first: in the sequences that
-        come back the prompt is left-padded, with the pad id.
+        come back the prompt is left-padded, with the pad id. Behind a filled cache only what is new is moved.
         """
+        cache = _one_cache(kwargs.pop("cache", None), kwargs.pop("past_key_values", None))
+        if cache is not None:
+            kwargs[CACHE] = cache
+        past = int(cache.get_seq_length()) if cache is not None else 0
         ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
         embeds, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
         if mask is None and ids is not None:
             mask = kwargs["attention_mask"] = (ids >= 0).long()
         prompt = ids if embeds is None else embeds
         if mask is not None and prompt is not None and mask.shape == prompt.shape[:2]:
-            order = mask.argsort(dim=1, stable=True)  # padding first, the rest in its order
+            order = mask[:, past:].argsort(dim=1, stable=True) + past  # padding first, the rest in its order
+            order = torch.cat((torch.arange(past, device=order.device).expand(len(order), -1), order), dim=1)
             kwargs["attention_mask"] = mask.gather(1, order)
             if ids is not None and ids.shape == mask.shape:
                 ids = torch.where(mask > 0, ids, self.config.pad_token_id or 0).gather(1, order)
@@ -369,7 +402,7 @@ class MolmoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if index is not None:
                 moved = order.argsort(dim=1).gather(1, index.flatten(1).clamp(min=0).long()).view_as(index)
                 kwargs["image_input_idx"] = torch.where(index >= 0, moved.to(index.dtype), index)
-        return super().generate(ids, **kwargs)
+        return super().generate(ids, *args, **kwargs)
 
     def prepare_inputs_for_generation(
         self, *args: Any, inputs_embeds: Tensor | None = None, is_first_iteration: bool = False, **kwargs: Any
@@ -396,6 +429,13 @@ def is_batch_padding(images: Tensor) -> Tensor:
 def positions(attention_mask: Tensor) -> Tensor:
     """Position ids [B, S] that don't count padding."""
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def _one_cache(cache: Any, past_key_values: Any) -> Any:
+    """The cache, by whichever name it was given."""
+    if cache is not None and past_key_values is not None and cache is not past_key_values:
+        raise ValueError("cache and past_key_values are two names of one thing: give one of them.")
+    return past_key_values if cache is None else cache
 
 
 def _renamings(names: tuple[tuple[str, str], ...]) -> list[WeightRenaming]:

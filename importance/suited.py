@@ -1,0 +1,93 @@
+"""Which models the engine computes right, told from their config and modules before anything runs.
+
+The engine calls blocks one by one with one mask, between the embedding and the final norm. A model that does more
+than that would be scored wrong without a word, so it is refused by name. What no name tells, `self_check.py` finds.
+"""
+
+from typing import Any
+
+from torch import nn
+
+from importance.calling import ScoringError
+from transform.runtime import find_decoder, find_routers
+
+INSTEAD = "Measure this model with transform.BlockMaskWrapper instead, under which it runs as it always does."
+_LISTS = ("layer_types", "layers_block_type")
+_FULL = {"full_attention", "attention"}
+_WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}  # kind, its size's key
+# What a model multiplies between embedding and blocks, or between head and logits, and the value that changes nothing.
+# Multipliers inside blocks are the blocks' own, and right.
+_SCALES = {
+    "embedding_multiplier": 1,
+    "scale_embedding": False,
+    "lm_head_multiplier": 1,
+    "logits_scaling": 1,
+    "logit_scale": 1,
+    "final_logit_softcapping": None,
+}
+
+
+def insist_on_suited(model: Any) -> None:
+    """Raise ScoringError for a model with windows, recurrent blocks, scaled embeddings or logits, or experts whose
+    number can't be set."""
+    decoder = find_decoder(model)
+    name = type(model).__name__
+    config = getattr(decoder, "config", None)
+    _refuse_kinds(config, name)
+    _refuse_windows(config, name)
+    _refuse_scales(config, name)
+    for part in ("norm", "rotary_emb"):
+        if not isinstance(getattr(decoder, part, None), nn.Module):
+            raise ScoringError(
+                f"scoring needs a decoder with blocks, a norm and rotary_emb: {type(decoder).__name__} of {name} has "
+                f"no {part}. {INSTEAD}"
+            )
+    _refuse_hidden_experts(decoder, name)
+
+
+def _kinds(config: Any) -> set[str]:
+    """The kinds of blocks that a config lists; empty where it lists none."""
+    return {str(kind) for key in _LISTS for kind in getattr(config, key, None) or ()}
+
+
+def _refuse_kinds(config: Any, name: str) -> None:
+    unknown = sorted(_kinds(config) - _FULL - _WINDOWS.keys())
+    if unknown:
+        raise ScoringError(
+            f"scoring needs blocks that attend to all tokens before, so that answers can branch off one prompt: {name} "
+            f"has {', '.join(unknown)}. {INSTEAD}"
+        )
+
+
+def _refuse_windows(config: Any, name: str) -> None:
+    """A window counts where a block has one and a sequence can be longer."""
+    kinds = _kinds(config)
+    longest = getattr(config, "max_position_embeddings", None)
+    for kind, key in _WINDOWS.items():
+        size = getattr(config, key, None)
+        used = kind in kinds if kinds else key == "sliding_window"
+        if used and size and (longest is None or size < longest):
+            raise ScoringError(
+                f"scoring gives all blocks the mask of the whole sequence: {name} has {key} {size} and sequences of "
+                f"{'any length' if longest is None else f'up to {longest} tokens'}. {INSTEAD}"
+            )
+
+
+def _refuse_scales(config: Any, name: str) -> None:
+    found = {key: getattr(config, key, None) for key in _SCALES}
+    wrong = [f"{key} {value}" for key, value in found.items() if value is not None and value != _SCALES[key]]
+    if wrong:
+        raise ScoringError(
+            "scoring runs from the embedding through blocks, final norm and head, and multiplies by nothing between "
+            f"them: {name} has {', '.join(wrong)}. {INSTEAD}"
+        )
+
+
+def _refuse_hidden_experts(decoder: Any, name: str) -> None:
+    for index, block in enumerate(decoder.layers):
+        routed = any(isinstance(getattr(module, "experts", None), nn.Module) for module in block.modules())
+        if routed and not find_routers(block):
+            raise ScoringError(
+                f"scoring sets how many experts each block's router chooses: block {index} of {name} has experts and "
+                f"no module with a top_k and one weight row per expert. {INSTEAD}"
+            )
