@@ -1,6 +1,6 @@
 # The main job:  make export K=4 BLOCKS=12 TOKENS=432 [MODEL=…] [SCORES=…] [FORM=int4] [DTYPE=…] [STATIC=1024] [OUT=…] [FORCE=1]
 # Every target creates .venv and installs by itself when pyproject.toml changed.
-.PHONY: setup export score test test-all check fix bench bench-variant faults gpu-check genai-env js-env ort-envs nano nano-data nano-curves clean
+.PHONY: setup export score test test-versions test-all check fix bench bench-variant faults gpu-check genai-env js-env ort-envs nano nano-data nano-curves clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,6 +10,9 @@ EXTRAS := $(VENV)/.extras
 GENAI := .venv-genai
 JS := .venv-js
 ORT := .venv-ort
+# Run with the oldest and with the newest of every dependency: parity, generate, graphs, scoring, the main job.
+VERSIONS := versions molmoe_parity molmoe_auto molmoe_generate molmoe_traps preprocessing runtime cache_name calling \
+  engine metrics evaluate search readers ray plot onnx_parity onnx_olmoe forms packed gate export run
 export PYTHONHASHSEED := 0
 
 # Without an NVIDIA driver, and unless pip is configured to look elsewhere, ask for torch's CPU build.
@@ -18,7 +21,7 @@ define install
 	$(PYTHON) -m venv $(VENV)
 	@if ! command -v nvidia-smi >/dev/null 2>&1 && [ "$$(uname -s)" = Linux ] && [ -z "$$($(BIN)/pip config list 2>/dev/null)" ] \
 	  && [ -z "$$PIP_INDEX_URL$$PIP_EXTRA_INDEX_URL$$PIP_FIND_LINKS" ]; then \
-	  $(BIN)/pip install -q "torch>=2.8,<2.14" --index-url https://download.pytorch.org/whl/cpu; fi
+	  $(BIN)/pip install -q "torch>=2.13,<2.14" --index-url https://download.pytorch.org/whl/cpu; fi
 	$(BIN)/pip install -q -e ".[dev]"
 	@touch $(STAMP)
 endef
@@ -45,6 +48,15 @@ score: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not extra"
+
+# Both ends of every range in pyproject.toml, and each one's variants in the other (docs/versions.md).
+test-versions: .venv-oldest/.installed .venv-newest/.installed
+	@for age in oldest newest; do echo "with the $$age of every dependency:"; OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 \
+	  .venv-$$age/bin/pytest -q -n 2 -p no:cacheprovider $(VERSIONS:%=tests/test_%.py) tests/versions/quiet.py || exit 1; done
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/versions/across.py
+
+.venv-oldest/.installed .venv-newest/.installed: .venv-%/.installed: pyproject.toml $(STAMP)
+	$(BIN)/python -m tests.versions.environments $*
 
 test-all: $(STAMP) $(EXTRAS) $(GENAI)/.installed js-env ort-envs
 	$(BIN)/pytest -q -m extra
@@ -128,4 +140,4 @@ nano-curves: $(STAMP) nano-data
 	$(BIN)/python -m artifacts.nano.curves
 
 clean:
-	rm -rf $(VENV) $(GENAI) $(JS) $(ORT) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest .venv-newest $(GENAI) $(JS) $(ORT) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -42,15 +42,15 @@ def gate(plan: Plan, directory: Path, onnx: bool, say: Say) -> dict[str, Any]:
 
     Both are loaded in float32 with the same experts and attention, so "equal" means a difference of exactly 0.
     """
-    say("as users load it")
-    written = read_checkpoint(directory)
-    as_user = check_as_user(written)
     say("reload")
     static, report = load_with_report(directory)
     report.insist(str(directory))
+    written = read_checkpoint(directory)
+    probe = find_probe(static, written)
+    say("as users load it")
+    as_user = check_as_user(written)
     say("static == dynamic")
     dynamic = dynamic_twin(plan)
-    probe = find_probe(static, written)
     image = None
     if plan.vision:
         image = image_probe(plan.target, directory, plan.vision.as_dict(), probe.seed)

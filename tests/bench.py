@@ -25,6 +25,7 @@ import numpy as np
 from tests.bench_family import bars as family_bars
 from tests.bench_full_size import bars as full_size_bars
 from tests.bench_onnx import bars as onnx_bars
+from tests.bench_opening import bars as opening_bars
 from tests.bench_scoring import bars as scoring_bars
 from tests.full_size import measure_emission, released_config, write_sparse_molmoe
 
@@ -202,6 +203,7 @@ def main() -> None:
         ("graphs_full_size", lambda: bench_graphs(work)),
         *family_bars(work, runs),
         *([] if options.quick else onnx_bars(work, runs)),
+        *opening_bars(work),
         *scoring_bars(work, runs, options.quick),
         *([] if options.quick else full_size_bars(work)),
     ]

@@ -66,7 +66,7 @@ def missing() -> list[str]:
     if not torch.cuda.is_available():
         lacks.append(
             f"a torch that sees the GPU: {torch.__version__} doesn't. Where pip took the CPU's build, "
-            '.venv/bin/pip install --force-reinstall "torch>=2.8,<2.14" takes the other one'
+            '.venv/bin/pip install --force-reinstall "torch>=2.13,<2.14" takes the other one'
         )
     return lacks
 
