@@ -12,6 +12,7 @@ from typing import Any
 from export.card import write_card
 from export.integrity import write_sums
 from export.manifest import write_manifest
+from export.special_tokens import check_special_tokens
 from export.static import StaticPlan, write_static
 from transform import molmoe
 from transform.checkpoint import Checkpoint, read_checkpoint
@@ -46,6 +47,8 @@ def export_variant(
     if plan.packing and not onnx:
         raise KnobError("quantised weights are read by graphs alone, and --no-onnx leaves them out. Export them too.")
     check_tokenizer(plan.source.path)
+    if onnx:
+        check_special_tokens(plan.source)
     if onnx and verify:
         from export.op_checks import check_form
 

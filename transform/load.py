@@ -18,10 +18,11 @@ import torch
 from transformers import GenerationConfig
 
 from transform.architectures import lookup
-from transform.checkpoint import PACKED, Checkpoint, read_checkpoint, read_json
+from transform.checkpoint import PACKED, Checkpoint, read_checkpoint
 from transform.dtype import cast
 from transform.errors import CheckpointError
 from transform.packed import dequantise, fake_quantised
+from transform.strict_json import read_json
 
 _TAKE_IN_TURN = "HF_DEACTIVATE_ASYNC_LOAD"  # transformers reads it at every load
 ALIGNMENT = 64  # bytes; torch's own allocations have it

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from transform.checkpoint import Checkpoint, read_json
+from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
 from transform.dtype import cast
 from transform.errors import CheckpointError, KnobError
@@ -15,6 +15,7 @@ from transform.knobs import PACKED_BITS, Knobs, canonical_name, parse_tokens
 from transform.molmoe import tiling
 from transform.packed_layout import BLOCK, packed_bytes
 from transform.stack import is_stacked, stack_experts
+from transform.strict_json import read_json
 from transform.width import beyond_training, set_top_k
 from transform.write import written_bytes
 
