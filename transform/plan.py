@@ -21,6 +21,7 @@ from transform.write import written_bytes
 
 RESIZES = ("pad", "fill")
 DEFAULT_POLICY = ("pad", "canvas")
+ADAPTER = "adapter_config.json"  # peft's
 MOST_CROPS = 100  # trained with 12, evaluated with 36
 
 
@@ -190,6 +191,11 @@ def make_plan(source: Checkpoint, knobs: Knobs, resize: str = "pad", rule: str =
         )
     if source.architecture.multimodal and "tokenizer.json" not in source.side_files:
         warnings.append("the source has no tokenizer.json: the variant has no processor and `run` can't use it")
+    if (source.path / ADAPTER).exists():
+        warnings.append(
+            f"{ADAPTER} lies beside the weights: the variant is made of the weights alone. If the adapter isn't merged "
+            "into them, merge it first (peft's merge_and_unload)"
+        )
     return Plan(source, target, knobs, tuple(keep), vision, tuple(w for w in warnings if w))
 
 

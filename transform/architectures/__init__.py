@@ -77,11 +77,15 @@ class Architecture:
     config_dims: Mapping[str, str]
     roles: Mapping[str, Role]
     counts: Mapping[str, str]
+    fused: Mapping[str, tuple[str, ...]]  # a tensor of all experts of a block -> the roles it holds for each of them
+    dropped: tuple[str, ...]  # ends of names of tensors that transformers computes and doesn't read
 
     def check(self, config: Mapping[str, Any]) -> None:
         """Refuse a config with a feature that was never verified, naming the key and the reason."""
         for rule in self.requires:
             value = lookup(config, rule["key"], rule.get("default"))
+            if "keys" in rule and isinstance(value, Mapping) and value.keys() <= set(rule["keys"]):
+                continue  # what stands under these keys has rules of its own
             if value not in rule["values"]:
                 allowed = " or ".join(json.dumps(v) for v in rule["values"])
                 raise CheckpointError(
@@ -104,11 +108,11 @@ class Architecture:
             raise CheckpointError(
                 f"config.json of a {self.model_type!r} model must hold {keys_wanted}. Restore the original config.json."
             )
-        for name, highest in MOST.items():
+        for name, most in MOST.items():
             value = found[name]
-            if type(value) is not int or not 1 <= value <= highest:
+            if type(value) is not int or not 1 <= value <= most:
                 raise CheckpointError(
-                    f"config.json: {' or '.join(self.keys[name])} must be a whole number from 1 to {highest:,}, got "
+                    f"config.json: {' or '.join(self.keys[name])} must be a whole number from 1 to {most:,}, got "
                     f"{shown(value)}. Restore the original config.json."
                 )
         layers, experts = found["layers"], found["experts"]
@@ -197,6 +201,8 @@ def _load(model_type: str) -> Architecture:
         config_dims=raw["config_dims"],
         roles={name: Role(tuple(r["names"]), tuple(r["shape"])) for name, r in raw["roles"].items()},
         counts=raw["counts"],
+        fused={name: tuple(roles) for name, roles in raw["fused"].items()},
+        dropped=tuple(raw["dropped"]),
     )
 
 
