@@ -69,8 +69,8 @@ def plan(
     scores: Scores = None,
     dtype: Dtype = "source",
     form: Form = None,
-    resize: Resize = "pad",
-    rule: Rule = "canvas",
+    resize: Resize = None,
+    rule: Rule = None,
     as_json: Json = False,
 ) -> None:
     """Show what a setting would do, from headers alone."""
@@ -94,8 +94,8 @@ def export(
     scores: Scores = None,
     dtype: Dtype = "source",
     form: Form = None,
-    resize: Resize = "pad",
-    rule: Rule = "canvas",
+    resize: Resize = None,
+    rule: Rule = None,
     family: Family = None,
     member: Member = None,
     static: Static = None,
@@ -219,7 +219,7 @@ def evaluate(
     from transform.knobs import parse_count
 
     measure = metric_named(metric)
-    made = _plan(model, k, blocks, keep_blocks, drop_blocks, tokens, scores, "source", "pad", "canvas")
+    made = _plan(model, k, blocks, keep_blocks, drop_blocks, tokens, scores, "source", None, None)
     samples = read_samples(data, parse_count(limit, "--limit"), annotations=annotations, images=images)
     check_samples(samples, measure)
     for warning in made.warnings:
@@ -245,8 +245,8 @@ def _plan(
     tokens: str | None,
     scores: str | None,
     dtype: str,
-    resize: str,
-    rule: str,
+    resize: str | None,
+    rule: str | None,
     form: str | None = None,
 ) -> Any:
     """Parse the knobs, read the headers, choose the blocks, make the plan."""

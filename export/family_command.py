@@ -13,7 +13,7 @@ from export.show import progress_bars
 from transform.checkpoint import read_checkpoint
 from transform.errors import KnobError
 from transform.knobs import parse_tokens
-from transform.plan import DEFAULT_POLICY, Plan, weight_bytes
+from transform.plan import Plan, weight_bytes
 from transform.source import resolve
 
 
@@ -55,14 +55,11 @@ def member_plan(
     given: Mapping[str, str | None],
     dtype: str,
     form: str | None,
-    resize: str,
-    rule: str,
+    resize: str | None,
+    rule: str | None,
 ) -> tuple[Plan, str]:
     """The plan of a family's member and its default name; `given` are the flags that the member replaces."""
-    policy = dict(zip(("--resize", "--rule"), zip((resize, rule), DEFAULT_POLICY, strict=True), strict=True))
-    changed = {flag: value for flag, (value, default) in policy.items() if value != default}
-    changed |= {"--dtype": dtype} if dtype != "source" else {}
-    changed |= {"--form": form} if form is not None else {}
+    changed = {"--resize": resize, "--rule": rule, "--form": form, "--dtype": None if dtype == "source" else dtype}
     _refuse({**given, **changed}, "--member", "A member has all its settings from its family")
     if model is None:
         raise KnobError("--member names a member of a family, and no family is given. Give its directory as MODEL.")

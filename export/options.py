@@ -22,8 +22,14 @@ Dtype = Annotated[str, typer.Option("--dtype", help="source, float32, float16 or
 Form = Annotated[
     str | None, typer.Option("--form", help="cpu (float32), cuda (float16, fused), int4 or int8 (quantised, fused).")
 ]
-Resize = Annotated[str, typer.Option("--resize", help="pad (letterbox, as trained) or fill (cover and crop).")]
-Rule = Annotated[str, typer.Option("--rule", help="Tiling by the canvas rule, or the documentation's linear rule.")]
+Resize = Annotated[
+    str | None,
+    typer.Option("--resize", help="pad (letterbox, as trained) or fill (cover and crop); absent: as the model has it."),
+]
+Rule = Annotated[
+    str | None,
+    typer.Option("--rule", help="Tiling by the canvas rule, or the documentation's linear one; absent: as the model."),
+]
 Family = Annotated[
     str | None, typer.Option("--family", help="A grid, 'k=1,2,4 blocks=8,12': one directory, a graph per setting.")
 ]

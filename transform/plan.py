@@ -10,19 +10,18 @@ from typing import Any
 from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
 from transform.dtype import cast
-from transform.errors import CheckpointError, KnobError
+from transform.errors import KnobError
+from transform.image_settings import max_crops, variant_policy
 from transform.knobs import PACKED_BITS, Knobs, canonical_name, parse_tokens
 from transform.molmoe import tiling
 from transform.packed_layout import BLOCK, packed_bytes
 from transform.stack import is_stacked, stack_experts
-from transform.strict_json import read_json
 from transform.width import beyond_training, set_top_k
 from transform.write import written_bytes
 
 RESIZES = ("pad", "fill")
 DEFAULT_POLICY = ("pad", "canvas")
 ADAPTER = "adapter_config.json"  # peft's
-MOST_CROPS = 100  # trained with 12, evaluated with 36
 
 
 @dataclass(frozen=True)
@@ -156,14 +155,16 @@ def weight_bytes(checkpoint: Checkpoint) -> int:
     return sum(written_bytes(t) for t in checkpoint.tensors.values())
 
 
-def make_plan(source: Checkpoint, knobs: Knobs, resize: str = "pad", rule: str = "canvas") -> Plan:
+def make_plan(source: Checkpoint, knobs: Knobs, resize: str | None = None, rule: str | None = None) -> Plan:
     """Apply the passes (blocks, k, dtype, then the form's) to the headers; raises KnobError or BudgetError.
 
-    Where nothing is said about images, they stay as the source has them: a variant's budget is its variants' too.
+    None is not said. What isn't said about images stays as the source has it: a variant's budget is its variants' too.
+    Where a budget is said, resize and rule that aren't are the usual ones.
     """
-    tokens = knobs.tokens
-    if tokens is None and (resize, rule) == DEFAULT_POLICY:
-        tokens, resize, rule = own_policy(source)
+    said = {"tokens": knobs.tokens, "resize": resize, "rule": rule}
+    own = own_policy(source) if knobs.tokens is None else (knobs.tokens, *DEFAULT_POLICY)
+    tokens = own[0]
+    resize, rule = resize if resize is not None else own[1], rule if rule is not None else own[2]
     for option, word, words in (("resize", resize, RESIZES), ("rule", rule, tiling.RULES)):
         if word not in words:
             raise KnobError(f"{option} must be one of {', '.join(words)}, got {word!r}.")
@@ -184,10 +185,10 @@ def make_plan(source: Checkpoint, knobs: Knobs, resize: str = "pad", rule: str =
         if isinstance(tokens, int) and vision.crops is not None:
             warnings += [tiling.budget_warning(vision.crops)]
         warnings += [_too_long(source, vision)]
-    elif knobs.tokens is not None or (resize, rule) != DEFAULT_POLICY:
+    elif given := [name for name, value in said.items() if value is not None]:
         raise KnobError(
-            "tokens, resize and rule are about images, and "
-            f"{source.architecture.model_type!r} models see no images. Leave them out."
+            f"tokens, resize and rule are about images, and {source.architecture.model_type!r} models see no images, "
+            f"got {', '.join(given)}. Leave them out."
         )
     if source.architecture.multimodal and "tokenizer.json" not in source.side_files:
         warnings.append("the source has no tokenizer.json: the variant has no processor and `run` can't use it")
@@ -222,9 +223,8 @@ def _check_form(source: Checkpoint, knobs: Knobs) -> None:
 
 def own_policy(source: Checkpoint) -> tuple[int | str | None, str, str]:
     """Tokens, resize and rule of a variant; of any other model the stock tiling."""
-    name = "processor_config.json"
-    stored = read_json(source.path / name) if name in source.side_files and source.architecture.multimodal else {}
-    if stored.get("processor_class") != "MolmoEProcessor":
+    stored = variant_policy(source)
+    if stored is None:
         return None, *DEFAULT_POLICY
     resize, rule = (str(stored.get(key, usual)) for key, usual in zip(("resize", "rule"), DEFAULT_POLICY, strict=True))
     return parse_tokens(stored.get("vision_tokens")), resize, rule
@@ -232,12 +232,7 @@ def own_policy(source: Checkpoint) -> tuple[int | str | None, str, str]:
 
 def plan_vision(source: Checkpoint, tokens: int | str | None, resize: str, rule: str) -> Vision:
     """Check the budget against the model's longest sequence and list the tilings it allows."""
-    most = source.config.get("max_crops", 12)
-    if type(most) is not int or not 1 <= most <= MOST_CROPS:
-        raise CheckpointError(
-            f"config.json: max_crops must be a whole number from 1 to {MOST_CROPS}, got {most!r}. "
-            "Restore the original config.json."
-        )
+    most = max_crops(source)
     if tokens is None:
         tilings = tuple(t for n in range(1, most + 1) for t in tiling.tilings(n))
         return Vision(None, None, most, resize, rule, tilings)
