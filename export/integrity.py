@@ -12,6 +12,7 @@ from typing import Any
 
 from transform.checkpoint import read_json
 from transform.errors import VerificationError
+from transform.side_files import TEMPLATES
 from transform.stage import MANIFEST, kind_of
 
 SUMS = "SHA256SUMS"
@@ -31,10 +32,19 @@ def sha256_file(path: Path, progress: Callable[[int], None] | None = None) -> st
 
 def write_sums(directory: Path, progress: Callable[[int], None] | None = None) -> str:
     """Write SHA256SUMS over every file but itself and the manifest (`sha256sum -c` reads it); returns its digest."""
-    names = sorted(p.name for p in directory.iterdir() if p.is_file() and p.name not in (SUMS, MANIFEST))
+    names = sorted(name for name in _names(directory) if (directory / name).is_file() and name not in (SUMS, MANIFEST))
     lines = [f"{sha256_file(directory / name, progress)}  {name}\n" for name in names]
     (directory / SUMS).write_text("".join(lines), "utf-8")
     return sha256_file(directory / SUMS)
+
+
+def _names(directory: Path) -> Iterator[str]:
+    """Of everything in a directory; the folder of templates is told file by file."""
+    for path in directory.iterdir():
+        if path.name == TEMPLATES and path.is_dir() and not path.is_symlink():
+            yield from (f"{TEMPLATES}/{below.name}" for below in path.iterdir())
+        else:
+            yield path.name
 
 
 def check_sums(directory: Path, progress: Callable[[int], None] | None = None) -> int:
@@ -51,12 +61,12 @@ def check_sums(directory: Path, progress: Callable[[int], None] | None = None) -
         raise VerificationError(f"{SUMS} must have the digest in {MANIFEST}, it was changed. Export the variant again.")
     listed = {}
     for line in text.splitlines():
-        match = re.fullmatch(r"([0-9a-f]{64})  ([A-Za-z0-9_][A-Za-z0-9_.\-]*)", line)
+        match = re.fullmatch(rf"([0-9a-f]{{64}})  ((?:{TEMPLATES}/)?[A-Za-z0-9_][A-Za-z0-9_.\-]*)", line)
         if match is None:
             raise VerificationError(f"{SUMS}: not a line of sums and plain file names: {line[:80]!r}.")
         listed[match[2]] = match[1]
     # .py files import each other, so Python may have left its cache beside them: that is no file of the variant
-    present = {p.name for p in directory.iterdir() if p.name not in (SUMS, MANIFEST, "__pycache__")}
+    present = {name for name in _names(directory) if name not in (SUMS, MANIFEST, "__pycache__")}
     if present != listed.keys():
         odd = sorted(present ^ listed.keys())
         raise VerificationError(

@@ -16,6 +16,7 @@ from transform.architectures import Architecture, Settings, architecture_of, loo
 from transform.errors import CheckpointError
 from transform.fused_experts import split_fused
 from transform.safetensors_header import read_header
+from transform.side_files import side_files as side_files
 from transform.strict_json import read_json as read_json
 from transform.weight_files import INDEX as INDEX
 from transform.weight_files import SINGLE as SINGLE
@@ -31,12 +32,6 @@ OF_A_MACHINE = (
 _QUANTISED = (
     "_scale", "_scale_inv", "_scales", ".scale", ".scales", ".biases", "_blocks", "_packed", ".qweight", ".qzeros",
     ".g_idx", ".absmax", ".quant_map", ".SCB", "_zero_point", ".nested_absmax", ".nested_quant_map", ".weight_format",
-)  # fmt: skip
-# What may travel with a variant besides weights and config. Code of the source never does.
-SIDE_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "tokenizer.model", "generation_config.json", "preprocessor_config.json", "processor_config.json",
-    "chat_template.json", "chat_template.jinja", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE",
 )  # fmt: skip
 
 
@@ -203,11 +198,6 @@ def refuse_quantised(config: Mapping[str, Any]) -> None:
                 f"({'method' if method else 'without a method'}{f' {shown(method)}' if method else ''}). Use the "
                 f"checkpoint it was made of; if the weights are plain after all, remove {key} from config.json."
             )
-
-
-def side_files(directory: Path) -> tuple[str, ...]:
-    """What travels along of a directory."""
-    return tuple(name for name in SIDE_FILES if (directory / name).is_file())
 
 
 def check_tensors(checkpoint: Checkpoint) -> None:

@@ -16,6 +16,7 @@ from transform.knobs import PACKED_BITS, Knobs, canonical_name, parse_tokens
 from transform.molmoe import tiling
 from transform.packed_layout import BLOCK, packed_bytes
 from transform.stack import is_stacked, stack_experts
+from transform.tokenizer_file import tokenizer_warnings
 from transform.width import beyond_training, set_top_k
 from transform.write import written_bytes
 
@@ -190,8 +191,7 @@ def make_plan(source: Checkpoint, knobs: Knobs, resize: str | None = None, rule:
             f"tokens, resize and rule are about images, and {source.architecture.model_type!r} models see no images, "
             f"got {', '.join(given)}. Leave them out."
         )
-    if source.architecture.multimodal and "tokenizer.json" not in source.side_files:
-        warnings.append("the source has no tokenizer.json: the variant has no processor and `run` can't use it")
+    warnings += tokenizer_warnings(source)
     if (source.path / ADAPTER).exists():
         warnings.append(
             f"{ADAPTER} lies beside the weights: the variant is made of the weights alone. If the adapter isn't merged "

@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
-from transform.checkpoint import INDEX, SIDE_FILES
 from transform.errors import CheckpointError
+from transform.side_files import HUB_PATTERNS
+from transform.weight_files import INDEX
 
 DEFAULT = Path(__file__).parent.parent / "artifacts" / "molmoe-nano"
 
@@ -23,7 +24,7 @@ def resolve(model: str | Path | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        found = snapshot_download(text, allow_patterns=["config.json", INDEX, "*.safetensors", *SIDE_FILES])
+        found = snapshot_download(text, allow_patterns=["config.json", INDEX, "*.safetensors", *HUB_PATTERNS])
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
             f"{text}: no such directory, and the hub did not give it ({type(error).__name__}). "

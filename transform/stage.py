@@ -133,7 +133,7 @@ def _sync(path: Path) -> None:
 
 
 def sync_tree(directory: Path) -> None:
-    """fsync every file of a directory, then the directory."""
-    for path in sorted(directory.iterdir()):
+    """fsync every file below a directory, then the directory."""
+    for path in sorted(directory.rglob("*"), reverse=True):
         _sync(path)
     _sync(directory)
