@@ -12,8 +12,10 @@ from typing import Any
 
 from transform.checkpoint import read_json
 from transform.errors import VerificationError
+from transform.regular_file import IrregularError, open_regular, read_regular
 from transform.side_files import TEMPLATES
 from transform.stage import MANIFEST, kind_of
+from transform.strict_json import MAX_JSON_BYTES
 
 SUMS = "SHA256SUMS"
 _CHUNK = 4 << 20
@@ -22,11 +24,14 @@ _CHUNK = 4 << 20
 def sha256_file(path: Path, progress: Callable[[int], None] | None = None) -> str:
     """SHA-256 of a file, read in pieces."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_CHUNK):
-            digest.update(piece)
-            if progress:
-                progress(len(piece))
+    try:
+        with open_regular(path) as file:
+            while piece := file.read(_CHUNK):
+                digest.update(piece)
+                if progress:
+                    progress(len(piece))
+    except IrregularError as error:
+        raise VerificationError(f"{path.name}: {error}. Export the variant again.") from error
     return digest.hexdigest()
 
 
@@ -54,7 +59,9 @@ def check_sums(directory: Path, progress: Callable[[int], None] | None = None) -
     if recorded == "not computed":
         raise VerificationError(f"{directory} was exported with --no-verify: nothing was recorded. Export it verified.")
     try:
-        text = (directory / SUMS).read_text("utf-8")
+        text = read_regular(directory / SUMS, MAX_JSON_BYTES).decode()
+    except IrregularError as error:
+        raise VerificationError(f"{SUMS}: {error}. Export the variant again.") from error
     except OSError as error:
         raise VerificationError(f"{SUMS}: cannot be read ({error.strerror}). Export the variant again.") from error
     if recorded != hashlib.sha256(text.encode()).hexdigest():

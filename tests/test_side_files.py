@@ -30,7 +30,8 @@ Copy = Callable[[Path], Path]
 @pytest.mark.parametrize(
     "name",
     ["LICENSE", "LICENSE.txt", "LICENSE.md", "license.txt", "LICENCE", "LICENSE.rst", "LICENSE-MIT", "COPYING",
-     "NOTICE", "NOTICE.txt", "USE_POLICY.md", "Copyright.txt", "vocab.txt", "spiece.model", "tekken.json", "merges.txt"],
+     "NOTICE", "NOTICE.txt", "USE_POLICY.md", "Copyright.txt", "vocab.txt", "spiece.model", "tekken.json",
+     "merges.txt"],
 )  # fmt: skip
 def test_licences_and_vocabularies_travel_by_any_usual_name(
     olmoe: Path, copy_of: Copy, tmp_path: Path, name: str

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from export.graph.vision import read_tower
+from export.graph_facts import read_facts
+from export.integrity import check_sums, sha256_file
 from export.special_tokens import check_special_tokens
 from importance.scores import read_scores
 from tests.conftest import write_raw
 from transform.checkpoint import read_checkpoint
-from transform.errors import CheckpointError, ScoresError
+from transform.errors import CheckpointError, ScoresError, VerificationError
+from transform.molmoe.pictures import ImageError, open_image
 from transform.safetensors_header import MAX_TENSORS, read_header
 from transform.strict_json import MAX_JSON_BYTES, parse, read_json
 
@@ -71,6 +74,20 @@ def test_what_is_no_regular_file_is_never_read(tmp_path: Path, make: Callable[[P
         read_scores(tmp_path / "x", 4)
     with pytest.raises(CheckpointError, match="must be a regular file"):
         read_header(tmp_path / "x")
+
+
+@pytest.mark.parametrize("make", [pipe, endless, folder])
+def test_neither_are_a_variant_s_files_nor_pictures(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "SHA256SUMS")
+    (tmp_path / "manifest.json").write_text('{"files": {"sha256sums": ""}}')
+    with pytest.raises(VerificationError, match="must be a regular file"):
+        check_sums(tmp_path)
+    with pytest.raises(VerificationError, match="must be a regular file"):
+        sha256_file(tmp_path / "SHA256SUMS")
+    with pytest.raises(VerificationError, match="must be a regular file"):
+        read_facts(tmp_path / "SHA256SUMS")
+    with pytest.raises(ImageError, match="must be a regular, readable file"):
+        open_image(tmp_path / "SHA256SUMS")
 
 
 def test_files_beyond_the_limit_are_not_parsed(tmp_path: Path) -> None:
