@@ -20,6 +20,7 @@ from importance.scores import model_digest
 from transform.checkpoint import Checkpoint, read_checkpoint, read_json
 from transform.depth import drop_blocks
 from transform.errors import KnobError, VerificationError
+from transform.hub_cache import name_of
 from transform.knobs import FORMS, Knobs, canonical_name
 from transform.plan import Plan, active_parameters, make_plan, parameters, weight_bytes
 from transform.width import set_top_k
@@ -129,7 +130,7 @@ def write_members(base: Plan, members: Sequence[Plan], stage: Path) -> Record:
     vision = base.vision
     return {
         "schema": SCHEMA,
-        "model": base.source.path.name,
+        "model": name_of(base.source.path),
         "form": base.form,
         "extras": list(base.extras),
         "vision": {"tokens": vision.tokens, "resize": vision.resize, "rule": vision.rule} if vision else None,

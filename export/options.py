@@ -10,6 +10,7 @@ from rich.console import Console
 stderr = Console(stderr=True, highlight=False)
 
 Model = Annotated[str | None, typer.Argument(help="Directory or hub id; absent: the embedded default model.")]
+Revision = Annotated[str | None, typer.Option("--revision", help="Of a hub model: a branch, tag or commit.")]
 K = Annotated[str | None, typer.Option("--k", help="Experts per token: 4, or one per kept block: 8,4,4,…")]
 Blocks = Annotated[str | None, typer.Option("--blocks", help="How many blocks to keep, chosen by scores.")]
 Keep = Annotated[str | None, typer.Option("--keep-blocks", help="Block indices to keep: 0,1,3")]

@@ -11,6 +11,7 @@ from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
 from transform.dtype import cast
 from transform.errors import KnobError
+from transform.hub_cache import hub_id, name_of, revision_of
 from transform.image_settings import max_crops, variant_policy
 from transform.knobs import PACKED_BITS, Knobs, canonical_name, parse_tokens
 from transform.molmoe import tiling
@@ -72,7 +73,7 @@ class Plan:
     @property
     def name(self) -> str:
         """`molmoe-nano-k4-b12-t432`."""
-        name = f"{self.source.path.name}-{canonical_name(self.target.settings.top_k, self.knobs.tokens)}"
+        name = f"{name_of(self.source.path)}-{canonical_name(self.target.settings.top_k, self.knobs.tokens)}"
         return "-".join((name, *self.extras))
 
     @property
@@ -111,6 +112,8 @@ class Plan:
             "name": self.name,
             "model_type": target.architecture.model_type,
             "source": {
+                "name": hub_id(self.source.path) or self.source.path.name,
+                "revision": revision_of(self.source.path),
                 "layout_digest": self.source.layout_digest,
                 "blocks": self.source.settings.layers,
                 "top_k": list(self.source.settings.top_k),
@@ -211,12 +214,12 @@ def _check_form(source: Checkpoint, knobs: Knobs) -> None:
     own = form_of(source)
     if own in PACKED_BITS and (knobs.form not in (None, own) or knobs.dtype != "source"):
         raise KnobError(
-            f"the weights of {source.path.name} are quantised, and so are its variants: their form is {own}, got "
+            f"the weights of {name_of(source.path)} are quantised, and so are its variants: their form is {own}, got "
             f"{knobs.form or own} with dtype {knobs.dtype}. Leave both out, or export from the source it was made of."
         )
     if own == "cuda" and knobs.form is None and knobs.dtype not in ("source", "float16"):
         raise KnobError(
-            f"the weights of {source.path.name} are laid out for the cuda form, which is float16, and so are its "
+            f"the weights of {name_of(source.path)} are laid out for the cuda form, which is float16, and so are its "
             f"variants: got dtype {knobs.dtype!r}. Leave it out, or give another --form."
         )
 
