@@ -214,6 +214,13 @@ def check_tensors(checkpoint: Checkpoint) -> None:
                 f"weights must be plain floating point numbers, {len(scales)} tensors such as {scales[0]!r} belong to "
                 "quantised ones. Use the checkpoint it was made of, or dequantise it first."
             )
+        in_memory = [name for name in unexpected if name.endswith(".experts.gate_up_proj")]
+        if in_memory:
+            raise CheckpointError(
+                f"tensors must have the names that a {checkpoint.architecture.model_type!r} checkpoint has, "
+                f"{in_memory[0]!r} is one that transformers uses in memory. Save the model again by save_pretrained, "
+                "without save_original_format=False."
+            )
         raise CheckpointError(
             f"config.json describes {len(expected)} tensors, the files hold {len(checkpoint.tensors)}: "
             f"{len(missing)} missing, {len(unexpected)} unexpected{first}. "
