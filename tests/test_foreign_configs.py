@@ -122,6 +122,9 @@ def test_unscaled_positions_may_be_said_in_words(
 def test_scaled_positions_stay_refused(olmoe: Path, copy_of: Copy, scaling: object) -> None:
     with pytest.raises(CheckpointError, match="scaled rotary positions"):
         read_checkpoint(changed(copy_of(olmoe), rope_scaling=scaling))
+    if isinstance(scaling, dict) and {"type", "rope_type"} & scaling.keys():
+        with pytest.raises(CheckpointError, match="scaled rotary positions"):
+            read_checkpoint(changed(copy_of(olmoe), rope_parameters=scaling))
 
 
 def test_buffers_that_transformers_computes_are_left_out(olmoe: Path, copy_of: Copy, tmp_path: Path) -> None:

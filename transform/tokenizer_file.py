@@ -1,5 +1,6 @@
 """A tokenizer that can't be loaded must not travel with a verified variant, nor ids that the model lacks. No torch."""
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,18 @@ def tokenizer_warnings(checkpoint: Checkpoint) -> list[str]:
 
 
 def highest_id(directory: Path) -> int:
-    """The largest id in tokenizer.json, -1 where it names none; whether it is intact is `check_tokenizer`'s to say."""
+    """The largest id in tokenizer.json, -1 where it names none; whether it is intact is `check_tokenizer`'s to say.
+
+    An unchanged file is parsed once: a family's plans all ask.
+    """
+    status = (directory / FILE).stat()
+    return _highest_id(directory / FILE, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _highest_id(path: Path, *_unchanged: int) -> int:
     try:
-        stored: dict[str, Any] = read_json(directory / FILE, MAX_TABLE_BYTES)
+        stored: dict[str, Any] = read_json(path, MAX_TABLE_BYTES)
     except CheckpointError:
         return -1
     model, added = stored.get("model"), stored.get("added_tokens")
