@@ -6,13 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from export.variant import export_variant
 from importance.prompts import load_processor
 from transform.checkpoint import read_checkpoint
 from transform.errors import CheckpointError, KnobError
+from transform.image_settings import MEAN, STD
 from transform.knobs import Knobs
+from transform.molmoe import preprocessing
 from transform.plan import make_plan
 from transform.source import DEFAULT
 
@@ -73,6 +76,10 @@ def test_other_ways_to_prepare_pictures_are_refused(
     checkpoint = read_checkpoint(saying(copy_of(molmo), place, **{key: value}))
     with pytest.raises(CheckpointError, match=key):
         make_plan(checkpoint, Knobs(tokens=432) if key != "max_crops" else Knobs())
+
+
+def test_means_and_deviations_are_those_that_pictures_are_prepared_with() -> None:
+    np.testing.assert_array_equal(np.array([MEAN, STD], np.float32), [preprocessing.MEAN, preprocessing.STD])
 
 
 def test_settings_as_released_change_nothing(molmo: Path, copy_of: Copy) -> None:
