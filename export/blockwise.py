@@ -26,7 +26,7 @@ from export.verify import TOLERANCE, exactly_equal, find_probe, onnx_vs_torch, o
 from transform.checkpoint import Checkpoint, read_checkpoint
 from transform.depth import drop_blocks
 from transform.errors import VerificationError
-from transform.load import building, load_view, model_class
+from transform.load import building, load_view, model_class, plain_config
 from transform.plan import Plan, form_of, parameters
 from transform.runtime import set_moe_top_k
 
@@ -101,9 +101,8 @@ def _source_block(plan: Plan, old: int, new: int, probe: TextProbe, image: Any) 
 def _check_meta(variant: Checkpoint) -> int:
     """The model that the new config describes has exactly the parameters that were written."""
     kind = model_class(variant.config)
-    config = {key: value for key, value in variant.config.items() if key != "quantization_config"}
     with building(str(variant.path)), torch.device("meta"):
-        model = kind(kind.config_class.from_dict(config))
+        model = kind(kind.config_class.from_dict(plain_config(variant.config)))
     count = sum(p.numel() for p in model.parameters())
     if count != parameters(variant):
         raise VerificationError(

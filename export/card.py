@@ -43,7 +43,7 @@ def write_card(directory: Path, plan: Plan, verification: dict[str, Any] | str, 
 def _what(plan: Plan, verified: bool) -> list[str]:
     """What it was made of, and what it equals."""
     lines = [
-        f"A fixed variant of `{plan.source.path.name}`, made by knobcast: fewer experts per token"
+        f"A fixed variant of {_source(plan)}, made by knobcast: fewer experts per token"
         + (", fewer blocks or" if plan.vision else " or fewer blocks,"),
         "fewer vision tokens, without masks or run-time switches." if plan.vision else "without masks or switches.",
     ]
@@ -55,6 +55,11 @@ def _what(plan: Plan, verified: bool) -> list[str]:
         same = f", its weights {_alike(plan)} in the same way" if rounded else ""
         lines += [f"In PyTorch it equals the source with the same knobs at run time{same}."]
     return [*lines, f"The graphs are of the `{plan.form}` form."]
+
+
+def _source(plan: Plan) -> str:
+    about = plan.as_dict()["source"]
+    return f"`{about['name']}`" + (f" (revision `{about['revision']}`)" if about["revision"] else "")
 
 
 def _rounded(plan: Plan) -> str:

@@ -36,6 +36,7 @@ from export.options import (
     Model,
     Prompt,
     Resize,
+    Revision,
     Rule,
     Scores,
     Static,
@@ -69,12 +70,13 @@ def plan(
     scores: Scores = None,
     dtype: Dtype = "source",
     form: Form = None,
-    resize: Resize = "pad",
-    rule: Rule = "canvas",
+    resize: Resize = None,
+    rule: Rule = None,
+    revision: Revision = None,
     as_json: Json = False,
 ) -> None:
     """Show what a setting would do, from headers alone."""
-    made = _plan(model, k, blocks, keep_blocks, drop_blocks, tokens, scores, dtype, resize, rule, form)
+    made = _plan(model, k, blocks, keep_blocks, drop_blocks, tokens, scores, dtype, resize, rule, form, revision)
     if as_json:
         print_json(made.as_dict())
     else:
@@ -94,12 +96,13 @@ def export(
     scores: Scores = None,
     dtype: Dtype = "source",
     form: Form = None,
-    resize: Resize = "pad",
-    rule: Rule = "canvas",
+    resize: Resize = None,
+    rule: Rule = None,
     family: Family = None,
     member: Member = None,
     static: Static = None,
     prompt: Prompt = None,
+    revision: Revision = None,
     out: Annotated[Path | None, typer.Option("--out", help="Default: artifacts/MODEL-k4-b12-t432.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing variant.")] = False,
     onnx: Annotated[bool, typer.Option("--onnx/--no-onnx", help="Emit ONNX graphs.")] = True,
@@ -123,13 +126,13 @@ def export(
     if family is not None:
         given = {**chosen, "--member": member, "--no-onnx": None if onnx else "", "--static": static}
         options = {"tokens": tokens, "scores": scores, "dtype": dtype, "form": form, "resize": resize, "rule": rule}
-        export_grid(model, family, given, options, out, verify, force, dry_run, as_json)
+        export_grid(model, family, given, options, out, verify, force, dry_run, as_json, revision)
         return
     if member is not None:
-        given = {**chosen, "--tokens": tokens, "--scores": scores}
+        given = {**chosen, "--tokens": tokens, "--scores": scores, "--revision": revision}
         made, name = member_plan(model, member, given, dtype, form, resize, rule)
     else:
-        made = _plan(model, k, blocks, keep_blocks, drop_blocks, tokens, scores, dtype, resize, rule, form)
+        made = _plan(model, k, blocks, keep_blocks, drop_blocks, tokens, scores, dtype, resize, rule, form, revision)
         name = made.name
     graphs = plan_static(made, cache, chunk) if cache else None
     target = out or Path("artifacts") / (f"{name}-s{cache}" if cache else name)
@@ -210,6 +213,7 @@ def evaluate(
     annotations: Annotations = None,
     images: Images = None,
     max_new_tokens: MaxNewTokens = 16,
+    revision: Revision = None,
     as_json: Json = False,
 ) -> None:
     """Measure accuracy: a model with knobs at run time, or a variant as it is."""
@@ -219,7 +223,7 @@ def evaluate(
     from transform.knobs import parse_count
 
     measure = metric_named(metric)
-    made = _plan(model, k, blocks, keep_blocks, drop_blocks, tokens, scores, "source", "pad", "canvas")
+    made = _plan(model, k, blocks, keep_blocks, drop_blocks, tokens, scores, "source", None, None, None, revision)
     samples = read_samples(data, parse_count(limit, "--limit"), annotations=annotations, images=images)
     check_samples(samples, measure)
     for warning in made.warnings:
@@ -245,9 +249,10 @@ def _plan(
     tokens: str | None,
     scores: str | None,
     dtype: str,
-    resize: str,
-    rule: str,
+    resize: str | None,
+    rule: str | None,
     form: str | None = None,
+    revision: str | None = None,
 ) -> Any:
     """Parse the knobs, read the headers, choose the blocks, make the plan."""
     from importance.choose import choose_blocks
@@ -261,7 +266,7 @@ def _plan(
     if scores is not None and wanted is None:
         raise KnobError("--scores choose which blocks stay, so they need a number: give --blocks N, or leave them out.")
     kept, dropped = parse_blocks(keep, "--keep-blocks"), parse_blocks(drop, "--drop-blocks")
-    source = read_checkpoint(resolve(model))
+    source = read_checkpoint(resolve(model, revision))
     chosen = choose_blocks(source, blocks=wanted, keep=kept, drop=dropped, scores=scores)
     return make_plan(source, replace(knobs, keep=chosen), resize, rule)
 

@@ -20,8 +20,9 @@ from importance.scores import model_digest
 from transform.checkpoint import Checkpoint, read_checkpoint, read_json
 from transform.depth import drop_blocks
 from transform.errors import KnobError, VerificationError
+from transform.hub_cache import name_of
 from transform.knobs import FORMS, Knobs, canonical_name
-from transform.plan import DEFAULT_POLICY, Plan, active_parameters, make_plan, parameters, weight_bytes
+from transform.plan import Plan, active_parameters, make_plan, parameters, weight_bytes
 from transform.width import set_top_k
 from transform.write import write_json
 
@@ -40,8 +41,8 @@ def plan_family(
     scores: str | None = None,
     dtype: str = "source",
     form: str | None = None,
-    resize: str = "pad",
-    rule: str = "canvas",
+    resize: str | None = None,
+    rule: str | None = None,
 ) -> tuple[Plan, tuple[Plan, ...]]:
     """(the directory's own plan, one per member), from headers alone; `scores` choose blocks as for one variant."""
     settings = parse_grid(grid, source.settings.layers)
@@ -129,7 +130,7 @@ def write_members(base: Plan, members: Sequence[Plan], stage: Path) -> Record:
     vision = base.vision
     return {
         "schema": SCHEMA,
-        "model": base.source.path.name,
+        "model": name_of(base.source.path),
         "form": base.form,
         "extras": list(base.extras),
         "vision": {"tokens": vision.tokens, "resize": vision.resize, "rule": vision.rule} if vision else None,
@@ -264,7 +265,7 @@ def plan_member(directory: Path, name: str) -> tuple[Plan, str]:
         names = ", ".join(entry["name"] for entry in record["members"])
         raise KnobError(f"--member must be one of the family's members, {names}; got {name[:40]!r}.")
     top_k = tuple(entry["top_k"])
-    vision = record["vision"] or {"tokens": None, "resize": DEFAULT_POLICY[0], "rule": DEFAULT_POLICY[1]}
+    vision = record["vision"] or dict.fromkeys(("tokens", "resize", "rule"))
     k = top_k[0] if len(set(top_k)) == 1 else top_k
     knobs = Knobs(k, tuple(entry["blocks_kept"]), vision["tokens"], form=record["form"])
     plan = make_plan(read_checkpoint(directory), knobs, vision["resize"], vision["rule"])

@@ -12,8 +12,9 @@ from export.options import print_json, stderr
 from export.show import progress_bars
 from transform.checkpoint import read_checkpoint
 from transform.errors import KnobError
+from transform.hub_cache import name_of
 from transform.knobs import parse_tokens
-from transform.plan import DEFAULT_POLICY, Plan, weight_bytes
+from transform.plan import Plan, weight_bytes
 from transform.source import resolve
 
 
@@ -27,13 +28,14 @@ def export_grid(
     force: bool,
     dry_run: bool,
     as_json: bool,
+    revision: str | None = None,
 ) -> None:
     """Plan the family and write it; `given` are the flags that the grid replaces."""
     _refuse(given, "--family", "The grid says k and blocks, and a family is made of graphs")
-    source = read_checkpoint(resolve(model))
+    source = read_checkpoint(resolve(model, revision))
     base, members = plan_family(source, grid, **{**options, "tokens": parse_tokens(options["tokens"])})
     tokens = () if base.knobs.tokens is None else (f"t{base.knobs.tokens}",)
-    name = "-".join((source.path.name, "family", *tokens, *base.extras))
+    name = "-".join((name_of(source.path), "family", *tokens, *base.extras))
     target = out or Path("artifacts") / name
     if not as_json or not dry_run:
         _show_plans(base, members, Console(highlight=False) if dry_run else stderr)
@@ -55,14 +57,11 @@ def member_plan(
     given: Mapping[str, str | None],
     dtype: str,
     form: str | None,
-    resize: str,
-    rule: str,
+    resize: str | None,
+    rule: str | None,
 ) -> tuple[Plan, str]:
     """The plan of a family's member and its default name; `given` are the flags that the member replaces."""
-    policy = dict(zip(("--resize", "--rule"), zip((resize, rule), DEFAULT_POLICY, strict=True), strict=True))
-    changed = {flag: value for flag, (value, default) in policy.items() if value != default}
-    changed |= {"--dtype": dtype} if dtype != "source" else {}
-    changed |= {"--form": form} if form is not None else {}
+    changed = {"--resize": resize, "--rule": rule, "--form": form, "--dtype": None if dtype == "source" else dtype}
     _refuse({**given, **changed}, "--member", "A member has all its settings from its family")
     if model is None:
         raise KnobError("--member names a member of a family, and no family is given. Give its directory as MODEL.")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from transform.errors import VerificationError
+from transform.regular_file import read_regular
 
 FLOAT, INT64, FLOAT16, BFLOAT16 = 1, 7, 10, 16
 # Field numbers of onnx.proto.
@@ -16,6 +17,7 @@ _MODEL_GRAPH, _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT = 7, 1, 5, 11
 _NODE_INPUT, _NODE_KIND, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 4, 5, 7
 _ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS = 6, 11
 _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL = 2, 8, 13
+_MOST_BYTES = 1 << 31  # what protobuf can hold
 _MULTIPLIES = ("Gemm", "MatMul", "MoE")
 _CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
 _FC3 = 6  # the input of MoE that holds the third matrix
@@ -39,7 +41,9 @@ def read_facts(path: Path) -> Facts:
     """The facts of a graph file."""
     facts = Facts()
     try:
-        graphs = [bytes_of(value) for number, value in fields(path.read_bytes()) if number == _MODEL_GRAPH]
+        graphs = [
+            bytes_of(value) for number, value in fields(read_regular(path, _MOST_BYTES)) if number == _MODEL_GRAPH
+        ]
         if len(graphs) != 1:
             raise ValueError(f"{len(graphs)} graphs")
         _read_graph(graphs[0], facts, set())

@@ -15,7 +15,9 @@ from transform.checkpoint import read_json
 from transform.errors import VerificationError
 from transform.ownership import MANIFEST, PENDING, is_ignored, visible_files
 from transform.ownership import SUMS as SUMS
+from transform.regular_file import IrregularError, open_regular, read_regular
 from transform.stage import kind_of
+from transform.strict_json import MAX_JSON_BYTES
 
 _CHUNK = 4 << 20
 _TRIES = 5  # of a directory that `derive` adds to while it is read
@@ -25,11 +27,14 @@ _PLAIN = r"[A-Za-z0-9_][A-Za-z0-9_.\-]*"
 def sha256_file(path: Path, progress: Callable[[int], None] | None = None) -> str:
     """SHA-256 of a file, read in pieces."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_CHUNK):
-            digest.update(piece)
-            if progress:
-                progress(len(piece))
+    try:
+        with open_regular(path) as file:
+            while piece := file.read(_CHUNK):
+                digest.update(piece)
+                if progress:
+                    progress(len(piece))
+    except IrregularError as error:
+        raise VerificationError(f"{path.name}: {error}. Export the variant again.") from error
     return digest.hexdigest()
 
 
@@ -93,10 +98,10 @@ def _check_sums(directory: Path, manifest: dict[str, Any], progress: Callable[[i
 def read_sums(directory: Path) -> tuple[str, dict[str, str]]:
     """(digest of SHA256SUMS, file name -> its sum); raises VerificationError for what can't be sums."""
     try:
-        data = (directory / SUMS).read_bytes()
+        data = read_regular(directory / SUMS, MAX_JSON_BYTES)
         text = data.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise VerificationError(f"{SUMS}: cannot be read ({reason}). Export the variant again.") from error
     listed = {}
     for line in text.splitlines():

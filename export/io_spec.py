@@ -16,6 +16,7 @@ from export.static import StaticPlan
 from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError
 from transform.knobs import PACKED_BITS
+from transform.tokenizer_file import embedding_rows
 from transform.write import write_json
 
 FILES = ("vision.onnx", "embedding.onnx", "text.onnx")
@@ -61,6 +62,7 @@ def io_spec(
         "layers": checkpoint.settings.layers,
         "top_k": list(checkpoint.settings.top_k),
         "max_positions": checkpoint.settings.max_positions,
+        "embedding_rows": embedding_rows(checkpoint),
         "session_options": session_options(form),
         "vision_session_options": dict(SESSION_OPTIONS),
         "session_attributes": SESSION_ATTRIBUTES,

@@ -15,6 +15,7 @@ from transform.errors import WriteError
 stderr = Console(stderr=True, highlight=False)
 
 Model = Annotated[str | None, typer.Argument(help="Directory or hub id; absent: the embedded default model.")]
+Revision = Annotated[str | None, typer.Option("--revision", help="Of a hub model: a branch, tag or commit.")]
 K = Annotated[str | None, typer.Option("--k", help="Experts per token: 4, or one per kept block: 8,4,4,…")]
 Blocks = Annotated[str | None, typer.Option("--blocks", help="How many blocks to keep, chosen by scores.")]
 Keep = Annotated[str | None, typer.Option("--keep-blocks", help="Block indices to keep: 0,1,3")]
@@ -27,8 +28,14 @@ Dtype = Annotated[str, typer.Option("--dtype", help="source, float32, float16 or
 Form = Annotated[
     str | None, typer.Option("--form", help="cpu (float32), cuda (float16, fused), int4 or int8 (quantised, fused).")
 ]
-Resize = Annotated[str, typer.Option("--resize", help="pad (letterbox, as trained) or fill (cover and crop).")]
-Rule = Annotated[str, typer.Option("--rule", help="Tiling by the canvas rule, or the documentation's linear rule.")]
+Resize = Annotated[
+    str | None,
+    typer.Option("--resize", help="pad (letterbox, as trained) or fill (cover and crop); absent: as the model has it."),
+]
+Rule = Annotated[
+    str | None,
+    typer.Option("--rule", help="Tiling by the canvas rule, or the documentation's linear one; absent: as the model."),
+]
 Family = Annotated[
     str | None, typer.Option("--family", help="A grid, 'k=1,2,4 blocks=8,12': one directory, a graph per setting.")
 ]

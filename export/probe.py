@@ -55,10 +55,15 @@ def picture(width: int = 150, height: int = 110) -> "np.ndarray[Any, np.dtype[np
 
 
 class MarginWatch:
-    """Context manager: the smallest gap between the k-th and the (k+1)-th router probability seen meanwhile."""
+    """Context manager: the smallest gap between the k-th and the (k+1)-th router probability seen meanwhile.
+
+    `mask` [b, s] of the next call: what a masked position chooses reaches nobody. A padding token's embedding often is
+    zero, between whose experts no program can decide.
+    """
 
     def __init__(self, model: Any) -> None:
         self.model, self.smallest = model, float("inf")
+        self.mask: torch.Tensor | None = None
         self._handles: list[Any] = []
 
     def __enter__(self) -> "MarginWatch":
@@ -72,6 +77,8 @@ class MarginWatch:
 
     def _look(self, router: Any, _inputs: Any, outputs: Any) -> None:
         probabilities = torch.softmax(outputs[0].float(), -1)
+        if self.mask is not None:
+            probabilities = probabilities.reshape(-1, probabilities.shape[-1])[self.mask.reshape(-1) == 1]
         if router.top_k < probabilities.shape[-1]:
             top = probabilities.topk(router.top_k + 1, -1).values
             self.smallest = min(self.smallest, float((top[:, -2] - top[:, -1]).min()))

@@ -142,7 +142,14 @@ class Runner:
         return self._checked(Prompt(np.array([[self.ids["bos"], *stream, *words]], np.int64), cut))
 
     def _checked(self, prompt: Prompt) -> Prompt:
-        length = prompt.ids.shape[1]
+        length, highest = prompt.ids.shape[1], int(prompt.ids.max())
+        rows = self.graphs.io.get("embedding_rows")
+        if type(rows) is int and highest >= rows:  # variants of older versions don't say
+            raise RunError(
+                f"A prompt's tokens must have an embedding: {self.tokenizer.id_to_token(highest)!r} has the id "
+                f"{highest}, the model has {rows} rows. Leave that text out, or resize the source's embeddings and "
+                "export it again."
+            )
         if length >= self.max_positions:
             raise RunError(
                 f"The prompt and at least one new token must fit the model's {self.max_positions} positions: it has "

@@ -15,7 +15,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from export.options import TASKS, Annotations, Images, Json, Limit, MaxNewTokens, Model, Tokens, print_json, stderr
+from export.options import (
+    TASKS,
+    Annotations,
+    Images,
+    Json,
+    Limit,
+    MaxNewTokens,
+    Model,
+    Revision,
+    Tokens,
+    print_json,
+    stderr,
+)
 from export.score_files import merge_files, score_blocks, search_sets, share_experts, show_result
 from importance.atomic import sweep_staged
 from importance.store import job_folder
@@ -30,6 +42,7 @@ SEARCHES = "one_shot, window, greedy, beam or exact"
 
 def score(
     model: Model = None,
+    revision: Revision = None,
     data: Annotated[
         Path | None, typer.Option("--data", help="Samples: .jsonl, VQAv2 questions (.json) or .parquet.")
     ] = None,
@@ -102,7 +115,7 @@ def score(
     from transform.knobs import parse_count, parse_tokens
     from transform.source import resolve
 
-    checkpoint = read_checkpoint(resolve(model))
+    checkpoint = read_checkpoint(resolve(model, revision))
     _only_with("--merge", bool(merge), {"--how": how, "--weights": weights})
     _only_with("--search", search is not None, {
         "--max-drop": max_drop, "--protect": protect, "--nested": nested or None, "--beam-width": beam_width,

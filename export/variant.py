@@ -12,9 +12,10 @@ from typing import Any
 from export.card import write_card
 from export.integrity import write_sums
 from export.manifest import write_manifest
+from export.special_tokens import check_special_tokens
 from export.static import StaticPlan, write_static
 from transform import molmoe
-from transform.checkpoint import Checkpoint, read_checkpoint
+from transform.checkpoint import OF_A_MACHINE, Checkpoint, read_checkpoint
 from transform.errors import KnobError, WriteError
 from transform.packed import write_packed
 from transform.plan import Plan
@@ -46,6 +47,12 @@ def export_variant(
     if plan.packing and not onnx:
         raise KnobError("quantised weights are read by graphs alone, and --no-onnx leaves them out. Export them too.")
     check_tokenizer(plan.source.path)
+    if onnx:
+        check_special_tokens(plan.source)
+    if verify:
+        from transform.load import check_buildable  # torch takes seconds to import
+
+        check_buildable(plan.source)
     if onnx and verify:
         from export.op_checks import check_form
 
@@ -79,7 +86,7 @@ def export_variant(
 
 def travelling(plan: Plan) -> Checkpoint:
     """The planned checkpoint, whose config names the code that travels along (and none of the source's)."""
-    config = {key: value for key, value in plan.target.config.items() if key != "auto_map"}
+    config = {key: value for key, value in plan.target.config.items() if key not in ("auto_map", *OF_A_MACHINE)}
     if plan.vision:
         config["auto_map"] = dict(molmoe.AUTO_MAP)
     side = tuple(n for n in plan.target.side_files if n not in ("preprocessor_config.json", "processor_config.json"))

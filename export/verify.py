@@ -109,6 +109,7 @@ def find_probe(model: Any, checkpoint: Checkpoint) -> TextProbe:
         try:
             with torch.no_grad(), MarginWatch(model) as watch:
                 model(input_ids=probe.ids)
+                watch.mask = probe.mask
                 model(input_ids=probe.batch, attention_mask=probe.mask)
         except RuntimeError as error:  # such as widths that torch's grouped matrix product can't take
             raise VerificationError(

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from importance.samples import Sample, SamplesError
-from transform.checkpoint import Checkpoint, read_json
+from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError
+from transform.image_settings import max_crops, variant_policy
 from transform.molmoe.pictures import ImageInput
 
 
@@ -145,12 +146,9 @@ def load_processor(checkpoint: Checkpoint) -> Any:
         return tokenizer
     from transform.molmoe import MolmoEProcessor
 
-    policy: dict[str, Any] = {"max_crops": checkpoint.config.get("max_crops", 12)}
-    file = directory / "processor_config.json"
-    if file.is_file():
-        stored = read_json(file)
-        if stored.get("processor_class") == MolmoEProcessor.__name__:
-            policy |= {key: stored[key] for key in ("vision_tokens", "resize", "rule", "max_crops") if key in stored}
+    policy: dict[str, Any] = {"max_crops": max_crops(checkpoint)}
+    stored = variant_policy(checkpoint) or {}
+    policy |= {key: stored[key] for key in ("vision_tokens", "resize", "rule") if key in stored}
     return MolmoEProcessor(tokenizer, vocab_size=checkpoint.settings.vocab, **policy)
 
 

@@ -332,7 +332,9 @@ class Scorer:
 def _digest_of_side_files(checkpoint: Checkpoint) -> str:
     """Of the files beside the weights that decide how prompts and pictures are seen and where answers end."""
     digest = hashlib.sha256()
-    for name in ("config.json", "generation_config.json", "processor_config.json", "tokenizer.json"):
+    for name in (
+        "config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json", "tokenizer.json",
+    ):  # fmt: skip
         file = checkpoint.path / name
         digest.update(name.encode() + (hashlib.sha256(file.read_bytes()).digest() if file.is_file() else b""))
     return digest.hexdigest()

@@ -17,6 +17,8 @@ from typing import Any
 from importance.atomic import write_atomically
 from transform.checkpoint import Checkpoint
 from transform.errors import ScoresError
+from transform.regular_file import IrregularError, read_regular
+from transform.strict_json import parse
 
 PRESETS = Path(__file__).parent / "presets"
 PREFIX = "preset:"
@@ -164,15 +166,11 @@ def read_object(source: str | Path) -> dict[str, Any]:
         path = PRESETS / f"{name}.json"
     shown = label(source)
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ScoresError(f"{shown}: a scores file has at most {MAX_BYTES:,} bytes, this one is larger.")
-        found = json.loads(path.read_text("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse)
+        found = parse(read_regular(path, MAX_BYTES))
     except OSError as error:
         raise ScoresError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
-    except ScoresError as error:
-        raise ScoresError(f"{shown}: {error}") from error.__cause__
-    except (ValueError, RecursionError) as error:
-        raise ScoresError(f"{shown}: must be JSON ({error}). Export the scores again.") from error
+    except IrregularError as error:
+        raise ScoresError(f"{shown}: {error}. Give a scores file, or score the model again.") from error
     if not isinstance(found, dict):
         raise ScoresError(f"{shown}: must hold a JSON object, got a {type(found).__name__}. {_FORMS}")
     return found
@@ -277,15 +275,3 @@ def _some(values: dict[int, float], source: str) -> dict[int, float]:
     if not values:
         raise ScoresError(f"{source}: at least one block must have a score, 0 have one. {_FORMS}")
     return values
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        twice = next(key for n, (key, _) in enumerate(pairs) if key in {k for k, _ in pairs[:n]})
-        raise ScoresError(f"each key may occur once, {twice!r} occurs twice. Remove one of them.")
-    return found
-
-
-def _refuse(constant: str) -> float:
-    raise ScoresError(f"scores must be finite numbers, the file has {constant}. Score that block again.")

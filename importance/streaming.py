@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 
 from importance.suited import insist_on_suited
 from transform.checkpoint import Checkpoint
-from transform.load import TORCH_DTYPES, building, load_view, model_class
+from transform.load import TORCH_DTYPES, building, load_view, model_class, plain_config
 from transform.packed import dequantise
 from transform.runtime import find_decoder, find_routers
 
@@ -147,7 +147,7 @@ def _empty_block(checkpoint: Checkpoint) -> nn.Module:
             config[key] = config[key][:1]
     kind = model_class(config)
     with building(str(checkpoint.path)), torch.device("meta"):
-        model = kind(kind.config_class.from_dict(config))
+        model = kind(kind.config_class.from_dict(plain_config(config)))
     block = find_decoder(model).layers[0]
     return block.to_empty(device="cpu").float().eval()
 

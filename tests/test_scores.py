@@ -62,7 +62,7 @@ def test_direction_is_respected(tmp_path: Path) -> None:
     [
         ('{"1": NaN}', "NaN"),
         ('{"1": Infinity}', "Infinity"),
-        ('{"1": 1e999}', "block 1 has inf"),
+        ('{"1": 1e999}', "has 1e999"),
         ('{"1": ' + "9" * 400 + "}", "block 1 has 999"),
         ('{"1": "0.5"}', "block 1 has '0.5'"),
         ('{"1": true}', "block 1 has True"),
@@ -94,7 +94,7 @@ def test_direction_is_respected(tmp_path: Path) -> None:
         (CANONICAL | {"blocks": [{"index": 0, "score": 1, "low": 0.5}]}, "high of block 0 has None"),
         (CANONICAL | {"blocks": [{"index": 0, "score": 1, "high": 0.5}]}, "low of block 0 has None"),
         (CANONICAL | {"blocks": [{"index": 0, "score": 1, "low": 2, "high": 1}]}, "block 0 has 2.0 to 1.0"),
-        ('{"schema": 1, "blocks": [{"index": 0, "score": 1, "low": -1e999, "high": 1}]}', "low of block 0 has -inf"),
+        ('{"schema": 1, "blocks": [{"index": 0, "score": 1, "low": -1e999, "high": 1}]}', "has -1e999"),
         ({"sets": None}, "sets of blocks"),
         ({"sets": {"x": []}}, "sets of blocks"),
         (CANONICAL | {"higher_means": "sideways"}, "sideways"),

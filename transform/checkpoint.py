@@ -6,26 +6,32 @@ have other names, but still know where their bytes lie in the source; `write.py`
 
 import hashlib
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transform.architectures import Architecture, Settings, architecture_of, lookup
+from transform.architectures import Architecture, Settings, architecture_of, lookup, shown
 from transform.errors import CheckpointError
+from transform.fused_experts import split_fused
 from transform.safetensors_header import read_header
+from transform.side_files import side_files as side_files
+from transform.strict_json import read_json as read_json
+from transform.weight_files import INDEX as INDEX
+from transform.weight_files import SINGLE as SINGLE
+from transform.weight_files import weight_files
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 PACKED = "knobcast"  # how config.json calls weights quantised by `packed.py`
-MAX_JSON_BYTES = 64_000_000
-# What may travel with a variant besides weights and config. Code of the source never does.
-SIDE_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "tokenizer.model", "generation_config.json", "preprocessor_config.json", "processor_config.json",
-    "chat_template.json", "chat_template.jinja", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE",
+# What a config may say about the machine it was saved on: kernels that another one needn't have.
+OF_A_MACHINE = (
+    "attn_implementation", "_attn_implementation", "_attn_implementation_internal", "_attn_implementation_autoset",
+    "experts_implementation", "_experts_implementation", "_experts_implementation_internal",
+)  # fmt: skip
+# How tools call what they quantise with: the ends of names.
+_QUANTISED = (
+    "_scale", "_scale_inv", "_scales", ".scale", ".scales", ".biases", "_blocks", "_packed", ".qweight", ".qzeros",
+    ".g_idx", ".absmax", ".quant_map", ".SCB", "_zero_point", ".nested_absmax", ".nested_quant_map", ".weight_format",
 )  # fmt: skip
 
 
@@ -102,9 +108,6 @@ class Checkpoint:
 
     def expected(self) -> dict[str, tuple[str, tuple[str, ...]]]:
         """Every tensor name the architecture and the config ask for -> (role, shape in symbols)."""
-        layers, experts_each = self.settings.layers, self.settings.experts
-        if layers > 10_000 or experts_each > 100_000:
-            raise CheckpointError(f"config.json: {layers} blocks of {experts_each} experts are not plausible.")
         wanted = {}
         vision = self.count("j")
         for role, (_, shape) in self.architecture.roles.items():
@@ -139,91 +142,62 @@ class Checkpoint:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of bounded size."""
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path.name}: at most {MAX_JSON_BYTES:,} bytes are read, it is larger.")
-        value = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path.name}: not valid JSON ({error}). Download it again.") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path.name}: must hold one JSON object. Download it again.")
-    return value
-
-
-def weight_files(directory: Path) -> tuple[dict[str, str] | None, tuple[str, ...]]:
-    """(weight map of the index or None, weight file names): exactly what counts as weights in a directory.
-
-    Names are confined to the directory: a shard elsewhere would be copied into a published variant.
-    """
-    if (directory / INDEX).is_file():
-        weight_map = read_json(directory / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{INDEX}: must hold a weight_map of tensor names to files. Download it again.")
-        names = []
-        for name in dict.fromkeys(weight_map.values()):
-            if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors", name):
-                raise CheckpointError(
-                    f"{INDEX}: weight files must lie in the checkpoint's own directory and end in .safetensors, "
-                    f"got {name!r}. Don't use this checkpoint."
-                )
-            names.append(name)
-        return weight_map, tuple(names)
-    if (directory / SINGLE).is_file():
-        return None, (SINGLE,)
-    pickles = sorted(p.name for p in directory.glob("*.bin")) + sorted(p.name for p in directory.glob("*.pt*"))
-    if pickles:
-        raise CheckpointError(
-            f"{directory}: weights must be safetensors, found only pickles ({', '.join(pickles[:3])}), which run code "
-            "when opened. Convert them with transformers' save_pretrained first."
-        )
-    raise CheckpointError(f"{directory}: no {SINGLE} and no {INDEX}. Give the directory of a checkpoint.")
-
-
 def read_checkpoint(directory: Path) -> Checkpoint:
     """Read and check config, index and headers; raises CheckpointError with the rule that was broken."""
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: not a directory. Give the directory of a checkpoint.")
+    if not (directory / "config.json").exists() and (directory / "snapshots").is_dir():
+        raise CheckpointError(
+            f"{directory}: a checkpoint must lie in the directory itself, this is a folder of the hub's cache. "
+            "Give the folder below snapshots/."
+        )
     config = read_json(directory / "config.json")
     architecture_of(config)  # before the weights: an unknown family is the more useful message
     if lookup(config, "quantization_config.quant_method") == PACKED:
         from transform.packed import read_packed  # it builds on this file
 
         return read_packed(directory, config)
+    refuse_quantised(config)
     weight_map, files = weight_files(directory)
+    architecture = architecture_of(config)
     tensors: dict[str, Tensor] = {}
     for file in files:
-        path = directory / file
-        if not path.is_file():
-            raise CheckpointError(
-                f"{file}: the index names {len(files)} weight files, this one is missing. Download it again."
-            )
-        for entry in read_header(path):
-            if weight_map is not None and weight_map.get(entry.name) != file:
-                raise CheckpointError(
-                    f"{file}: holds {entry.name!r}, which the index puts into {weight_map.get(entry.name)!r}. "
-                    "Index and files belong to different checkpoints: download both again."
-                )
+        entries = {entry.name: entry for entry in read_header(directory / file)}
+        if weight_map is not None:
+            _check_index(weight_map, entries, file)
+        kept = {name: entry for name, entry in entries.items() if not name.endswith(architecture.dropped)}
+        for entry in split_fused(kept, architecture).values():
             tensors[entry.name] = Tensor(
-                entry.name, entry.dtype, entry.shape, path, entry.start, entry.nbytes, entry.dtype
+                entry.name, entry.dtype, entry.shape, directory / file, entry.start, entry.nbytes, entry.dtype
             )
-    if weight_map is not None and len(weight_map) != len(tensors):
-        absent = sorted(weight_map.keys() - tensors.keys())
-        raise CheckpointError(
-            f"the index names {len(weight_map)} tensors, the files hold {len(tensors)}; the first missing one is "
-            f"{absent[0]!r}. Download the checkpoint again."
-        )
     checkpoint = Checkpoint(directory, config, tensors, side_files(directory))
     check_tensors(checkpoint)
     return checkpoint
 
 
-def side_files(directory: Path) -> tuple[str, ...]:
-    """What travels along of a directory."""
-    return tuple(name for name in SIDE_FILES if (directory / name).is_file())
+def _check_index(weight_map: Mapping[str, str], entries: Iterable[str], file: str) -> None:
+    for name in entries:
+        if weight_map.get(name) != file:
+            raise CheckpointError(
+                f"{file}: holds {name!r}, which the index puts into {weight_map.get(name)!r}. "
+                "Index and files belong to different checkpoints: download both again."
+            )
+
+
+def refuse_quantised(config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError where a config says that another tool has quantised the weights.
+
+    Loaders go by that, whatever the files hold: a variant with such a config couldn't be loaded.
+    """
+    for key in ("quantization_config", "compression_config"):
+        about = config.get(key)
+        if about is not None:
+            method = about.get("quant_method") if isinstance(about, Mapping) else about
+            raise CheckpointError(
+                f"weights must be plain floating point numbers, {key} in config.json says that they are quantised "
+                f"({'method' if method else 'without a method'}{f' {shown(method)}' if method else ''}). Use the "
+                f"checkpoint it was made of; if the weights are plain after all, remove {key} from config.json."
+            )
 
 
 def check_tensors(checkpoint: Checkpoint) -> None:
@@ -234,6 +208,19 @@ def check_tensors(checkpoint: Checkpoint) -> None:
     if missing or unexpected:
         first = f"; first missing: {missing[0]!r}" if missing else ""
         first += f"; first unexpected: {unexpected[0]!r}" if unexpected else ""
+        scales = [name for name in unexpected if name.endswith(_QUANTISED)]
+        if scales:
+            raise CheckpointError(
+                f"weights must be plain floating point numbers, {len(scales)} tensors such as {scales[0]!r} belong to "
+                "quantised ones. Use the checkpoint it was made of, or dequantise it first."
+            )
+        in_memory = [name for name in unexpected if name.endswith(".experts.gate_up_proj")]
+        if in_memory:
+            raise CheckpointError(
+                f"tensors must have the names that a {checkpoint.architecture.model_type!r} checkpoint has, "
+                f"{in_memory[0]!r} is one that transformers uses in memory. Save the model again by save_pretrained, "
+                "without save_original_format=False."
+            )
         raise CheckpointError(
             f"config.json describes {len(expected)} tensors, the files hold {len(checkpoint.tensors)}: "
             f"{len(missing)} missing, {len(unexpected)} unexpected{first}. "

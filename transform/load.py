@@ -18,10 +18,13 @@ import torch
 from transformers import GenerationConfig
 
 from transform.architectures import lookup
-from transform.checkpoint import PACKED, Checkpoint, read_checkpoint, read_json
+from transform.checkpoint import OF_A_MACHINE, PACKED, Checkpoint, read_checkpoint
+from transform.depth import drop_blocks
 from transform.dtype import cast
-from transform.errors import CheckpointError
+from transform.errors import CheckpointError, KnobcastError
 from transform.packed import dequantise, fake_quantised
+from transform.strict_json import MAX_TABLE_BYTES, read_json
+from transform.weight_files import INDEX
 
 _TAKE_IN_TURN = "HF_DEACTIVATE_ASYNC_LOAD"  # transformers reads it at every load
 ALIGNMENT = 64  # bytes; torch's own allocations have it
@@ -69,8 +72,8 @@ class LoadReport:
 def load_with_report(directory: Path, dtype: str = "float32", **kwargs: Any) -> tuple[Any, LoadReport]:
     """The model in eval mode, and the report; `kwargs` go to `from_pretrained` (`attn_implementation`, ...)."""
     config = read_json(directory / "config.json")
-    if lookup(config, "quantization_config.quant_method") == PACKED:
-        return _load_packed(directory, dtype, kwargs)
+    if lookup(config, "quantization_config.quant_method") == PACKED or _read_otherwise(directory, config):
+        return _load_by_table(directory, dtype, kwargs)
     if config.get("model_type") == "molmo":
         home, name = "transform.molmoe", "MolmoEForConditionalGeneration"
     else:
@@ -94,11 +97,27 @@ def building(what: str) -> Iterator[None]:
     """transformers has no exception of its own for a config it can't build: all of them become CheckpointError."""
     try:
         yield
-    except (ValueError, TypeError, RuntimeError, KeyError, AttributeError, ZeroDivisionError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    except Exception as error:
+        if isinstance(error, KnobcastError | MemoryError):
+            raise
+        reason = " ".join((str(error).strip() or type(error).__name__).split())[:300].rstrip(".")
         raise CheckpointError(
-            f"{what}: the model that config.json describes can't be built: {reason}. Restore the original config.json."
+            f"{what}: the model that config.json describes can't be built: {reason}. Restore the original config.json, "
+            "or correct what is named here."
         ) from error
+
+
+def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config for weights given as floats, without what it says about the machine that it was saved on."""
+    return {key: value for key, value in config.items() if key not in ("quantization_config", *OF_A_MACHINE)}
+
+
+def check_buildable(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError where transformers refuses the config: before any work, on one block without memory."""
+    config = drop_blocks(checkpoint, (0,)).config
+    kind = model_class(config)
+    with building(str(checkpoint.path)), torch.device("meta"):
+        kind(kind.config_class.from_dict(plain_config(config)))
 
 
 def align(model: Any) -> Any:
@@ -139,7 +158,14 @@ def load_view(
     return align(model.float()).eval(), report
 
 
-def _load_packed(directory: Path, dtype: str, kwargs: Mapping[str, Any]) -> tuple[Any, LoadReport]:
+def _read_otherwise(directory: Path, config: Mapping[str, Any]) -> bool:
+    """Whether transformers, given the directory, would read more than config and weights, or couldn't read these."""
+    adapter = (directory / "adapter_config.json").exists()  # peft would add it to a model that it is merged into
+    no_metadata = (directory / INDEX).is_file() and "metadata" not in read_json(directory / INDEX, MAX_TABLE_BYTES)
+    return adapter or no_metadata or any(key in config for key in OF_A_MACHINE)
+
+
+def _load_by_table(directory: Path, dtype: str, kwargs: Mapping[str, Any]) -> tuple[Any, LoadReport]:
     view = read_checkpoint(directory)
     model, report = _from_tensors(view, _mapped(view), dtype, kwargs)
     if (directory / "generation_config.json").is_file():
@@ -183,11 +209,10 @@ def _from_tensors(
 ) -> tuple[Any, LoadReport]:
     """The model that a checkpoint's config describes, with these weights, which are floating point by now."""
     kind = model_class(view.config)
-    config = {key: value for key, value in view.config.items() if key != "quantization_config"}
     with building(str(view.path)), _in_turn():
         model, info = kind.from_pretrained(
             None,
-            config=kind.config_class.from_dict(config),
+            config=kind.config_class.from_dict(plain_config(view.config)),
             state_dict=tensors,
             dtype=getattr(torch, dtype),
             output_loading_info=True,

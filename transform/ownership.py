@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from transform.regular_file import read_regular
+from transform.strict_json import MAX_JSON_BYTES
+
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
 SCHEMA = 1
@@ -50,7 +53,7 @@ def traces(directory: Path) -> list[str]:
 def read_manifest(directory: Path) -> dict[str, Any]:
     """The manifest where it is a JSON object; else an empty one."""
     try:
-        manifest = json.loads((directory / MANIFEST).read_text("utf-8"))
+        manifest = json.loads(read_regular(directory / MANIFEST, MAX_JSON_BYTES))
     except (OSError, ValueError, RecursionError):
         return {}
     return manifest if isinstance(manifest, dict) else {}
@@ -82,7 +85,7 @@ def _recorded(directory: Path) -> set[str] | None:
         found = {str(name) for name in names}
     else:
         try:
-            text = (directory / SUMS).read_text("utf-8")
+            text = read_regular(directory / SUMS, MAX_JSON_BYTES).decode()
         except (OSError, ValueError):
             return None
         found = {line[66:] for line in text.splitlines() if re.match(r"[0-9a-f]{64}  ", line)}

@@ -6,7 +6,6 @@ quantised tensors with a `pack`. Its blocks and k can still change, its codes an
 
 import json
 import math
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -15,12 +14,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from transform.checkpoint import PACKED, Checkpoint, Pack, Tensor, check_tensors, fits, side_files
+from transform.checkpoint import PACKED, Checkpoint, Pack, Tensor, check_tensors, fits
 from transform.copying import RangeCopier, write_at
 from transform.errors import CheckpointError
 from transform.packed_layout import BLOCK, FILES, MATRICES, Stack, check_format, entries, stacks
 from transform.packing import Array, pack, unpack
 from transform.safetensors_header import Entry, read_header
+from transform.side_files import copy_side_files, side_files
 from transform.write import convert, insist_on_space, nothing, read_range, refuse_packed, rounded, write_json
 
 _KINDS = {"F32": "<f4", "F16": "<f2"}
@@ -62,8 +62,7 @@ def write_packed(
                     convert(tensor, source, out.fileno(), starts[tensor.name], progress)
     about = {"quant_method": PACKED, "bits": bits, "block_size": block}
     write_json(directory / "config.json", {**checkpoint.config, "quantization_config": about})
-    for name in checkpoint.side_files:
-        shutil.copyfile(checkpoint.path / name, directory / name)
+    copy_side_files(checkpoint.path, checkpoint.side_files, directory)
 
 
 def _check_same(found: Pack, bits: int, block: int, path: Path) -> None:

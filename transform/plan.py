@@ -7,20 +7,23 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from transform.checkpoint import Checkpoint, read_json
+from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
 from transform.dtype import cast
-from transform.errors import CheckpointError, KnobError
+from transform.errors import KnobError
+from transform.hub_cache import hub_id, name_of, revision_of
+from transform.image_settings import max_crops, variant_policy
 from transform.knobs import PACKED_BITS, Knobs, canonical_name, parse_tokens
 from transform.molmoe import tiling
 from transform.packed_layout import BLOCK, packed_bytes
 from transform.stack import is_stacked, stack_experts
+from transform.tokenizer_file import tokenizer_warnings
 from transform.width import beyond_training, set_top_k
 from transform.write import written_bytes
 
 RESIZES = ("pad", "fill")
 DEFAULT_POLICY = ("pad", "canvas")
-MOST_CROPS = 100  # trained with 12, evaluated with 36
+ADAPTER = "adapter_config.json"  # peft's
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Plan:
     @property
     def name(self) -> str:
         """`molmoe-nano-k4-b12-t432`."""
-        name = f"{self.source.path.name}-{canonical_name(self.target.settings.top_k, self.knobs.tokens)}"
+        name = f"{name_of(self.source.path)}-{canonical_name(self.target.settings.top_k, self.knobs.tokens)}"
         return "-".join((name, *self.extras))
 
     @property
@@ -109,6 +112,8 @@ class Plan:
             "name": self.name,
             "model_type": target.architecture.model_type,
             "source": {
+                "name": hub_id(self.source.path) or self.source.path.name,
+                "revision": revision_of(self.source.path),
                 "layout_digest": self.source.layout_digest,
                 "blocks": self.source.settings.layers,
                 "top_k": list(self.source.settings.top_k),
@@ -154,14 +159,16 @@ def weight_bytes(checkpoint: Checkpoint) -> int:
     return sum(written_bytes(t) for t in checkpoint.tensors.values())
 
 
-def make_plan(source: Checkpoint, knobs: Knobs, resize: str = "pad", rule: str = "canvas") -> Plan:
+def make_plan(source: Checkpoint, knobs: Knobs, resize: str | None = None, rule: str | None = None) -> Plan:
     """Apply the passes (blocks, k, dtype, then the form's) to the headers; raises KnobError or BudgetError.
 
-    Where nothing is said about images, they stay as the source has them: a variant's budget is its variants' too.
+    None is not said. What isn't said about images stays as the source has it: a variant's budget is its variants' too.
+    Where a budget is said, resize and rule that aren't are the usual ones.
     """
-    tokens = knobs.tokens
-    if tokens is None and (resize, rule) == DEFAULT_POLICY:
-        tokens, resize, rule = own_policy(source)
+    said = {"tokens": knobs.tokens, "resize": resize, "rule": rule}
+    own = own_policy(source) if knobs.tokens is None else (knobs.tokens, *DEFAULT_POLICY)
+    tokens = own[0]
+    resize, rule = resize if resize is not None else own[1], rule if rule is not None else own[2]
     for option, word, words in (("resize", resize, RESIZES), ("rule", rule, tiling.RULES)):
         if word not in words:
             raise KnobError(f"{option} must be one of {', '.join(words)}, got {word!r}.")
@@ -182,13 +189,17 @@ def make_plan(source: Checkpoint, knobs: Knobs, resize: str = "pad", rule: str =
         if isinstance(tokens, int) and vision.crops is not None:
             warnings += [tiling.budget_warning(vision.crops)]
         warnings += [_too_long(source, vision)]
-    elif knobs.tokens is not None or (resize, rule) != DEFAULT_POLICY:
+    elif given := [name for name, value in said.items() if value is not None]:
         raise KnobError(
-            "tokens, resize and rule are about images, and "
-            f"{source.architecture.model_type!r} models see no images. Leave them out."
+            f"tokens, resize and rule are about images, and {source.architecture.model_type!r} models see no images, "
+            f"got {', '.join(given)}. Leave them out."
         )
-    if source.architecture.multimodal and "tokenizer.json" not in source.side_files:
-        warnings.append("the source has no tokenizer.json: the variant has no processor and `run` can't use it")
+    warnings += tokenizer_warnings(source)
+    if (source.path / ADAPTER).exists():
+        warnings.append(
+            f"{ADAPTER} lies beside the weights: the variant is made of the weights alone. If the adapter isn't merged "
+            "into them, merge it first (peft's merge_and_unload)"
+        )
     return Plan(source, target, knobs, tuple(keep), vision, tuple(w for w in warnings if w))
 
 
@@ -203,21 +214,20 @@ def _check_form(source: Checkpoint, knobs: Knobs) -> None:
     own = form_of(source)
     if own in PACKED_BITS and (knobs.form not in (None, own) or knobs.dtype != "source"):
         raise KnobError(
-            f"the weights of {source.path.name} are quantised, and so are its variants: their form is {own}, got "
+            f"the weights of {name_of(source.path)} are quantised, and so are its variants: their form is {own}, got "
             f"{knobs.form or own} with dtype {knobs.dtype}. Leave both out, or export from the source it was made of."
         )
     if own == "cuda" and knobs.form is None and knobs.dtype not in ("source", "float16"):
         raise KnobError(
-            f"the weights of {source.path.name} are laid out for the cuda form, which is float16, and so are its "
+            f"the weights of {name_of(source.path)} are laid out for the cuda form, which is float16, and so are its "
             f"variants: got dtype {knobs.dtype!r}. Leave it out, or give another --form."
         )
 
 
 def own_policy(source: Checkpoint) -> tuple[int | str | None, str, str]:
     """Tokens, resize and rule of a variant; of any other model the stock tiling."""
-    name = "processor_config.json"
-    stored = read_json(source.path / name) if name in source.side_files and source.architecture.multimodal else {}
-    if stored.get("processor_class") != "MolmoEProcessor":
+    stored = variant_policy(source)
+    if stored is None:
         return None, *DEFAULT_POLICY
     resize, rule = (str(stored.get(key, usual)) for key, usual in zip(("resize", "rule"), DEFAULT_POLICY, strict=True))
     return parse_tokens(stored.get("vision_tokens")), resize, rule
@@ -225,12 +235,7 @@ def own_policy(source: Checkpoint) -> tuple[int | str | None, str, str]:
 
 def plan_vision(source: Checkpoint, tokens: int | str | None, resize: str, rule: str) -> Vision:
     """Check the budget against the model's longest sequence and list the tilings it allows."""
-    most = source.config.get("max_crops", 12)
-    if type(most) is not int or not 1 <= most <= MOST_CROPS:
-        raise CheckpointError(
-            f"config.json: max_crops must be a whole number from 1 to {MOST_CROPS}, got {most!r}. "
-            "Restore the original config.json."
-        )
+    most = max_crops(source)
     if tokens is None:
         tilings = tuple(t for n in range(1, most + 1) for t in tiling.tilings(n))
         return Vision(None, None, most, resize, rule, tilings)

@@ -8,15 +8,21 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from transform.errors import CheckpointError
+from transform.regular_file import LFS_POINTER, IrregularError, open_regular
 
 ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+# What the format has besides: low-precision numbers, and their scales.
+QUANTISED = {
+    "F4", "F6_E2M3", "F6_E3M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "C64",
 }  # fmt: skip
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_TENSORS = 200_000
@@ -50,30 +56,41 @@ def read_header(path: Path) -> tuple[Entry, ...]:
 @lru_cache(maxsize=64)
 def _parse(path: Path, *_unchanged: int) -> tuple[Entry, ...]:
 
-    def refuse(why: str) -> CheckpointError:
-        return CheckpointError(f"{path.name}: {why}. The file is damaged or hostile: download it again.")
+    def refuse(why: str, way_out: str = "The file is damaged or hostile: download it again") -> CheckpointError:
+        return CheckpointError(f"{path.name}: {why}. {way_out}.")
 
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
+            if prefix == LFS_POINTER[:8]:
+                raise refuse("weights must be there, this is a git-lfs pointer to them", "Run git lfs pull")
             if len(prefix) < 8 or not 2 <= length <= MAX_HEADER_BYTES or 8 + length > size:
                 raise refuse(
                     f"the header must fit the file and {MAX_HEADER_BYTES:,} bytes, it claims {length:,} "
                     f"of {size:,} bytes"
                 )
             text = file.read(length)
+    except IrregularError as error:
+        raise refuse(str(error), "Give the file itself") from error
     except OSError as error:
         raise CheckpointError(
             f"{path.name}: cannot be read ({error.strerror}). Check that the file exists and is readable."
         ) from error
 
+    objects = 0
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        if len(set(keys)) != len(keys):
-            raise refuse(f"names must be unique, {next(k for k in keys if keys.count(k) > 1)!r} is there twice")
-        return dict(pairs)
+        nonlocal objects
+        objects += 1
+        if objects > MAX_TENSORS + 2:  # its own, the metadata's; before a million of them are parsed
+            raise refuse(f"the header must name 1 to {MAX_TENSORS:,} tensors, it names more")
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+            raise refuse(f"names must be unique, {twice[:80]!r} is there twice")
+        return found
 
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
@@ -106,8 +123,13 @@ def _entry(name: str, value: Any, base: int, refuse: Any) -> Entry:
     if not isinstance(value, dict):
         raise refuse(f"{name!r} must be described by an object")
     dtype, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
-    if dtype not in ITEM_BYTES:
-        raise refuse(f"{name!r} has dtype {dtype!r}, known are {', '.join(ITEM_BYTES)}")
+    if isinstance(dtype, str) and dtype in QUANTISED:
+        raise refuse(
+            f"weights must be floating point numbers, {name!r} is {dtype}: this checkpoint is quantised",
+            "Use the one it was made of",
+        )
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise refuse(f"{name!r} has dtype {str(dtype)[:40]!r}, known are {', '.join(ITEM_BYTES)}")
     if not isinstance(shape, list) or len(shape) > 8 or not all(type(n) is int and 0 <= n < 2**48 for n in shape):
         raise refuse(f"{name!r} has an impossible shape {str(shape)[:80]}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int and n >= 0 for n in offsets):

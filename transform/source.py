@@ -3,30 +3,47 @@
 import re
 from pathlib import Path
 
-from transform.checkpoint import INDEX, SIDE_FILES
 from transform.errors import CheckpointError
+from transform.side_files import HUB_PATTERNS
+from transform.weight_files import INDEX
 
 DEFAULT = Path(__file__).parent.parent / "artifacts" / "molmoe-nano"
 
 
-def resolve(model: str | Path | None) -> Path:
-    """The local directory of a model; None is the embedded default model. No code of the source is fetched."""
-    if model is None:
-        return DEFAULT
-    path = Path(model)
-    if path.exists():
-        return path.resolve()
-    text = str(model)
-    if not re.fullmatch(r"[A-Za-z0-9][\w.\-]*/[\w.\-]+", text):
-        raise CheckpointError(f"{text}: no such directory, and not a hub id (owner/name). Check the path.")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+def resolve(model: str | Path | None, revision: str | None = None) -> Path:
+    """The local directory of a model; None is the embedded default model. No code of the source is fetched.
 
-    try:
-        found = snapshot_download(text, allow_patterns=["config.json", INDEX, "*.safetensors", *SIDE_FILES])
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    `revision`: a branch, tag or commit of a hub model; None is its main branch.
+    """
+    if model is None or _exists(Path(model)):
+        if revision is not None:
+            raise CheckpointError(
+                f"a revision is one of a hub model, got {revision!r} for {'no model' if model is None else model}. "
+                "Leave --revision out, or give a hub id."
+            )
+        return DEFAULT if model is None else Path(model).resolve()
+    text = str(model)
+    if not re.fullmatch(r"[A-Za-z0-9][\w.\-]*/[\w.\-]+", text) or len(text) > 200:
         raise CheckpointError(
-            f"{text}: no such directory, and the hub did not give it ({type(error).__name__}). "
+            f"{text[:200]}: no such directory, and not a hub id (owner/name, its branch by --revision). Check the path."
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["config.json", INDEX, "*.safetensors", *HUB_PATTERNS]
+    try:
+        found = snapshot_download(text, revision=revision, allow_patterns=wanted)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        at = "" if revision is None else f" at revision {revision!r}"
+        raise CheckpointError(
+            f"{text}: no such directory, and the hub did not give it{at} ({type(error).__name__}). "
             "Check the name and the network, or give a local directory."
         ) from error
     return Path(found)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that is too long for any file
+        return False

@@ -1,14 +1,26 @@
-"""A tokenizer that can't be loaded must not travel with a verified variant. No torch."""
+"""A tokenizer that can't be loaded must not travel with a verified variant, nor ids that the model lacks. No torch."""
 
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError
+from transform.side_files import side_files
+from transform.strict_json import MAX_TABLE_BYTES, read_json
 
 FILE = "tokenizer.json"
+# What AutoTokenizer makes a tokenizer of as well, and `run` doesn't.
+OTHERS = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
+          "tekken.json")  # fmt: skip
 
 
 def check_tokenizer(directory: Path) -> None:
-    """Raise CheckpointError unless the directory's tokenizer.json, if there is one, can be loaded."""
+    """Raise CheckpointError unless the directory's tokenizer.json, if there is one, can be loaded, and what lies beside
+    it as JSON can be read."""
+    for name in side_files(directory):
+        if name.endswith(".json") and name != FILE:
+            read_json(directory / name, MAX_TABLE_BYTES)
     if not (directory / FILE).is_file():
         return
     from tokenizers import Tokenizer
@@ -20,3 +32,49 @@ def check_tokenizer(directory: Path) -> None:
         raise CheckpointError(
             f"{directory}: {FILE} must be intact: {reason}. Get it again, or remove it to export without a tokenizer."
         ) from error
+
+
+def embedding_rows(checkpoint: Checkpoint) -> int:
+    """How many token ids the model has an embedding for; ids run from 0."""
+    roles = [role for role in ("embedding", "embedding.extra") if role in checkpoint.architecture.roles]
+    return sum(checkpoint.tensor(role).shape[0] for role in roles)
+
+
+def tokenizer_warnings(checkpoint: Checkpoint) -> list[str]:
+    """What a variant's users would miss or stumble on: no tokenizer.json, ids beyond the embedding."""
+    if FILE not in checkpoint.side_files:
+        multimodal = checkpoint.architecture.multimodal
+        lacking = "the variant has no processor and `run` can't use it" if multimodal else "`run` can't use the variant"
+        others = [name for name in OTHERS if name in checkpoint.side_files]
+        mend = f"; there is {others[0]}: save_pretrained of its AutoTokenizer makes one" if others else ""
+        return [f"the source has no {FILE}: {lacking}{mend}"]
+    highest, rows = highest_id(checkpoint.path), embedding_rows(checkpoint)
+    if highest < rows:
+        return []
+    return [
+        f"the tokenizer has ids up to {highest}, the model has embeddings for those below {rows}: prompts that use the "
+        "others are refused. Resize the source's embeddings to its tokenizer if they are needed"
+    ]
+
+
+def highest_id(directory: Path) -> int:
+    """The largest id in tokenizer.json, -1 where it names none; whether it is intact is `check_tokenizer`'s to say.
+
+    An unchanged file is parsed once: a family's plans all ask.
+    """
+    status = (directory / FILE).stat()
+    return _highest_id(directory / FILE, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _highest_id(path: Path, *_unchanged: int) -> int:
+    try:
+        stored: dict[str, Any] = read_json(path, MAX_TABLE_BYTES)
+    except CheckpointError:
+        return -1
+    model, added = stored.get("model"), stored.get("added_tokens")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    ids: list[Any] = list(vocab.values()) if isinstance(vocab, dict) else []
+    ids += [len(vocab) - 1] if isinstance(vocab, list) else []
+    ids += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    return max((value for value in ids if type(value) is int), default=-1)

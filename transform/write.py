@@ -19,6 +19,7 @@ from transform.checkpoint import INDEX, SINGLE, Checkpoint, Tensor
 from transform.copying import RangeCopier, can_reflink, write_at
 from transform.errors import CheckpointError, WriteError
 from transform.safetensors_header import ITEM_BYTES, read_header
+from transform.side_files import copy_side_files
 
 _CHUNK = 8 << 20
 _PAGE = 4096
@@ -99,8 +100,7 @@ def write_checkpoint(
         total = sum(written_bytes(t) for t in checkpoint.tensors.values())
         write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     write_json(directory / "config.json", checkpoint.config)
-    for name in checkpoint.side_files:
-        shutil.copyfile(checkpoint.path / name, directory / name)
+    copy_side_files(checkpoint.path, checkpoint.side_files, directory)
     return ways
 
 

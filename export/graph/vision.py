@@ -14,7 +14,7 @@ import numpy as np
 from export.graph.attention import scaled_products
 from export.graph.builder import CONTRIB, FLOAT, INT64, Graph
 from export.graph.norm import layer_norm
-from transform.architectures import lookup
+from transform.architectures import lookup, shown
 from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError
 
@@ -46,18 +46,25 @@ class Tower:
 def read_tower(config: Mapping[str, Any]) -> Tower:
     """The vision settings of a checkpoint's config."""
     blocks = _number(config, "vision_backbone.image_num_layers")
-    taps = tuple(layer % blocks if -blocks <= layer < blocks else -1 for layer in config.get("vit_layers", ()))
-    if not taps or -1 in taps:
+    layers = config.get("vit_layers")
+    known = range(-blocks, blocks)
+    if not isinstance(layers, list) or not layers or any(type(n) is not int or n not in known for n in layers):
         raise CheckpointError(
-            f"config.json: vit_layers must list blocks of the {blocks} there are, got {config.get('vit_layers')!r}. "
+            f"config.json: vit_layers must list blocks of the {blocks} there are, got {shown(layers)}. "
+            "Restore the original config.json."
+        )
+    eps = lookup(config, "vision_backbone.image_norm_eps", 1e-5)
+    if type(eps) not in (int, float) or not 0 < eps <= 1:
+        raise CheckpointError(
+            f"config.json: vision_backbone.image_norm_eps must be a number above 0, at most 1, got {shown(eps)}. "
             "Restore the original config.json."
         )
     patch = _number(config, "vision_backbone.image_patch_size")
     sides = lookup(config, "vision_backbone.image_default_input_size", [336, 336])
     return Tower(
         heads=_number(config, "vision_backbone.image_num_heads"),
-        eps=float(lookup(config, "vision_backbone.image_norm_eps", 1e-5)),
-        taps=taps,
+        eps=float(eps),
+        taps=tuple(layer % blocks for layer in layers),
         grid=int(sides[0]) // patch,
         patch_values=3 * patch * patch,
         pool=(int(config.get("image_pooling_h", 2)), int(config.get("image_pooling_w", 2))),
@@ -68,7 +75,7 @@ def _number(config: Mapping[str, Any], key: str) -> int:
     value = lookup(config, key)
     if type(value) is not int or value < 1:
         raise CheckpointError(
-            f"config.json: {key} must be a whole number from 1, got {value!r}. Restore the original config.json."
+            f"config.json: {key} must be a whole number from 1, got {shown(value)}. Restore the original config.json."
         )
     return value
 

@@ -4,7 +4,6 @@ It knows no `olmoe`; any decoder with the usual inputs runs as its `olmo`, whose
 can't be laid out: it has no class that feeds MolmoE's vision and embedding graphs.
 """
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from export.graph_facts import Facts
 from export.layout.moved import Layout, Moved, plan_move
 from transform.checkpoint import Checkpoint
 from transform.errors import KnobError
+from transform.side_files import copy_side_files
 from transform.write import write_json
 
 GRAPH = "onnx/model.onnx"
@@ -44,8 +44,7 @@ def write_files(layout: Layout, stage: Path) -> None:
     # counted in the graph itself: a family's member has fewer blocks than the checkpoint
     layers = sum(name.startswith("past_key_values.") and name.endswith(".key") for name in text.facts.inputs)
     write_json(stage / "config.json", config(variant, layers))
-    for name in variant.side_files:
-        shutil.copyfile(variant.path / name, stage / name)
+    copy_side_files(variant.path, variant.side_files, stage)
 
 
 def config(variant: Checkpoint, layers: int) -> dict[str, Any]:

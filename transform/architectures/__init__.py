@@ -16,6 +16,13 @@ from typing import Any, NamedTuple
 from transform.errors import CheckpointError
 
 _HERE = Path(__file__).parent
+# Far above any model, far below what would fill memory: configs are read before weights can contradict them.
+MOST = {
+    "hidden": 1 << 20, "layers": 10_000, "heads": 1 << 16, "kv_heads": 1 << 16, "experts": 100_000, "vocab": 1 << 24,
+    "max_positions": 1 << 30,
+}  # fmt: skip
+MOST_EXPERTS = 200_000
+MOST_CLIP = 1e30  # float32 can hold it
 
 
 class Role(NamedTuple):
@@ -70,16 +77,20 @@ class Architecture:
     config_dims: Mapping[str, str]
     roles: Mapping[str, Role]
     counts: Mapping[str, str]
+    fused: Mapping[str, tuple[str, ...]]  # a tensor of all experts of a block -> the roles it holds for each of them
+    dropped: tuple[str, ...]  # ends of names of tensors that transformers computes and doesn't read
 
     def check(self, config: Mapping[str, Any]) -> None:
         """Refuse a config with a feature that was never verified, naming the key and the reason."""
         for rule in self.requires:
             value = lookup(config, rule["key"], rule.get("default"))
+            if "keys" in rule and isinstance(value, Mapping) and value.keys() <= set(rule["keys"]):
+                continue  # what stands under these keys has rules of its own
             if value not in rule["values"]:
                 allowed = " or ".join(json.dumps(v) for v in rule["values"])
                 raise CheckpointError(
                     f"model_type {self.model_type!r} needs {rule['key']} = {allowed}, this config has "
-                    f"{json.dumps(value)}: {rule['reason']}. Use a checkpoint with the supported value."
+                    f"{shown(value)}: {rule['reason']}. Use a checkpoint with the supported value."
                 )
 
     def settings(self, config: Mapping[str, Any]) -> Settings:
@@ -97,14 +108,19 @@ class Architecture:
             raise CheckpointError(
                 f"config.json of a {self.model_type!r} model must hold {keys_wanted}. Restore the original config.json."
             )
-        for name in ("hidden", "layers", "heads", "kv_heads", "experts", "vocab", "max_positions"):
+        for name, most in MOST.items():
             value = found[name]
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if type(value) is not int or not 1 <= value <= most:
                 raise CheckpointError(
-                    f"config.json: {' or '.join(self.keys[name])} must be a whole number from 1, got {value!r}. "
-                    "Restore the original config.json."
+                    f"config.json: {' or '.join(self.keys[name])} must be a whole number from 1 to {most:,}, got "
+                    f"{shown(value)}. Restore the original config.json."
                 )
         layers, experts = found["layers"], found["experts"]
+        if layers * experts > MOST_EXPERTS:  # before anything is listed for each of them
+            raise CheckpointError(
+                f"config.json: a model has at most {MOST_EXPERTS:,} experts in all its blocks, {layers:,} blocks of "
+                f"{experts:,} experts are not plausible. Restore the original config.json."
+            )
         if found["hidden"] % found["heads"]:
             raise CheckpointError(
                 f"config.json: the hidden size must be a multiple of the heads, got {found['hidden']} and "
@@ -114,21 +130,42 @@ class Architecture:
         if len(top_k) != layers or any(type(k) is not int or not 1 <= k <= experts for k in top_k):
             raise CheckpointError(
                 f"config.json: {self.top_k_key} must be one number or {layers} numbers from 1 to {experts} (the "
-                f"experts), got {found['top_k']!r}. Restore the original config.json."
+                f"experts), got {shown(found['top_k'])}. Restore the original config.json."
             )
         for name, highest in (("eps", 1.0), ("rope_theta", 1e12)):
             value = found[name]
-            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= highest:
+            if not _is_number(value) or not 0 < value <= highest:
                 raise CheckpointError(
                     f"config.json: {' or '.join(self.keys[name])} must be a number above 0, at most {highest:g}, got "
-                    f"{value!r}. Restore the original config.json."
+                    f"{shown(value)}. Restore the original config.json."
                 )
+        clip, renormalised = found["clip_qkv"], found["norm_top_k"]
+        if clip is not None and (not _is_number(clip) or not 0 < clip <= MOST_CLIP):
+            raise CheckpointError(
+                f"config.json: {' or '.join(self.keys['clip_qkv'])} must be null or a number above 0, at most "
+                f"{MOST_CLIP:g}, got {shown(clip)}. Restore the original config.json."
+            )
+        if type(renormalised) is not bool:
+            raise CheckpointError(
+                f"config.json: {' or '.join(self.keys['norm_top_k'])} must be true or false, got "
+                f"{shown(renormalised)}. Restore the original config.json."
+            )
         if found["heads"] % found["kv_heads"]:
             raise CheckpointError(
                 f"config.json: the heads must be a multiple of the key-value heads, got {found['heads']} and "
                 f"{found['kv_heads']}. Restore the original config.json."
             )
         return Settings(**{**found, "top_k": tuple(top_k)})
+
+
+def shown(value: object) -> str:
+    """A value of a JSON file as messages quote it, cut to a line."""
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def lookup(config: Mapping[str, Any], dotted: str, default: object = None) -> Any:
@@ -164,6 +201,8 @@ def _load(model_type: str) -> Architecture:
         config_dims=raw["config_dims"],
         roles={name: Role(tuple(r["names"]), tuple(r["shape"])) for name, r in raw["roles"].items()},
         counts=raw["counts"],
+        fused={name: tuple(roles) for name, roles in raw["fused"].items()},
+        dropped=tuple(raw["dropped"]),
     )
 
 

@@ -31,6 +31,8 @@ def open_image(source: ImageInput) -> np.ndarray:
         return _pixels(source, "the image")
     name = str(Path(source))
     try:
+        if Path(source).exists() and not Path(source).is_file():  # a pipe would keep us waiting
+            raise ImageError(f"The image must be a regular, readable file: {name} is a folder, pipe or device.")
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             opened = Image.open(source)
