@@ -17,7 +17,7 @@ import transformers
 from torch import Tensor, nn
 
 from transform.errors import KnobcastError
-from transform.molmoe.compatibility import tested_range
+from transform.molmoe.versions import tested_range
 from transform.runtime import find_routers
 
 # The layer's own word counts, not the running version's: layers from elsewhere may have either.

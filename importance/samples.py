@@ -4,19 +4,16 @@ Pictures are opened when they are evaluated, not here: a sample holds a path, or
 """
 
 import hashlib
-import io
 import json
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from transform.errors import KnobcastError
-from transform.molmoe.pictures import ImageError, ImageInput, open_image
+from transform.molmoe.pictures import ImageInput, decode_image, open_image
 
 
 class SamplesError(KnobcastError):
@@ -31,21 +28,7 @@ class EncodedImage:
 
     def open(self) -> np.ndarray:
         """uint8 [h, w, 3]; raises ImageError. Nothing decoded is kept."""
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                image = Image.open(io.BytesIO(self.data))
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise ImageError(
-                f"An image must have at most {Image.MAX_IMAGE_PIXELS} pixels: {error}. Scale it down."
-            ) from error
-        except (UnidentifiedImageError, OSError) as error:
-            raise ImageError(
-                f"The image must be a picture that pillow can read: these {len(self.data):,} bytes are none. "
-                "Convert it to PNG."
-            ) from error
-        with image:
-            return open_image(image)
+        return decode_image(self.data)
 
 
 Picture = ImageInput | EncodedImage

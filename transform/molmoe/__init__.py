@@ -36,6 +36,7 @@ TRAVELLING_FILES = (
     "configuration_molmoe.py",
     "modeling_molmoe.py",
     "pictures.py",
+    "png_texts.py",
     "preprocessing.py",
     "processing_molmoe.py",
     "resampling.py",
