@@ -16,7 +16,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from export.options import TASKS, Annotations, Images, Json, Limit, MaxNewTokens, Model, Tokens, print_json, stderr
+from export.options import (
+    SAMPLES,
+    TASKS,
+    Annotations,
+    Images,
+    Json,
+    Limit,
+    MaxNewTokens,
+    Model,
+    Tokens,
+    print_json,
+    say_note,
+    stderr,
+)
 from export.score_files import merge_files, score_blocks, search_sets, share_experts, show_result
 from transform.errors import KnobError, WriteError
 
@@ -29,9 +42,7 @@ SEARCHES = "one_shot, window, greedy, beam or exact"
 
 def score(
     model: Model = None,
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Samples: .jsonl, VQAv2 questions (.json) or .parquet.")
-    ] = None,
+    data: Annotated[list[Path] | None, typer.Option("--data", help=SAMPLES)] = None,
     annotations: Annotations = None,
     images: Images = None,
     limit: Limit = None,
@@ -120,7 +131,7 @@ def score(
         raise WriteError(f"{target} exists; pass --force or choose another --out.")
     _check_outputs(target, plot)
     if merge:
-        if dry_run or data is not None:
+        if dry_run or data:
             raise KnobError("--merge only reads and writes scores files. Leave --dry-run and --data out.")
         merge_files(
             merge,
@@ -133,7 +144,7 @@ def score(
             as_json,
         )
         return
-    if data is None:
+    if not data:
         raise KnobError("scoring needs samples: give --data FILE (.jsonl, VQAv2 questions or .parquet).")
 
     from export.gate import quiet_transformers
@@ -141,10 +152,12 @@ def score(
 
     quiet_transformers()
     setting = Setting(
-        checkpoint, data, annotations, images, parse_count(limit, "--limit"), metric, task, scoring,
+        checkpoint, tuple(data), annotations, images, parse_count(limit, "--limit"), metric, task, scoring,
         parse_tokens(tokens), parse_count(k, "--k"), max_new_tokens, stream, _weight(vision_weight),
     )  # fmt: skip
     setting.check()
+    for line in setting.notes:
+        say_note(line)
     if scoring is not None and setting.chosen.name != "accuracy":
         raise KnobError(f"--scoring says how accuracy is measured, the metric is {setting.chosen.name}. Leave it out.")
     if mean_k is not None and setting.chosen.kind != "ablation":
@@ -155,7 +168,7 @@ def score(
     other = None
     if validate is not None:
         other = replace(
-            setting, data=validate, annotations=validate_annotations, limit=None, metric=setting.chosen.name
+            setting, data=(validate,), annotations=validate_annotations, limit=None, metric=setting.chosen.name
         )
         other.check()
     largest = max(setting.full)

@@ -42,6 +42,7 @@ STREAMED_BYTES = 640 << 20  # of activations beside one block and the head
 class Setting:
     """What is scored, on what, and how.
 
+    data: a file of samples, or the shards of one split (files, a folder, a pattern), as for `read_samples`.
     metric: a name of `metrics.METRICS`; None: accuracy where the samples have answers, else kl. task: how an answer is
     graded (`tasks.METRICS`). scoring: `generate` greedy answers, `likelihood` (right if greedy decoding would give
     exactly an accepted answer: one pass, no decoding) or `choices` (the likeliest choice). tokens: vision budget. k:
@@ -49,7 +50,7 @@ class Setting:
     """
 
     checkpoint: Checkpoint
-    data: Path
+    data: Path | Sequence[Path]
     annotations: Path | None = None
     images: Path | None = None
     limit: int | None = None
@@ -63,10 +64,28 @@ class Setting:
     vision_weight: float | None = VISION_WEIGHT
     tokens_per_call: int | None = None
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What `data` names, as it was given."""
+        return (self.data,) if isinstance(self.data, Path) else tuple(self.data)
+
     @cached_property
+    def _read(self) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
+        notes: list[str] = []
+        where = {"annotations": self.annotations, "images": self.images}
+        return tuple(read_samples(self.files, self.limit, **where, say=notes.append)), tuple(notes)
+
+    @property
     def samples(self) -> tuple[Sample, ...]:
         """All of them, read once."""
-        return tuple(read_samples(self.data, self.limit, annotations=self.annotations, images=self.images))
+        return self._read[0]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know about how the samples were taken, a line each."""
+        without = self.metric is None and self.chosen.name == "kl"
+        told = f"no answers found in {len(self.samples)} samples: measuring kl, which needs none"
+        return [*self._read[1], *([told] if without else [])]
 
     @cached_property
     def labelled(self) -> bool:
@@ -256,7 +275,7 @@ class Scorer:
     def _results(self, kind: str, **more: Any) -> list[tuple[list[int], Spec]]:
         setting = self.setting
         data = {
-            "file": str(setting.data.resolve()),
+            "file": [str(file.resolve()) for file in setting.files],
             "annotations": None if setting.annotations is None else str(setting.annotations.resolve()),
             "images": None if setting.images is None else str(setting.images.resolve()),
             "limit": setting.limit,
