@@ -166,7 +166,7 @@ def read_object(source: str | Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ScoresError(f"{shown}: a scores file has at most {MAX_BYTES:,} bytes, this one is larger.")
-        found = json.loads(path.read_text("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse)
+        found = json.loads(path.read_text("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_refuse)
     except OSError as error:
         raise ScoresError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
     except ScoresError as error:
@@ -195,7 +195,10 @@ def parse_scores(raw: Mapping[str, Any], source: str, layers: int) -> Scores:
     return Scores(values=_some(values, source), metric=nested or "unknown", source=source)
 
 
-_FORMS = 'Accepted: {"schema": 1, ..., "blocks": [{"index", "score", "stderr", "low", "high"}]} or {"3": 0.0092, ...}.'
+_FORMS = (
+    'Accepted: {"schema": 1, ..., "blocks": [{"index", "score", "stderr", "low", "high"}]} or {"3": 0.0092, ...}, '
+    f"the latter also under {', '.join(NESTED)}."
+)
 _KNOWN = {"schema", "metric", "unit", "higher_means", "baseline", "samples", "model_digest", "data_digest", "blocks"}
 _DIRECTIONS = {MORE: MORE, "more_important": MORE, "keep": MORE, LESS: LESS, "less_important": LESS, "drop": LESS}
 
@@ -252,6 +255,9 @@ def _canonical(raw: Mapping[str, Any], source: str, layers: int) -> Scores:
 
 
 def _index(key: object, source: str, layers: int) -> int:
+    if type(key) is not int and not (isinstance(key, str) and re.fullmatch(r"[+-]?[0-9]+", key, re.ASCII)):
+        shown = repr(key)[:80]
+        raise ScoresError(f"{source}: scores belong to block indices from 0 to {layers - 1}, got {shown}. {_FORMS}")
     # One spelling per index, so that "3" and "03" can't be two scores of one block.
     if isinstance(key, str) and re.fullmatch(r"0|[1-9][0-9]{0,5}", key, re.ASCII):
         key = int(key)
