@@ -97,17 +97,14 @@ class PicturePrompts(TextPrompts):
         super().__init__(processor.tokenizer)
         self.processor, self.tokens = processor, tokens
         begin_id(self.tokenizer)
-        self.roles = set(processor.image_token_ids)
 
     def question(self, sample: Sample) -> list[int]:
         """ " User: … Assistant:" without the begin token, which belongs to the prefix."""
-        ids = self.processor(text=sample.prompt, return_tensors=None)["input_ids"][0].tolist()[1:]
-        if self.roles & set(ids):
-            raise SamplesError(
-                f"sample {sample.id!r}: a prompt must not contain the image's own tokens, such as <im_patch>. "
-                "Leave them out."
-            )
-        return ids
+        try:
+            row = self.processor(text=sample.prompt, return_tensors=None)["input_ids"][0]
+        except ValueError as error:  # the image's own tokens
+            raise SamplesError(f"sample {sample.id!r}: {error}") from error
+        return row.tolist()[1:]
 
     def prefix(self, model: Any, picture: ImageInput | None) -> Tensor:
         """Begin token and image stream; the begin token alone without a picture."""
