@@ -156,8 +156,6 @@ def score(
         parse_tokens(tokens), parse_count(k, "--k"), max_new_tokens, stream, _weight(vision_weight),
     )  # fmt: skip
     setting.check()
-    for line in setting.notes:
-        say_note(line)
     if scoring is not None and setting.chosen.name != "accuracy":
         raise KnobError(f"--scoring says how accuracy is measured, the metric is {setting.chosen.name}. Leave it out.")
     if mean_k is not None and setting.chosen.kind != "ablation":
@@ -171,6 +169,8 @@ def score(
             setting, data=(validate,), annotations=validate_annotations, limit=None, metric=setting.chosen.name
         )
         other.check()
+    for line in [*setting.notes, *([] if other is None else other.notes)]:
+        say_note(line)
     largest = max(setting.full)
     tried = _numbers(ks) if ks is not None else [n for n in (1, 2, 4, 6) if n < largest]
     if mean_k is not None and not (tried and min(tried) <= mean_k <= largest):
@@ -188,6 +188,9 @@ def score(
         if as_json:
             print_json({**cost, "out": str(target)})
         return
+    for one in (setting, other):
+        if one is not None:
+            one.look()
     store = jobs or target.with_name(f"{target.name}.jobs")
     total = len(setting.samples) * cost["passes"] + (0 if other is None else len(other.samples))
     with _kept(store), _scorer(setting, store, executor, workers, total) as scorer:

@@ -19,8 +19,10 @@ from importance.ablation import single_ablations
 from importance.configurations import Config, block_evaluations, naive_block_evaluations
 from importance.engine import LIVE_BYTES
 from importance.jobs import run_jobs, unpack
+from importance.look import look
 from importance.metrics import Metric, metric
 from importance.metrics._stream import VISION_WEIGHT
+from importance.prompts import load_processor, prompts_for
 from importance.results import Spread
 from importance.samples import EncodedImage, Sample, SamplesError, read_samples, require_answers, samples_digest
 from importance.scores import MORE, Scores, model_digest
@@ -132,6 +134,11 @@ class Setting:
         self._check_modalities()
         if self.vision_weight is not None and not 0 <= self.vision_weight <= 1:
             raise KnobError(f"the weight of vision tokens must be from 0 to 1, got {self.vision_weight}.")
+
+    def look(self) -> None:
+        """Open every picture and measure every prompt; refuses what can't be seen, as `evaluate` does."""
+        prompts = prompts_for(load_processor(self.checkpoint), self.tokens)
+        look(self.samples, prompts, self.checkpoint.settings.max_positions, 0)
 
     def _check_modalities(self) -> None:
         if self.checkpoint.architecture.multimodal:

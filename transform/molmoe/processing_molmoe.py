@@ -13,7 +13,8 @@ from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 
 from .arguments import Usual, texts_and_images
 from .pictures import ImageInput
-from .preprocessing import Preprocessed, preprocess
+from .preprocessing import Preprocessed, fitting_tiling, preprocess
+from .tiling import image_tokens
 
 IMAGE_TOKENS = ("<im_start>", "<im_end>", "<im_patch>", "<im_col>")
 UNUSED = -1  # crops, masks and indices which only fill up a batch
@@ -131,6 +132,12 @@ class MolmoEProcessor(ProcessorMixin):
         made = preprocess(picture, budget, max_crops=most, resize=self.resize, rule=self.rule)
         asked.check_crops(len(made.images) - 1)
         return made
+
+    def image_length(self, picture: ImageInput, tokens: int | str | None = None) -> int:
+        """Tokens of an image's stream, without computing a pixel; raises what a call with this image would."""
+        budget = self.vision_tokens if tokens is None else tokens
+        tiling = fitting_tiling(picture, budget, max_crops=self.max_crops, resize=self.resize, rule=self.rule)
+        return image_tokens(*tiling)
 
     def _row(self, prompt: str, image: Preprocessed | None, raw: bool) -> list[int]:
         text = prompt if raw else f" User: {prompt} Assistant:"
