@@ -324,6 +324,11 @@ def test_the_shards_of_a_split(tmp_path: Path) -> None:
         read_samples(tmp_path)
     with pytest.raises(SamplesError, match="at least one file, got none"):
         read_samples([])
+    (tmp_path / "test-00000-of-00001.parquet").unlink()
+    (tmp_path / names[0]).unlink()
+    with pytest.raises(SamplesError, match="all files of its split, by their names 2: it has 1"):
+        read_samples(tmp_path)
+    assert len(read_samples(tmp_path / names[1])) == 1
 
 
 def lines(path: Path, *rows: dict[str, Any]) -> Path:

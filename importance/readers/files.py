@@ -10,6 +10,7 @@ from importance.readers.fields import short
 from importance.samples import SamplesError
 
 Data = str | PathLike[str] | Sequence[str | PathLike[str]]
+_TOTAL = re.compile(r"-\d{1,6}-of-(\d{1,6})(?=\D|$)")
 _SHARD = re.compile(r"[-_.]?\d{1,6}(-of-\d{1,6})?(-[0-9a-f]{8,})?$")
 
 
@@ -53,5 +54,16 @@ def _shards(folder: Path) -> list[Path]:
                 f"{folder}: a folder must hold the files of one split, got {len(splits)}: {short(splits)}. Give those "
                 f"of one, such as '{folder / splits[0]}*{end}'."
             )
+        _check_complete(folder, found)
         return found
     raise SamplesError(f"{folder}: a folder of samples must hold .parquet or .jsonl files, it has 0. Check the path.")
+
+
+def _check_complete(folder: Path, found: Sequence[Path]) -> None:
+    """Refuse a folder whose files say that there are more of them, as a broken download leaves it."""
+    totals = {int(match[1]) for path in found if (match := _TOTAL.search(path.stem))}
+    if totals and totals != {len(found)}:
+        raise SamplesError(
+            f"{folder}: a folder must hold all files of its split, by their names {max(totals)}: it has {len(found)}. "
+            "Get the others, or name the files that count."
+        )
