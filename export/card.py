@@ -129,6 +129,22 @@ def _verification(plan: Plan, verification: dict[str, Any] | str) -> list[str]:
     return lines
 
 
+def _published() -> list[str]:
+    """What programs written for the published Molmo find here."""
+    return [
+        "",
+        "Programs for the published Molmo run as they are; what they call is here under two names:",
+        "",
+        "| published | the same here |",
+        "|---|---|",
+        "| `AutoModelForCausalLM` | `AutoModelForImageTextToText` |",
+        "| `processor.process(images=[image], text=prompt)` | `processor(text=prompt, images=image)`, or batches |",
+        "| `model.generate_from_batch(inputs, config, tokenizer=…)` | `model.generate(**inputs, max_new_tokens=…)` |",
+        "",
+        "`images` may stay float32 whatever the model's dtype. `max_crops` below a fixed image budget is refused.",
+    ]
+
+
 def _use(plan: Plan, directory: Path, onnx: bool) -> list[str]:
     image = plan.vision is not None
     auto = "AutoModelForImageTextToText" if image else "AutoModelForCausalLM"
@@ -138,6 +154,8 @@ def _use(plan: Plan, directory: Path, onnx: bool) -> list[str]:
         lines = ["The weights are for the graphs, on a CPU; transformers can't load them, and says so."]
     else:
         lines += ["", f"Tested with {tested_range()}."]
+        if image:
+            lines += _published()
     if onnx and (directory / "tokenizer.json").is_file():
         flag = " --image photo.jpg" if image else ""
         flag += " --provider cuda" if plan.form == "cuda" else ""

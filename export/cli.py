@@ -42,6 +42,7 @@ from export.options import (
     Static,
     Tokens,
     print_json,
+    say_note,
     stderr,
 )
 from export.score_command import score
@@ -224,7 +225,7 @@ def evaluate(
 
     measure = metric_named(metric)
     made = _plan(model, k, blocks, keep_blocks, drop_blocks, tokens, scores, "source", None, None, None, revision)
-    samples = read_samples(data, parse_count(limit, "--limit"), annotations=annotations, images=images)
+    samples = read_samples(data, parse_count(limit, "--limit"), annotations=annotations, images=images, say=say_note)
     check_samples(samples, measure)
     for warning in made.warnings:
         stderr.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)

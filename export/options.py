@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from transform.errors import WriteError
 
@@ -47,12 +48,20 @@ Prompt = Annotated[
     str | None, typer.Option("--prompt", help="With --static, text-only models: tokens of a prompt per call.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-Data = Annotated[Path, typer.Option("--data", help="Samples: .jsonl, VQAv2 questions (.json) or .parquet.")]
+SAMPLES = (
+    "Samples: .jsonl, VQAv2 questions (.json) or .parquet; repeat it, or give a folder or 'pattern-*', for shards."
+)
+Data = Annotated[list[Path], typer.Option("--data", help=SAMPLES)]
 Annotations = Annotated[Path | None, typer.Option("--annotations", help="The answers to VQAv2 questions (.json).")]
 Images = Annotated[Path | None, typer.Option("--images", help="The folder of the pictures; absent: that of --data.")]
 Limit = Annotated[str | None, typer.Option("--limit", help="Only the first N samples of the file.")]
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")]
 TASKS = "exact_match, vqa_score, multiple_choice, anls, relaxed_accuracy or token_f1."
+
+
+def say_note(text: str) -> None:
+    """One line on stderr about what was done with what was given."""
+    stderr.print(escape(text), style="dim", soft_wrap=True)
 
 
 def print_json(value: object) -> None:

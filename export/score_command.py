@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from export.options import (
+    SAMPLES,
     TASKS,
     Annotations,
     Images,
@@ -26,6 +27,7 @@ from export.options import (
     Revision,
     Tokens,
     print_json,
+    say_note,
     stderr,
 )
 from export.score_files import merge_files, score_blocks, search_sets, share_experts, show_result
@@ -43,9 +45,7 @@ SEARCHES = "one_shot, window, greedy, beam or exact"
 def score(
     model: Model = None,
     revision: Revision = None,
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Samples: .jsonl, VQAv2 questions (.json) or .parquet.")
-    ] = None,
+    data: Annotated[list[Path] | None, typer.Option("--data", help=SAMPLES)] = None,
     annotations: Annotations = None,
     images: Images = None,
     limit: Limit = None,
@@ -136,7 +136,7 @@ def score(
         raise WriteError(f"{target} exists; pass --force or choose another --out.")
     _check_outputs(target, plot)
     if merge:
-        if dry_run or data is not None:
+        if dry_run or data:
             raise KnobError("--merge only reads and writes scores files. Leave --dry-run and --data out.")
         merge_files(
             merge,
@@ -149,7 +149,7 @@ def score(
             as_json,
         )
         return
-    if data is None:
+    if not data:
         raise KnobError("scoring needs samples: give --data FILE (.jsonl, VQAv2 questions or .parquet).")
 
     from export.gate import quiet_transformers
@@ -157,7 +157,7 @@ def score(
 
     quiet_transformers()
     setting = Setting(
-        checkpoint, data, annotations, images, parse_count(limit, "--limit"), metric, task, scoring,
+        checkpoint, tuple(data), annotations, images, parse_count(limit, "--limit"), metric, task, scoring,
         parse_tokens(tokens), parse_count(k, "--k"), max_new_tokens, stream, _weight(vision_weight),
     )  # fmt: skip
     setting.check()
@@ -171,9 +171,11 @@ def score(
     other = None
     if validate is not None:
         other = replace(
-            setting, data=validate, annotations=validate_annotations, limit=None, metric=setting.chosen.name
+            setting, data=(validate,), annotations=validate_annotations, limit=None, metric=setting.chosen.name
         )
         other.check()
+    for line in [*setting.notes, *([] if other is None else other.notes)]:
+        say_note(line)
     largest = max(setting.full)
     tried = _numbers(ks) if ks is not None else [n for n in (1, 2, 4, 6) if n < largest]
     if mean_k is not None and not (tried and min(tried) <= mean_k <= largest):
@@ -191,6 +193,9 @@ def score(
         if as_json:
             print_json({**cost, "out": str(target)})
         return
+    for one in (setting, other):
+        if one is not None:
+            one.look()
     store = jobs or target.with_name(f"{target.name}.jobs")
     total = len(setting.samples) * cost["passes"] + (0 if other is None else len(other.samples))
     with (

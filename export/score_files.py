@@ -27,7 +27,7 @@ def score_blocks(
     if other is not None:
         theirs = Scorer(other, scorer.store, scorer.executor, scorer.progress).scores()
         blocks = sorted(found.values)
-        agreed: dict[str, Any] = {"data": other.data.name, "samples": theirs.samples}
+        agreed: dict[str, Any] = {"data": ", ".join(file.name for file in other.files), "samples": theirs.samples}
         try:
             rho, agreed["band"] = agreement([found.values[b] for b in blocks], [theirs.values[b] for b in blocks])
             agreed["spearman"] = round(rho, 6)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from importance.batch import answer_batch, prefill, rows_that_fit
+from importance.look import check_room, look, opened
 from importance.prompts import Prompts, load_processor, prompts_for
 from importance.samples import EncodedImage, Picture, Sample, SamplesError
 from importance.tasks import METRICS, Metric, check_samples, standard_error
@@ -102,13 +103,7 @@ class Prepared:
 
     def check_sample(self, index: int, prefix: int, question: int, answer: int) -> None:
         """The same for one sample, in tokens."""
-        needed = prefix + question + answer
-        if needed > self.max_positions:
-            raise SamplesError(
-                f"sample {self.samples[index].id!r}: begin token, image, prompt and answer must fit the model's "
-                f"{self.max_positions} positions: {prefix} + {question} + {answer} = {needed}. Shorten or "
-                "remove the sample, or use fewer vision tokens or new tokens."
-            )
+        check_room(self.samples[index], prefix, question, answer, self.max_positions)
 
     def _grouped(self) -> tuple[Group, ...]:
         found: dict[object, tuple[Picture | None, list[tuple[int, tuple[int, ...]]]]] = {}
@@ -126,7 +121,7 @@ class Prepared:
     @torch.no_grad()
     def _embed(self, group: Group) -> Tensor:
         try:
-            picture = group.picture.open() if isinstance(group.picture, EncodedImage) else group.picture
+            picture = group.picture if group.picture is None else opened(group.picture)
             return self.prompts.prefix(self._model, picture)
         except ImageError as error:
             raise SamplesError(f"sample {self.samples[group.questions[0][0]].id!r}: {error}") from error
@@ -189,10 +184,16 @@ def evaluate_plan(
     say: Callable[[str], None] = lambda _: None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Load the plan's source in float32 and evaluate it with the plan's knobs at run time, picture by picture."""
+    """Load the plan's source in float32 and evaluate it with the plan's knobs at run time, picture by picture.
+
+    Every picture is looked at first, so that a damaged one is refused before anything is asked.
+    """
     samples = tuple(samples)
     check_samples(samples, metric)
     processor = load_processor(plan.source)
+    say("look at the samples")
+    positions = plan.source.settings.max_positions
+    look(samples, prompts_for(processor, plan.knobs.tokens), positions, max_new_tokens)
     say("load")
     model = load_model(plan.source.path)
     prepared = prepare(model, processor, samples, plan.knobs.tokens, hold=False)

@@ -27,6 +27,9 @@ class Prompts(Protocol):
     def prefix(self, model: Any, picture: ImageInput | None) -> Tensor:
         """Embeddings [1, P, d] in front of every question about the picture; P may be 0."""
 
+    def length(self, picture: ImageInput | None) -> int:
+        """P, without a model; raises ImageError for a picture that can't be brought into its crops."""
+
     def answer(self, model: Any, sample: Sample, text: str) -> list[int]:
         """Token ids of an answer as it would follow the question, with the end token where the model has one."""
 
@@ -63,6 +66,11 @@ class TextPrompts:
         width = model.get_input_embeddings().weight.shape[1]
         return torch.empty(1, 0, width, dtype=model.dtype, device=model.device)
 
+    def length(self, picture: ImageInput | None) -> int:
+        """0."""
+        assert picture is None, "`question` has refused it"
+        return 0
+
     def answer(self, model: Any, sample: Sample, text: str) -> list[int]:
         """With the space between it and the question, and the tokenizer's own end of text if that ends answers."""
         space = "" if (self.before_answers or sample.prompt)[-1].isspace() else " "
@@ -98,23 +106,24 @@ class PicturePrompts(TextPrompts):
         super().__init__(processor.tokenizer)
         self.processor, self.tokens = processor, tokens
         begin_id(self.tokenizer)
-        self.roles = set(processor.image_token_ids)
 
     def question(self, sample: Sample) -> list[int]:
         """ " User: … Assistant:" without the begin token, which belongs to the prefix."""
-        ids = self.processor(text=sample.prompt, return_tensors=None)["input_ids"][0].tolist()[1:]
-        if self.roles & set(ids):
-            raise SamplesError(
-                f"sample {sample.id!r}: a prompt must not contain the image's own tokens, such as <im_patch>. "
-                "Leave them out."
-            )
-        return ids
+        try:
+            row = self.processor(text=sample.prompt, return_tensors=None)["input_ids"][0]
+        except ValueError as error:  # the image's own tokens
+            raise SamplesError(f"sample {sample.id!r}: {error}") from error
+        return row.tolist()[1:]
 
     def prefix(self, model: Any, picture: ImageInput | None) -> Tensor:
         """Begin token and image stream; the begin token alone without a picture."""
         seen = self.processor(text="", images=picture, tokens=self.tokens, raw=True)
         names = ("input_ids", "images", "image_masks", "image_input_idx")
         return model.embed(**{name: seen[name].to(model.device) for name in names if name in seen})
+
+    def length(self, picture: ImageInput | None) -> int:
+        """The begin token and the image stream."""
+        return 1 if picture is None else 1 + self.processor.image_length(picture, self.tokens)
 
 
 def prompts_for(processor: Any, tokens: int | str | None) -> Prompts:

@@ -19,8 +19,10 @@ from importance.ablation import single_ablations
 from importance.configurations import Config, block_evaluations, naive_block_evaluations
 from importance.engine import LIVE_BYTES
 from importance.jobs import run_jobs, unpack
+from importance.look import look
 from importance.metrics import Metric, metric
 from importance.metrics._stream import VISION_WEIGHT
+from importance.prompts import load_processor, prompts_for
 from importance.results import Spread
 from importance.samples import EncodedImage, Sample, SamplesError, read_samples, require_answers, samples_digest
 from importance.scores import MORE, Scores, model_digest
@@ -42,6 +44,7 @@ STREAMED_BYTES = 640 << 20  # of activations beside one block and the head
 class Setting:
     """What is scored, on what, and how.
 
+    data: a file of samples, or the shards of one split (files, a folder, a pattern), as for `read_samples`.
     metric: a name of `metrics.METRICS`; None: accuracy where the samples have answers, else kl. task: how an answer is
     graded (`tasks.METRICS`). scoring: `generate` greedy answers, `likelihood` (right if greedy decoding would give
     exactly an accepted answer: one pass, no decoding) or `choices` (the likeliest choice). tokens: vision budget. k:
@@ -49,7 +52,7 @@ class Setting:
     """
 
     checkpoint: Checkpoint
-    data: Path
+    data: Path | Sequence[Path]
     annotations: Path | None = None
     images: Path | None = None
     limit: int | None = None
@@ -63,10 +66,28 @@ class Setting:
     vision_weight: float | None = VISION_WEIGHT
     tokens_per_call: int | None = None
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What `data` names, as it was given."""
+        return (self.data,) if isinstance(self.data, Path) else tuple(self.data)
+
     @cached_property
+    def _read(self) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
+        notes: list[str] = []
+        where = {"annotations": self.annotations, "images": self.images}
+        return tuple(read_samples(self.files, self.limit, **where, say=notes.append)), tuple(notes)
+
+    @property
     def samples(self) -> tuple[Sample, ...]:
         """All of them, read once."""
-        return tuple(read_samples(self.data, self.limit, annotations=self.annotations, images=self.images))
+        return self._read[0]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know about how the samples were taken, a line each."""
+        without = self.metric is None and self.chosen.name == "kl"
+        told = f"no answers found in {len(self.samples)} samples: measuring kl, which needs none"
+        return [*self._read[1], *([told] if without else [])]
 
     @cached_property
     def labelled(self) -> bool:
@@ -113,6 +134,11 @@ class Setting:
         self._check_modalities()
         if self.vision_weight is not None and not 0 <= self.vision_weight <= 1:
             raise KnobError(f"the weight of vision tokens must be from 0 to 1, got {self.vision_weight}.")
+
+    def look(self) -> None:
+        """Open every picture and measure every prompt; refuses what can't be seen, as `evaluate` does."""
+        prompts = prompts_for(load_processor(self.checkpoint), self.tokens)
+        look(self.samples, prompts, self.checkpoint.settings.max_positions, 0)
 
     def _check_modalities(self) -> None:
         if self.checkpoint.architecture.multimodal:
@@ -256,7 +282,7 @@ class Scorer:
     def _results(self, kind: str, **more: Any) -> list[tuple[list[int], Spec]]:
         setting = self.setting
         data = {
-            "file": str(setting.data.resolve()),
+            "file": [str(file.resolve()) for file in setting.files],
             "annotations": None if setting.annotations is None else str(setting.annotations.resolve()),
             "images": None if setting.images is None else str(setting.images.resolve()),
             "limit": setting.limit,

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,7 +167,7 @@ def read_object(source: str | Path) -> dict[str, Any]:
         path = PRESETS / f"{name}.json"
     shown = label(source)
     try:
-        found = parse(read_regular(path, MAX_BYTES))
+        found = parse(read_regular(path, MAX_BYTES).removeprefix(BOM_UTF8))
     except OSError as error:
         raise ScoresError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
     except IrregularError as error:
@@ -193,7 +194,10 @@ def parse_scores(raw: Mapping[str, Any], source: str, layers: int) -> Scores:
     return Scores(values=_some(values, source), metric=nested or "unknown", source=source)
 
 
-_FORMS = 'Accepted: {"schema": 1, ..., "blocks": [{"index", "score", "stderr", "low", "high"}]} or {"3": 0.0092, ...}.'
+_FORMS = (
+    'Accepted: {"schema": 1, ..., "blocks": [{"index", "score", "stderr", "low", "high"}]} or {"3": 0.0092, ...}, '
+    f"the latter also under {', '.join(NESTED)}."
+)
 _KNOWN = {"schema", "metric", "unit", "higher_means", "baseline", "samples", "model_digest", "data_digest", "blocks"}
 _DIRECTIONS = {MORE: MORE, "more_important": MORE, "keep": MORE, LESS: LESS, "less_important": LESS, "drop": LESS}
 
@@ -250,6 +254,9 @@ def _canonical(raw: Mapping[str, Any], source: str, layers: int) -> Scores:
 
 
 def _index(key: object, source: str, layers: int) -> int:
+    if type(key) is not int and not (isinstance(key, str) and re.fullmatch(r"[+-]?[0-9]+", key, re.ASCII)):
+        shown = repr(key)[:80]
+        raise ScoresError(f"{source}: scores belong to block indices from 0 to {layers - 1}, got {shown}. {_FORMS}")
     # One spelling per index, so that "3" and "03" can't be two scores of one block.
     if isinstance(key, str) and re.fullmatch(r"0|[1-9][0-9]{0,5}", key, re.ASCII):
         key = int(key)

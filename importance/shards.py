@@ -180,19 +180,22 @@ def _right_choices(samples: Sequence[Sample]) -> list[frozenset[int]]:
 
 def _samples_of(spec: Spec) -> list[Sample]:
     data = spec["data"]
-    everything = _samples(data["file"], data["annotations"], data["images"], data["limit"])
+    everything = _samples(tuple(data["file"]), data["annotations"], data["images"], data["limit"])
     found = [everything[index] for index in spec["samples"] if index < len(everything)]
     if samples_digest(found) != data["digest"]:
         _samples.cache_clear()
         raise SamplesError(
-            f"{data['file']}: samples must stay as they are while they are scored; these changed. Start again."
+            f"{', '.join(data['file'])}: samples must stay as they are while they are scored; these changed. Start "
+            "again."
         )
     return found
 
 
 @lru_cache(maxsize=2)
-def _samples(file: str, annotations: str | None, images: str | None, limit: int | None) -> tuple[Sample, ...]:
-    return tuple(read_samples(file, limit, annotations=annotations, images=images))
+def _samples(
+    files: tuple[str, ...], annotations: str | None, images: str | None, limit: int | None
+) -> tuple[Sample, ...]:
+    return tuple(read_samples(files, limit, annotations=annotations, images=images))
 
 
 @lru_cache(maxsize=1)

@@ -65,7 +65,10 @@ sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(fi
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from PIL import Image
+from transformers import (
+    AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+)
 
 assert importlib.util.find_spec("transform") is None, "knobcast must not be importable here"
 directory, out = sys.argv[1:]
@@ -78,6 +81,22 @@ image = (np.arange(330 * 540 * 3) % 251).astype(np.uint8).reshape(330, 540, 3)
 batch = processor(text=["what is this?", "this?"], images=[image, None])
 ids = model.generate(**batch, max_new_tokens=4, do_sample=False)
 text = processor(text="what is this?")
+# a published Molmo program, word for word but for stop_strings, which transformers can't look up among whole words
+processor = AutoProcessor.from_pretrained(directory, trust_remote_code=True, dtype="auto", device_map="auto")
+published = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True, dtype=torch.float32)
+inputs = processor.process(images=[Image.fromarray(image)], text="what is this?")
+inputs = {k: v.to(published.device).unsqueeze(0) for k, v in inputs.items()}
+output = published.generate_from_batch(
+    inputs,
+    GenerationConfig(max_new_tokens=4),
+    tokenizer=processor.tokenizer
+)
+generated_tokens = output[0, inputs["input_ids"].size(1):]
+generated_text = processor.tokenizer.decode(generated_tokens, skip_special_tokens=True)
+one = processor(text="what is this?", images=image)
+ours = model.generate(**one, max_new_tokens=4, do_sample=False)[0, one["input_ids"].shape[1]:]
+assert type(published) is type(model)
+assert generated_tokens.tolist() == ours.tolist() and len(ours) > 0
 model.save_pretrained(out + "/saved")
 processor.save_pretrained(out + "/saved")
 again = AutoModelForImageTextToText.from_pretrained(out + "/saved", trust_remote_code=True, dtype=torch.float32)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from export.cli import main
-from importance.readers import parquet, vqav2
+from importance.readers import images, parquet, vqav2
 from importance.samples import EncodedImage, Sample, SamplesError, read_samples
 
 TEN = ["net", "net", "net", "netting", "net", "mesh", "net", "net", "net", "netting"]
@@ -237,10 +237,10 @@ def test_broken_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         read_samples(tmp_path / "absent.parquet")
     with pytest.raises(SamplesError, match="VQAv2 questions"):
         read_samples(file, annotations=tmp_path / "a.json")
-    with pytest.raises(SamplesError, match=r"id or question_id, image are missing, got \['prompt'\]"):
+    with pytest.raises(SamplesError, match=r"the columns image are missing, got \['prompt'\]"):
         read_samples(table(tmp_path / "c.parquet", [{"prompt": "?"}]))
-    with pytest.raises(SamplesError, match="answers must be a list of strings"):
-        read_samples(table(tmp_path / "n.parquet", [{"id": 7, "image": None, "prompt": "?", "answer": 2}]))
+    with pytest.raises(SamplesError, match="answer must be a list of strings"):
+        read_samples(table(tmp_path / "n.parquet", [{"id": 7, "image": None, "prompt": "?", "answer": True}]))
     with pytest.raises(SamplesError, match="image must be one path"):
         read_samples(table(tmp_path / "i.parquet", [{"id": 7, "image": 3, "prompt": "?"}]))
     with pytest.raises(SamplesError, match=r"1 to .* bytes, got a str"):
@@ -251,7 +251,7 @@ def test_broken_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table(empty, [], pa.Table.from_pylist([ROW]).schema)
     with pytest.raises(SamplesError, match=r"none\.parquet: at least one sample.*has 0"):
         read_samples(empty)
-    monkeypatch.setattr(parquet, "MAX_PICTURE", len(png(0)) - 1)
+    monkeypatch.setattr(images, "MAX_PICTURE", len(png(0)) - 1)
     with pytest.raises(SamplesError, match=f"row 1: an image must have 1 to .* got {len(png(0))}"):
         read_samples(file)
     monkeypatch.setattr(parquet, "MAX_GROUP", 10)

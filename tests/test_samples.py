@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,13 +96,14 @@ def test_the_limit_takes_the_first_lines(folder: Path) -> None:
         ({**GOOD, "choices": ["a", " "]}, ["choices must be a list of 2 to 26"]),
         ({**GOOD, "choices": ["a"] * 27}, ["choices must be a list of 2 to 26"]),
         ({"image": None}, ["id, prompt missing"]),
-        ({**GOOD, "id": 7}, ["id must be a string", "7"]),
+        ({**GOOD, "id": 7.5}, ["id must be a string", "7.5"]),
+        ({**GOOD, "id": True}, ["id must be a string", "True"]),
         ({**GOOD, "id": " "}, ["id must be a string"]),
         ({**GOOD, "prompt": ["?"]}, ["prompt must be a string"]),
         ({**GOOD, "prompt": "\ud800"}, ["prompt must be a string"]),
         ({**GOOD, "answers": "one"}, ["answers must be a list", "'one'"]),
         ({**GOOD, "answers": {}}, ["answers must be a list", "leave it out"]),
-        ({**GOOD, "answers": ["one", 1]}, ["answers must be a list"]),
+        ({**GOOD, "answers": ["one", True]}, ["answers must be a list"]),
         ({**GOOD, "answers": [""]}, ["answers must be a list"]),
         ({**GOOD, "kind": 3}, ["kind must be a string", "leave it out"]),
         ({**GOOD, "image": 3}, ["image must be one path", "3"]),
@@ -152,9 +154,16 @@ def test_an_empty_file(folder: Path, content: str) -> None:
         read_samples(folder / "d.jsonl")
 
 
-@pytest.mark.parametrize("name", ["absent.jsonl", "images"])
-def test_a_file_that_can_not_be_read(folder: Path, name: str) -> None:
-    with pytest.raises(SamplesError, match=f"{name}: cannot be read"):
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("absent.jsonl", "absent.jsonl: cannot be read"),
+        ("images", "images: a folder of samples must hold .parquet or .jsonl files, it has 0"),
+        ("absent-*.jsonl", "a pattern must match at least 1 file, got 0"),
+    ],
+)
+def test_a_file_that_can_not_be_read(folder: Path, name: str, words: str) -> None:
+    with pytest.raises(SamplesError, match=re.escape(words)):
         read_samples(folder / name)
 
 

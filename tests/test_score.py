@@ -383,7 +383,7 @@ def test_an_existing_file_is_refused_before_anything_is_computed(data: Path, tmp
     out = tmp_path / "scores.json"
     out.write_text("{}")
     with pytest.raises(WriteError, match="--force"):
-        score(data=data, out=out)
+        score(data=[data], out=out)
 
 
 def test_ctrl_c_keeps_what_is_done(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from importance.choose import choose_blocks, find_scores
 from importance.presets import BlockSets, load_preset, preset_names, resolve
-from importance.scores import Scores, model_digest, parse_scores, read_scores, write_scores
+from importance.scores import Scores, model_digest, parse_scores, read_object, read_scores, write_scores
 from importance.sets import write_sets
 from transform.checkpoint import read_checkpoint
 from transform.errors import KnobError, ScoresError, WriteError
@@ -105,6 +105,37 @@ def test_a_wrong_file_is_refused_with_the_reason(tmp_path: Path, content: object
     with pytest.raises(ScoresError, match=words) as caught:
         read_scores(write(tmp_path, content), 4)
     assert str(caught.value).startswith("scores.json: ")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"scores": {"0": 0.5}},
+        {"block_influence": {"0": 0.5}},
+        {"0": 0.5, "model": "a model"},
+        {"layer_0": 0.5},
+        {"model.layers.0": 0.5},
+        {"0": 0.5, "1.5": 0.5},
+        {"": 0.5},
+        CANONICAL | {"blocks": [{"index": "layer_3", "score": 1}]},
+    ],
+    ids=str,
+)
+def test_scores_under_other_keys_are_told_the_accepted_forms(tmp_path: Path, content: object) -> None:
+    with pytest.raises(ScoresError, match=r"scores belong to block indices from 0 to 3, got .*") as caught:
+        read_scores(write(tmp_path, content), 4)
+    for form in ('{"schema": 1', '{"3": 0.0092, ...}', "merged_scores"):
+        assert form in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [{"1": 0.5}, CANONICAL], ids=["plain", "canonical"])
+def test_a_byte_order_mark_is_no_matter(tmp_path: Path, content: dict[str, object]) -> None:
+    plain = read_scores(write(tmp_path, content), 4)
+    (tmp_path / "scores.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(content).encode())
+    assert read_scores(tmp_path / "scores.json", 4) == plain
+    sets = {"schema": 1, "layers": 2, "sets": {"1": [0]}}
+    (tmp_path / "sets.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(sets).encode())
+    assert read_object(tmp_path / "sets.json") == sets
 
 
 def test_a_missing_file_and_an_unknown_preset_name_the_way_out(tmp_path: Path) -> None:

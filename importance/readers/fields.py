@@ -1,57 +1,14 @@
-"""What the readers share: checks of single values, and pictures that are found below one folder and nowhere else."""
+"""What the readers share: checks of single values."""
 
+import ast
 import json
-from collections.abc import Sequence
-from pathlib import Path, PurePath
+import math
+from decimal import Decimal
 from typing import Any, TypeGuard
 
 from importance.samples import SamplesError
 
 MAX_LETTERS = 26
-
-
-class Images:
-    """Finds pictures below one folder. Each name is looked up once: samples share pictures."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.root = folder.resolve()
-        self.known: dict[str, Path] = {}
-
-    def find(self, value: object, where: str) -> tuple[Path, ...]:
-        """A path, null, or a list of at most one path -> the path of each; raises SamplesError."""
-        given = value if isinstance(value, list) else [] if value is None else [value]
-        names = [name for name in given if is_text(name)]
-        if len(given) > 1 or len(names) < len(given):
-            raise SamplesError(
-                f"{where}: image must be one path, null, or a list of at most one path, got {short(value)}. "
-                "Several images in one prompt were never trained."
-            )
-        return tuple(self.first([name], where) for name in names)
-
-    def first(self, names: Sequence[str], where: str) -> Path:
-        """The first of these names that is a file; raises SamplesError where none is."""
-        for name in names:
-            if name in self.known:
-                return self.known[name]
-            path = self.folder / name
-            try:
-                # the resolved path also sees where symbolic links lead
-                inside = ".." not in PurePath(name).parts and path.resolve().is_relative_to(self.root)
-                is_file = inside and path.is_file()
-            except (OSError, ValueError, RuntimeError):  # no name for this file system, or links in a circle
-                inside, is_file = True, False
-            if PurePath(name).is_absolute() or not inside:
-                raise SamplesError(
-                    f"{where}: images must lie below the folder of the file, or the one given for images, got "
-                    f"{short(name)}. Copy them there and give a path without .. such as images/x.png."
-                )
-            if is_file:
-                self.known[name] = path
-                return path
-        raise SamplesError(
-            f"{where}: the image must be a file, {' or '.join(map(short, names))} is none. Check the path."
-        )
 
 
 def json_object(text: bytes, where: str, form: str) -> dict[str, Any]:
@@ -74,26 +31,31 @@ def text_of(value: object, name: str, where: str) -> str:
 
 def identifier(value: object, name: str, where: str) -> str:
     """A string that isn't empty, or a whole number as one."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else text_of(value, name, where)
+    whole = isinstance(value, int | float | Decimal) and not isinstance(value, bool) and value % 1 == 0
+    return text_of(number_as_text(value) if whole else value, name, where)
 
 
 def kind_of(value: object, name: str, where: str) -> str | None:
-    """A string that isn't empty, or null."""
+    """A string that isn't empty, or null; of several strings all of them."""
+    if isinstance(value, list) and value and all(map(is_text, value)):
+        return ", ".join(value)
     if value is not None and not is_text(value):
         raise SamplesError(f"{where}: {name} must be a string that isn't empty, got {short(value)}. Or leave it out.")
     return value
 
 
 def choices_of(value: object, name: str, where: str) -> tuple[str, ...]:
-    """A list of 2 to 26 strings, or null or an empty list for none."""
-    if value is None or value == []:
+    """A list of 2 to 26 strings or numbers, also one that is spelled as a text; null or an empty list for none."""
+    given = listed(value)
+    if given is None or given == []:
         return ()
-    if not isinstance(value, list) or not 2 <= len(value) <= MAX_LETTERS or not all(map(is_text, value)):
+    texts = [number_as_text(one) for one in given] if isinstance(given, list) else []
+    if not isinstance(given, list) or not 2 <= len(given) <= MAX_LETTERS or not all(map(is_text, texts)):
         raise SamplesError(
             f"{where}: {name} must be a list of 2 to {MAX_LETTERS} strings that aren't empty, got {short(value)}. "
             "Or leave it out."
         )
-    return tuple(value)
+    return tuple(filter(is_text, texts))
 
 
 def annotators(value: object, where: str) -> tuple[str, ...]:
@@ -116,6 +78,28 @@ def annotators(value: object, where: str) -> tuple[str, ...]:
 def is_text(value: object) -> TypeGuard[str]:
     """A string that isn't blank. JSON can spell half a character, which no tokenizer takes."""
     return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def number_as_text(value: object) -> object:
+    """A finite number as a text, 2.0 as "2"; null for one that isn't a number; everything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        return value
+    if isinstance(value, int):
+        return str(value)
+    if not math.isfinite(value):
+        return None
+    return str(int(value)) if value == int(value) else str(value)
+
+
+def listed(value: object) -> object:
+    """A list of strings that is spelled as one text, as in MMMU and A-OKVQA; everything else as it is."""
+    if not isinstance(value, str) or not (value.strip().startswith("[") and value.strip().endswith("]")):
+        return value
+    try:
+        found = ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return value
+    return found if isinstance(found, list) and all(isinstance(one, str) for one in found) else value
 
 
 def short(value: object) -> str:

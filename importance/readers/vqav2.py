@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from importance.readers.fields import Images, annotators, identifier, json_object, kind_of, short, text_of
+from importance.readers.columns import Reading
+from importance.readers.fields import annotators, identifier, json_object, kind_of, short, text_of
+from importance.readers.images import Images
 from importance.samples import Sample, SamplesError
 
 MAX_BYTES = 1_000_000_000  # the largest released file, the training annotations, has about a third of it
@@ -18,8 +20,8 @@ _ANSWERS = 'Give a VQAv2 annotations file: {"annotations": [{"question_id": 1, "
 _SPLIT = re.compile(r"-\w+?(?=\d)")  # test-dev2015 is part of test2015, and so are its pictures
 
 
-def read(path: Path, images: Images, annotations: Path | None) -> Iterator[tuple[str, Sample]]:
-    """(question, sample), in the order of the questions file."""
+def read(path: Path, images: Images, annotations: Path | None, _: Reading) -> Iterator[tuple[str, Sample]]:
+    """(question, sample), in the order of the questions file. What is read is the same in all of them."""
     raw = _load(path, FORM)
     questions = _entries(raw, "questions", path, FORM)
     subtype = _subtype(raw, path)

@@ -28,14 +28,17 @@ _HOMES = {
 # What config.json says, so that the Auto classes find the files beside it (`trust_remote_code=True`).
 AUTO_MAP = {
     "AutoConfig": "configuration_molmoe.MolmoEConfig",
+    "AutoModelForCausalLM": "modeling_molmoe.MolmoEForConditionalGeneration",  # as the published Molmo is loaded
     "AutoModelForImageTextToText": "modeling_molmoe.MolmoEForConditionalGeneration",
     "AutoProcessor": "processing_molmoe.MolmoEProcessor",
 }
 TRAVELLING_FILES = (
+    "arguments.py",
     "compatibility.py",
     "configuration_molmoe.py",
     "modeling_molmoe.py",
     "pictures.py",
+    "png_texts.py",
     "preprocessing.py",
     "processing_molmoe.py",
     "resampling.py",

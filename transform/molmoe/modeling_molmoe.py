@@ -34,8 +34,9 @@ _RECORDS = {
     "output_attentions": "attentions",
     "output_router_logits": "router_logits",
 }
-# What transformers hands every model, and this one has no use for: positions follow from mask and cache.
-_UNUSED = ("cache_position",)
+# What transformers hands every model, and this one has no use for: positions follow from mask and cache, and the
+# tokenizer is for `generate`'s stop_strings.
+_UNUSED = ("cache_position", "tokenizer")
 
 # Released name -> name here, below `model.transformer.`; scoped to the decoder's class, because at saving the
 # converter would also fuse the vision tower's q, k and v.
@@ -403,6 +404,10 @@ class MolmoEForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 moved = order.argsort(dim=1).gather(1, index.flatten(1).clamp(min=0).long()).view_as(index)
                 kwargs["image_input_idx"] = torch.where(index >= 0, moved.to(index.dtype), index)
         return super().generate(ids, *args, **kwargs)
+
+    def generate_from_batch(self, batch: Mapping[str, Any], generation_config: Any = None, **kwargs: Any) -> Any:
+        """The published Molmo's name for `generate`, with what the processor returned as one argument."""
+        return self.generate(**batch, generation_config=generation_config, **kwargs)
 
     def prepare_inputs_for_generation(
         self, *args: Any, inputs_embeds: Tensor | None = None, is_first_iteration: bool = False, **kwargs: Any

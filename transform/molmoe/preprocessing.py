@@ -102,6 +102,18 @@ def choose_tiling(height: int, width: int, tokens: int | str | None, max_crops: 
     return crops_to_tiling(budget.crops, (width, height), rule)
 
 
+def fitting_tiling(
+    image: ImageInput, tokens: int | str | None, max_crops: int, resize: str = "pad", rule: str = "canvas"
+) -> Tiling:
+    """The tiling that `preprocess` gives to an image; raises what it would, and computes nothing else."""
+    _check_resize(resize)
+    pixels = open_image(image)
+    tiling = choose_tiling(pixels.shape[0], pixels.shape[1], tokens, max_crops, rule)
+    for canvas in ((CROP, CROP), tiling_to_resolution(tiling)):
+        _inner(pixels, canvas, resize)
+    return tiling
+
+
 def resize_for_target_vision_tokens(
     image: ImageInput, target_tokens: int, resize: str = "pad", rule: str = "canvas"
 ) -> Image.Image:
@@ -123,24 +135,32 @@ def _check_resize(resize: str) -> None:
 
 def _fit(pixels: np.ndarray, canvas: tuple[int, int], resize: str) -> tuple[np.ndarray, np.ndarray]:
     """uint8 [h, w, 3] -> float32 [H, W, 3] in 0..1 on a black canvas, and where it is not padding, bool [H, W]."""
-    sides = np.array(pixels.shape[:2], np.float32)
-    scales = np.array(canvas, np.float32) / sides  # [2], float32 as in the reference: sizes may differ by a pixel else
+    height, width = _inner(pixels, canvas, resize)
     if resize == "fill":
-        height, width = (int(s) for s in np.ceil(sides * scales.max()))
         top, left = (height - canvas[0]) // 2, (width - canvas[1]) // 2
         return resample(pixels, (height, width), (top, left, *canvas)), np.ones(canvas, bool)
-    height, width = (int(s) for s in sides * scales.min())
-    if min(height, width) < 1:
-        raise ImageError(
-            f"Each side must keep at least 1 pixel on the canvas: {pixels.shape[1]}×{pixels.shape[0]} fitted into "
-            f"{canvas[1]}×{canvas[0]} becomes {width}×{height}. Cut the image, or use resize='fill'."
-        )
     top, left = (canvas[0] - height) // 2, (canvas[1] - width) // 2
     out = np.zeros((*canvas, 3), np.float32)
     out[top : top + height, left : left + width] = resample(pixels, (height, width))
     unpadded = np.zeros(canvas, bool)
     unpadded[top : top + height, left : left + width] = True
     return out, unpadded
+
+
+def _inner(pixels: np.ndarray, canvas: tuple[int, int], resize: str) -> tuple[int, int]:
+    """Height and width of the resized image: within the canvas, or around it to be cut."""
+    sides = np.array(pixels.shape[:2], np.float32)
+    scales = np.array(canvas, np.float32) / sides  # [2], float32 as in the reference: sizes may differ by a pixel else
+    if resize == "fill":
+        height, width = (int(s) for s in np.ceil(sides * scales.max()))
+        return height, width
+    height, width = (int(s) for s in sides * scales.min())
+    if min(height, width) < 1:
+        raise ImageError(
+            f"Each side must keep at least 1 pixel on the canvas: {pixels.shape[1]}×{pixels.shape[0]} fitted into "
+            f"{canvas[1]}×{canvas[0]} becomes {width}×{height}. Cut the image, or use resize='fill'."
+        )
+    return height, width
 
 
 def _patches(crop: np.ndarray) -> np.ndarray:

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 
+from .arguments import Usual, texts_and_images
 from .pictures import ImageInput
-from .preprocessing import Preprocessed, preprocess
+from .preprocessing import Preprocessed, fitting_tiling, preprocess
+from .tiling import image_tokens
 
 IMAGE_TOKENS = ("<im_start>", "<im_end>", "<im_patch>", "<im_col>")
 UNUSED = -1  # crops, masks and indices which only fill up a batch
@@ -83,29 +85,29 @@ class MolmoEProcessor(ProcessorMixin):
     def __call__(
         self,
         text: str | Sequence[str] | None = None,
-        images: ImageInput | Sequence[ImageInput | None] | None = None,
+        images: ImageInput | Sequence[Any] | None = None,
         tokens: int | str | None = None,
         *,
         return_tensors: str | None = "pt",
         padding_side: str = "right",
         raw: bool = False,
+        **usual: Any,
     ) -> BatchFeature:
         """Prepare one prompt or a batch; `images` holds one image (or None) per prompt, `tokens` overrules the budget.
 
         Returns input_ids, attention_mask [B, S] and, if there is an image, images [B, N, 576, 588],
         image_masks [B, N, 576], image_input_idx [B, N, 144] (BOS counted). `raw` takes the texts as they are,
-        without " User: " and " Assistant:".
+        without " User: " and " Assistant:". `usual`: padding, truncation, max_length, max_crops, also as text_kwargs
+        and images_kwargs; see `arguments.py`.
         """
-        if text is None:
-            raise ValueError('a prompt must be given with text=; text="Describe this image." will do for an image.')
-        texts = [text] if isinstance(text, str) else list(text)
-        pictures = _one_each(images, len(texts))
-        cut = [self._cut(picture, tokens) for picture in pictures]
+        asked = Usual.of(usual, tokens=tokens, return_tensors=return_tensors, padding_side=padding_side)
+        texts, pictures = texts_and_images(text, images)
+        cut = [self._cut(picture, asked) for picture in pictures]
         rows = [self._row(prompt, image, raw) for prompt, image in zip(texts, cut, strict=True)]
-        length = max(len(row) for row in rows)
-        if padding_side not in ("left", "right"):
-            raise ValueError(f"padding_side must be left or right, got {padding_side!r}.")
-        before = [length - len(row) if padding_side == "left" else 0 for row in rows]
+        length = asked.length(rows)
+        if asked.padding_side not in ("left", "right"):
+            raise ValueError(f"padding_side must be left or right, got {asked.padding_side!r}.")
+        before = [length - len(row) if asked.padding_side == "left" else 0 for row in rows]
         pad = self.tokenizer.pad_token_id
         ids = np.full((len(rows), length), self.bos_id if pad is None else pad, np.int64)
         mask = np.zeros_like(ids)
@@ -113,31 +115,37 @@ class MolmoEProcessor(ProcessorMixin):
             ids[b, before[b] : before[b] + len(row)] = row
             mask[b, before[b] : before[b] + len(row)] = 1
         data = {"input_ids": ids, "attention_mask": mask, **_batch(cut, before)}
-        return BatchFeature(data, tensor_type=return_tensors)
+        return BatchFeature(data, tensor_type=asked.return_tensors)
 
-    def _cut(self, picture: ImageInput | None, tokens: int | str | None) -> Preprocessed | None:
+    def process(self, text: str | None = None, images: Any = None, **usual: Any) -> dict[str, Any]:
+        """The published Molmo's name for one prompt: a call's tensors without the batch's dimension and the mask."""
+        batch = self(text, images, **usual)
+        if len(batch["input_ids"]) != 1:
+            raise ValueError(f"process takes one prompt, got {len(batch['input_ids'])}. Call the processor itself.")
+        return {name: value[0] for name, value in batch.items() if name != "attention_mask"}
+
+    def _cut(self, picture: ImageInput | None, asked: Usual) -> Preprocessed | None:
         if picture is None:
             return None
+        budget = self.vision_tokens if asked.tokens is None else asked.tokens
+        most = self.max_crops if asked.max_crops is None else asked.max_crops
+        made = preprocess(picture, budget, max_crops=most, resize=self.resize, rule=self.rule)
+        asked.check_crops(len(made.images) - 1)
+        return made
+
+    def image_length(self, picture: ImageInput, tokens: int | str | None = None) -> int:
+        """Tokens of an image's stream, without computing a pixel; raises what a call with this image would."""
         budget = self.vision_tokens if tokens is None else tokens
-        return preprocess(picture, budget, max_crops=self.max_crops, resize=self.resize, rule=self.rule)
+        tiling = fitting_tiling(picture, budget, max_crops=self.max_crops, resize=self.resize, rule=self.rule)
+        return image_tokens(*tiling)
 
     def _row(self, prompt: str, image: Preprocessed | None, raw: bool) -> list[int]:
         text = prompt if raw else f" User: {prompt} Assistant:"
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if any(token in text for token in IMAGE_TOKENS) and not raw and set(self.image_token_ids) & set(ids):
+            raise ValueError("a prompt must not contain the image's own tokens, such as <im_patch>. Leave them out.")
         stream = [] if image is None else image.image_tokens(*self.image_token_ids).tolist()
         return [self.bos_id, *stream, *ids]
-
-
-def _one_each(images: Any, prompts: int) -> list[ImageInput | None]:
-    if images is None:
-        return [None] * prompts
-    batch = list(images) if isinstance(images, list | tuple) else [images]
-    if len(batch) != prompts:
-        raise ValueError(
-            f"each prompt takes one image, or None: got {prompts} prompts and {len(batch)} images. "
-            "Several images in one prompt were never trained."
-        )
-    return batch
 
 
 def _batch(cut: list[Preprocessed | None], before: list[int]) -> dict[str, np.ndarray]:
