@@ -82,7 +82,7 @@ def derive(
                     "Export the setting with `knobcast export` instead."
                 )
         else:
-            check_ranges(surgery.model, directory)
+            check_ranges(stage)
             record["verification"] = "skipped"
         if overlay is not None:
             with appearing(overlay) as text:
