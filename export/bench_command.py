@@ -132,8 +132,8 @@ def _open(directory: Path, provider: str, member: str | None) -> tuple[dict[str,
     import onnxruntime
 
     from export.integrity import check_before_torch
+    from export.io_file import read_io
     from export.providers import PROVIDERS
-    from transform.checkpoint import read_json
 
     check_before_torch(directory)
     if provider not in PROVIDERS:
@@ -159,7 +159,7 @@ def _open(directory: Path, provider: str, member: str | None) -> tuple[dict[str,
                 f"a variant to bench must have {name}: {directory} has none. Export it with its graphs "
                 "(without --no-onnx)."
             )
-    return read_json(directory / "io.json"), entry
+    return read_io(directory), entry
 
 
 def _named(provider: str) -> str:
