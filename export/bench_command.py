@@ -6,10 +6,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from export.commands import joined
 from export.options import Json, print_json, stderr
 from transform.errors import KnobcastError, KnobError, VerificationError, WriteError
 
 SCHEMA = 1
+AGAINST = "eager,grouped_mm,exporter"
 
 
 def bench(
@@ -26,8 +28,11 @@ def bench(
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Rounds before them.")] = 1,
     member: Annotated[str | None, typer.Option("--member", help="Of a family, this member: k4-b12.")] = None,
     against: Annotated[
-        str, typer.Option("--against", help="The first that runs is the baseline; none: the graphs alone.")
-    ] = "eager,grouped_mm,exporter",
+        list[str] | None,
+        typer.Option(
+            "--against", help="The first that runs is the baseline; none: the graphs alone.", show_default=AGAINST
+        ),
+    ] = None,
     image: Annotated[Path | None, typer.Option("--image", help="A picture file; absent: a drawn one.")] = None,
     timeout: Annotated[
         float, typer.Option("--timeout", min=1, help="Seconds one load, export or run may take.")
@@ -47,7 +52,7 @@ def bench(
     from transform.checkpoint import read_checkpoint
     from transform.plan import parameters
 
-    baselines = parse_against(against)
+    baselines = parse_against(joined(against) or AGAINST)
     io, entry = _open(directory, provider, member)
     _check_out(out, force or dry_run)
     from export.bench.workload import make_workload
@@ -132,8 +137,8 @@ def _open(directory: Path, provider: str, member: str | None) -> tuple[dict[str,
     import onnxruntime
 
     from export.integrity import check_before_torch
+    from export.io_file import read_io
     from export.providers import PROVIDERS
-    from transform.checkpoint import read_json
 
     check_before_torch(directory)
     if provider not in PROVIDERS:
@@ -159,7 +164,7 @@ def _open(directory: Path, provider: str, member: str | None) -> tuple[dict[str,
                 f"a variant to bench must have {name}: {directory} has none. Export it with its graphs "
                 "(without --no-onnx)."
             )
-    return read_json(directory / "io.json"), entry
+    return read_io(directory), entry
 
 
 def _named(provider: str) -> str:

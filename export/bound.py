@@ -11,7 +11,9 @@ import numpy as np
 
 from export.graph_facts import FLOAT, FLOAT16
 from export.last_row import INPUT, OUTPUT, last_row_model
+from export.load_errors import shortened
 from export.onnx_run import Array, Graphs, dtype_of, fitted
+from export.session import RunError
 
 _KINDS: dict[Any, int] = {np.float32: FLOAT, np.float16: FLOAT16}
 
@@ -75,7 +77,13 @@ class Bound:
         names = [output.name for output in session.get_outputs()]
         for name in names:
             binding.bind_output(name, self.device)
-        session.run_with_iobinding(binding)
+        try:
+            session.run_with_iobinding(binding)
+        except Exception as error:  # onnxruntime has a dozen exception types without a common base
+            raise RunError(
+                f"The graphs must take what they are fed, such as ids that the embedding has: {shortened(error)}. "
+                "Export the variant again, with the tokenizer that belongs to it."
+            ) from error
         binding.synchronize_outputs()
         return dict(zip(names, binding.get_outputs(), strict=True))
 

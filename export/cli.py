@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from export.bench_command import bench
+from export.commands import OnceCommand, joined
 from export.derive_command import derive
 from export.layout_command import layout
 from export.options import (
@@ -54,13 +55,13 @@ HELP = """Fixed, verified, smaller variants of mixture-of-experts checkpoints, w
 """
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=HELP)
-app.command()(score)
-app.command()(derive)
-app.command()(bench)
-app.command()(layout)
+app.command(cls=OnceCommand)(score)
+app.command(cls=OnceCommand)(derive)
+app.command(cls=OnceCommand)(bench)
+app.command(cls=OnceCommand)(layout)
 
 
-@app.command()
+@app.command(cls=OnceCommand)
 def plan(
     model: Model = None,
     k: K = None,
@@ -86,7 +87,7 @@ def plan(
         show_plan(made, Console(highlight=False))
 
 
-@app.command()
+@app.command(cls=OnceCommand)
 def export(
     model: Model = None,
     k: K = None,
@@ -118,12 +119,13 @@ def export(
     from transform.plan import weight_bytes
 
     cache, chunk = parse_static(static, prompt)
-    if cache and not onnx:
+    if cache is not None and not onnx:
         raise KnobError("--static adds graphs, and --no-onnx leaves all of them out. Leave out one of the two.")
     if family is not None or member is not None:
         from export.family_command import export_grid, member_plan
 
-        chosen = {"--k": k, "--blocks": blocks, "--keep-blocks": keep_blocks, "--drop-blocks": drop_blocks}
+        chosen = {"--k": k, "--blocks": blocks, "--keep-blocks": joined(keep_blocks)}
+        chosen["--drop-blocks"] = joined(drop_blocks)
     if family is not None:
         given = {**chosen, "--member": member, "--no-onnx": None if onnx else "", "--static": static}
         options = {"tokens": tokens, "scores": scores, "dtype": dtype, "form": form, "resize": resize, "rule": rule}
@@ -135,8 +137,8 @@ def export(
     else:
         made = _plan(model, k, blocks, keep_blocks, drop_blocks, tokens, scores, dtype, resize, rule, form, revision)
         name = made.name
-    graphs = plan_static(made, cache, chunk) if cache else None
-    target = out or Path("artifacts") / (f"{name}-s{cache}" if cache else name)
+    graphs = plan_static(made, cache, chunk) if cache is not None else None
+    target = out or Path("artifacts") / (f"{name}-s{cache}" if cache is not None else name)
     if not as_json or not dry_run:
         show_plan(made, Console(highlight=False) if dry_run else stderr)
     if dry_run:
@@ -153,7 +155,7 @@ def export(
         show_result(manifest, target, Console(highlight=False))
 
 
-@app.command()
+@app.command(cls=OnceCommand)
 def verify(
     directory: Annotated[Path, typer.Argument(help="A variant or a family.")],
     as_json: Json = False,
@@ -175,7 +177,7 @@ def verify(
         Console(highlight=False).print(f"[green]verified[/green] {escape(str(directory))}", soft_wrap=True)
 
 
-@app.command()
+@app.command(cls=OnceCommand)
 def run(
     directory: Annotated[Path, typer.Argument(help="A variant.")],
     prompt: Annotated[str, typer.Option("--prompt", help="The question.")],
@@ -199,7 +201,7 @@ def run(
         stderr.print(given.speed(), style="dim", soft_wrap=True)
 
 
-@app.command()
+@app.command(cls=OnceCommand)
 def evaluate(
     data: Data,
     model: Model = None,
@@ -245,8 +247,8 @@ def _plan(
     model: str | None,
     k: str | None,
     blocks: str | None,
-    keep: str | None,
-    drop: str | None,
+    keep: list[str] | None,
+    drop: list[str] | None,
     tokens: str | None,
     scores: str | None,
     dtype: str,
@@ -266,7 +268,7 @@ def _plan(
     wanted = parse_count(blocks, "--blocks")
     if scores is not None and wanted is None:
         raise KnobError("--scores choose which blocks stay, so they need a number: give --blocks N, or leave them out.")
-    kept, dropped = parse_blocks(keep, "--keep-blocks"), parse_blocks(drop, "--drop-blocks")
+    kept, dropped = parse_blocks(joined(keep), "--keep-blocks"), parse_blocks(joined(drop), "--drop-blocks")
     source = read_checkpoint(resolve(model, revision))
     chosen = choose_blocks(source, blocks=wanted, keep=kept, drop=dropped, scores=scores)
     return make_plan(source, replace(knobs, keep=chosen), resize, rule)

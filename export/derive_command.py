@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from export.commands import joined
 from export.options import Drop, Json, K, Keep, print_json, stderr
 
 
@@ -28,7 +29,8 @@ def derive(
     from transform.knobs import parse_blocks, parse_k
 
     setting = parse_k(k)
-    kept, dropped = parse_blocks(keep_blocks, "--keep-blocks"), parse_blocks(drop_blocks, "--drop-blocks")
+    kept = parse_blocks(joined(keep_blocks), "--keep-blocks")
+    dropped = parse_blocks(joined(drop_blocks), "--drop-blocks")
     record = write_derived(
         graph, setting, keep=kept, drop=dropped, out=out, verify=verify, dry_run=dry_run, force=force,
         say=lambda step: stderr.print(f"… {step}", style="dim"),

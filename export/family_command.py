@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from export.family import Record, export_family, member_name, plan_family, plan_member
@@ -94,15 +95,15 @@ def _show_plans(base: Plan, members: tuple[Plan, ...], console: Console) -> None
         table.add_row(facts["name"], removed, f"{facts['active_parameters']:,}")
     console.print(table)
     for warning in dict.fromkeys(warning for plan in (base, *members) for warning in plan.warnings):
-        console.print(f"[yellow]warning:[/yellow] {warning}", soft_wrap=True)
+        console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
 
 
 def _show_result(record: Record, target: Path, console: Console) -> None:
     members = record["members"]
     checked = [entry["verification"] for entry in members]
     if "skipped" in checked:
-        console.print(f"[yellow]not verified[/yellow] {target}")
+        console.print(f"[yellow]not verified[/yellow] {escape(str(target))}", soft_wrap=True)
         return
     worst = max(found["onnx_vs_torch"][part] for found in checked for part in ("prefill", "decode", "padded"))
-    console.print(f"[green]verified[/green] {target}: {len(members)} members")
+    console.print(f"[green]verified[/green] {escape(str(target))}: {len(members)} members", soft_wrap=True)
     console.print(f"  onnx vs torch: largest difference {worst:.3g}", style="dim")

@@ -31,15 +31,13 @@ def write_golden(directory: Path, arrays: dict[str, Array]) -> None:
     (directory / FILE).write_bytes(save({name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}))
 
 
-def load_golden(directory: Path) -> dict[str, Array] | None:
-    """The recorded arrays, or None where none were."""
-    from safetensors.numpy import load_file
-
-    return dict(load_file(directory / FILE)) if (directory / FILE).is_file() else None
-
-
 def compare(ours: Array, theirs: Array, tolerance: float, what: str) -> float:
     """Largest difference; beyond `tolerance` of the largest value (`scale_of`) it is an error."""
+    if not np.isfinite(theirs).all():
+        raise VerificationError(
+            f"{what}: golden outputs must be finite, {int((~np.isfinite(theirs)).sum()):,} of {theirs.size:,} are not: "
+            "every difference is small beside an infinity. Export the variant again."
+        )
     scale = scale_of(theirs)
     difference = float(np.abs(ours - theirs).max()) if ours.shape == theirs.shape else float("inf")
     if not difference <= tolerance * scale:

@@ -8,15 +8,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from export.external import External, Place, check_external, place_of
 from transform.errors import VerificationError
 from transform.regular_file import read_regular
 
 FLOAT, INT64, FLOAT16, BFLOAT16 = 1, 7, 10, 16
 # Field numbers of onnx.proto.
-_MODEL_GRAPH, _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT = 7, 1, 5, 11
+_MODEL_GRAPH, _MODEL_FUNCTION, _FUNCTION_NODE = 7, 25, 7
+_GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_SPARSE = 1, 5, 11, 15
 _NODE_INPUT, _NODE_KIND, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 4, 5, 7
 _ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS = 6, 11
-_TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL = 2, 8, 13
+_ATTRIBUTE_TENSORS = (5, 10)  # one, many
+_SPARSE_TENSORS = (1, 2)  # values, indices
+_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL, _TENSOR_LOCATION = 1, 2, 8, 13, 14
+_LOCATION = b"location"
 _MOST_BYTES = 1 << 31  # what protobuf can hold
 _MULTIPLIES = ("Gemm", "MatMul", "MoE")
 _CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
@@ -32,21 +37,29 @@ class Facts:
     operators: set[str] = field(default_factory=set)  # "Gemm", "com.microsoft::MoE"
     separate_gate: bool = False  # a MoE with three matrices per expert
     bfloat16: set[str] = field(default_factory=set)  # operators that multiply bfloat16 weights as they are
-    ranges: dict[str, tuple[str, int, int]] = field(default_factory=dict)  # tensor -> file, offset, length
+    external: list[External] = field(default_factory=list)  # tensors whose data is in other files
     sixteen_bit: bool = False  # some weights are stored in 16 bits
     inputs: list[str] = field(default_factory=list)
+
+    def ranges(self, graph: str) -> dict[str, Place]:
+        """Tensor -> its bytes; raises VerificationError for one that is nowhere."""
+        return {external.tensor: place_of(graph, external) for external in self.external}
 
 
 def read_facts(path: Path) -> Facts:
     """The facts of a graph file."""
     facts = Facts()
+    if path.exists() and not path.is_file():
+        raise VerificationError(f"{path.name} must be a plain file, it is none. Export the variant again.")
     try:
-        graphs = [
-            bytes_of(value) for number, value in fields(read_regular(path, _MOST_BYTES)) if number == _MODEL_GRAPH
-        ]
+        parts = [(number, value) for number, value in fields(read_regular(path, _MOST_BYTES))]
+        graphs = [bytes_of(value) for number, value in parts if number == _MODEL_GRAPH]
         if len(graphs) != 1:
             raise ValueError(f"{len(graphs)} graphs")
         _read_graph(graphs[0], facts, set())
+        for value in (bytes_of(value) for number, value in parts if number == _MODEL_FUNCTION):
+            for node in (bytes_of(node) for number, node in fields(value) if number == _FUNCTION_NODE):
+                _read_node(node, facts, set())
         values = [bytes_of(value) for number, value in fields(graphs[0]) if number == _GRAPH_INPUT]
         facts.inputs = [bytes_of(v).decode() for value in values for number, v in fields(value) if number == 1]
     except OSError as error:
@@ -59,22 +72,8 @@ def read_facts(path: Path) -> Facts:
 
 
 def check_ranges(path: Path, facts: Facts) -> None:
-    """Every byte range must lie in a plain file beside the graph; onnxruntime takes no other and says less."""
-    sizes: dict[str, int] = {}
-    for name, (location, offset, length) in facts.ranges.items():
-        file = path.parent / location
-        if location not in sizes:
-            if not location or Path(location).name != location or not file.is_file():
-                raise VerificationError(
-                    f"{path.name} reads its weights from {location!r}, which must be a file beside it: {path.parent} "
-                    "has none. Keep the graphs with their weights, or let `knobcast layout` copy both."
-                )
-            sizes[location] = file.stat().st_size
-        if offset < 0 or length < 0 or offset + length > sizes[location]:
-            raise VerificationError(
-                f"{path.name}: {name} must lie inside {location} ({sizes[location]:,} bytes), it is {length:,} bytes "
-                f"from {offset:,}. The file was truncated or replaced: export the variant again."
-            )
+    """Every byte range must lie in a plain file beside the graph, and have the size of type and shape."""
+    check_external(path.name, facts.external, path.parent)
 
 
 def fields(data: bytes) -> Iterator[Field]:
@@ -120,34 +119,50 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 def _read_graph(data: bytes, facts: Facts, outer: set[str]) -> None:
     """Add one graph; `outer` are the bfloat16 weights that an enclosing graph holds."""
-    parts = [(number, bytes_of(value)) for number, value in fields(data) if number in (_GRAPH_NODE, _GRAPH_INITIALIZER)]
+    wanted = (_GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_SPARSE)
+    parts = [(number, bytes_of(value)) for number, value in fields(data) if number in wanted]
     narrow = set(outer)
     for number, value in parts:
         if number == _GRAPH_INITIALIZER:
             _read_tensor(value, facts, narrow)
+        elif number == _GRAPH_SPARSE:
+            for inner, tensor in fields(value):
+                if inner in _SPARSE_TENSORS:
+                    _read_tensor(bytes_of(tensor), facts, narrow)
     for number, value in parts:
         if number == _GRAPH_NODE:
             _read_node(value, facts, narrow)
 
 
 def _read_tensor(data: bytes, facts: Facts, narrow: set[str]) -> None:
-    name, kind = "", 0
-    external: dict[str, str] = {}
+    name, kind, elsewhere = "", 0, False
+    shape: list[int] = []
+    entries: list[tuple[str, str]] = []
     for number, value in fields(data):
         if number == _TENSOR_NAME:
             name = bytes_of(value).decode()
         elif number == _TENSOR_TYPE:
             kind = int(value)
+        elif number == _TENSOR_DIMS:
+            shape += [value] if isinstance(value, int) else _varints(value)
+        elif number == _TENSOR_LOCATION:
+            elsewhere = value == 1
         elif number == _TENSOR_EXTERNAL:
             entry = {n: bytes_of(v).decode() for n, v in fields(bytes_of(value))}
-            external[entry.get(1, "")] = entry.get(2, "")
-    if external:
-        facts.ranges[name] = (
-            external.get("location", ""), int(external.get("offset", 0)), int(external.get("length", 0))
-        )  # fmt: skip
+            entries.append((entry.get(1, ""), entry.get(2, "")))
+    if elsewhere or entries:
+        facts.external.append(External(name, kind, tuple(shape), tuple(entries)))
     if kind == BFLOAT16:
         narrow.add(name)
     facts.sixteen_bit |= kind in (FLOAT16, BFLOAT16)
+
+
+def _varints(data: bytes) -> list[int]:
+    found, at = [], 0
+    while at < len(data):
+        value, at = _varint(data, at)
+        found.append(value)
+    return found
 
 
 def _read_node(data: bytes, facts: Facts, narrow: set[str]) -> None:
@@ -163,11 +178,15 @@ def _read_node(data: bytes, facts: Facts, narrow: set[str]) -> None:
             domain = bytes_of(value).decode()
         elif number == _NODE_ATTRIBUTE:
             attributes.append(bytes_of(value))
-    if kind in _CONTROL_FLOW:
-        for attribute in attributes:
+    for attribute in attributes:
+        if kind in _CONTROL_FLOW:
             for inner, graph in fields(attribute):
                 if inner in (_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS):
                     _read_graph(bytes_of(graph), facts, narrow)
+        elif _LOCATION in attribute:  # a constant whose data is elsewhere
+            for inner, tensor in fields(attribute):
+                if inner in _ATTRIBUTE_TENSORS:
+                    _read_tensor(bytes_of(tensor), facts, set())
     facts.operators.add(f"{domain}::{kind}" if domain else kind)
     if kind in _MULTIPLIES and not narrow.isdisjoint(inputs):
         facts.bfloat16.add(kind)

@@ -42,7 +42,8 @@ def _show(record: dict[str, Any], dry_run: bool, console: Console) -> None:
     named = escape(f"{record['out']}: {record['variant']} for {record['layout']}")
     console.print(f"{verb} {named}", soft_wrap=True)
     for graph in record["graphs"]:
-        console.print(f"  {graph['graph']}: {graph['from']}, {graph['weight_bytes']:,} bytes of weights", style="dim")
+        source = escape(graph["from"])
+        console.print(f"  {graph['graph']}: {source}, {graph['weight_bytes']:,} bytes of weights", style="dim")
     moved = ", ".join(f"{count:,} by {way}" for way, count in record.get("ways", {}).items())
     if moved:
         console.print(f"  {moved}", style="dim")

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from export.io_file import read_io
 from export.providers import CPU_ONLY_FORMS, check_providers, own_caches, provider_options
 from export.session import RunError, open_session
+from export.signatures import check_decoder, check_embedding, check_vision
 from transform.checkpoint import read_json
-from transform.errors import VerificationError
 
 Array = np.ndarray[Any, Any]
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
@@ -35,11 +36,7 @@ class Graphs:
                 f"A variant's graphs run with the io.json beside them: {directory} has none. Give the directory of an "
                 "export, or let `knobcast layout` carry the graphs elsewhere."
             )
-        self.io = read_json(directory / "io.json")
-        for key in ("session_options", "vision_session_options"):
-            options = self.io.get(key, self.io.get("session_options"))
-            if not isinstance(options, dict) or not all(isinstance(value, str) for value in options.values()):
-                raise VerificationError(f"{directory}: io.json must hold {key} as strings. Export the variant again.")
+        self.io = read_io(directory)
 
     @property
     def providers(self) -> list[Any]:
@@ -71,17 +68,18 @@ class Graphs:
     @cached_property
     def text(self) -> Any:
         """The decoder."""
-        return self._open(self._text)
+        tokens = "inputs_embeds" if self.multimodal else "input_ids"
+        return check_decoder(self._text, self._open(self._text), tokens)
 
     @cached_property
     def embedding(self) -> Any:
         """Token ids and image features to embeddings; only image models have it."""
-        return self._open("embedding.onnx")
+        return check_embedding("embedding.onnx", self._open("embedding.onnx"))
 
     @cached_property
     def vision(self) -> Any:
         """Crops to image features; only image models have it."""
-        return self._open("vision.onnx")
+        return check_vision("vision.onnx", self._open("vision.onnx"))
 
     @property
     def multimodal(self) -> bool:
@@ -151,6 +149,16 @@ def fitted(session: Any, feed: Mapping[str, Array]) -> dict[str, Array]:
     """The arrays in the types that the session declares, contiguous."""
     types = {given.name: dtype_of(given) for given in session.get_inputs()}
     return {name: np.ascontiguousarray(value, types[name]) for name, value in feed.items()}
+
+
+def open_tokenizer(directory: Path) -> Any:
+    """The variant's tokenizer."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(directory / "tokenizer.json"))
+    except Exception as error:  # tokenizers raises nothing more precise
+        raise RunError(f"tokenizer.json must be intact: {directory}: {error}. Export it again.") from error
 
 
 def member_graph(directory: Path, name: str) -> str:

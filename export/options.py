@@ -19,8 +19,8 @@ Model = Annotated[str | None, typer.Argument(help="Directory or hub id; absent: 
 Revision = Annotated[str | None, typer.Option("--revision", help="Of a hub model: a branch, tag or commit.")]
 K = Annotated[str | None, typer.Option("--k", help="Experts per token: 4, or one per kept block: 8,4,4,…")]
 Blocks = Annotated[str | None, typer.Option("--blocks", help="How many blocks to keep, chosen by scores.")]
-Keep = Annotated[str | None, typer.Option("--keep-blocks", help="Block indices to keep: 0,1,3")]
-Drop = Annotated[str | None, typer.Option("--drop-blocks", help="Block indices to drop: 2,5")]
+Keep = Annotated[list[str] | None, typer.Option("--keep-blocks", help="Block indices to keep: 0,1,3")]
+Drop = Annotated[list[str] | None, typer.Option("--drop-blocks", help="Block indices to drop: 2,5")]
 Tokens = Annotated[
     str | None, typer.Option("--tokens", help="Vision tokens per image: 288, 432, …; low, medium, high.")
 ]

@@ -42,8 +42,9 @@ def check_providers(known: object) -> Providers:
     only the cache of our own is let through.
     """
     lists = list(known.values()) if isinstance(known, dict) else []
-    entries = [entry for listed in lists if isinstance(listed, list) for entry in listed]
-    if not isinstance(known, dict) or not all(lists) or not entries or not all(map(_is_provider, entries)):
+    whole = isinstance(known, dict) and lists and all(isinstance(listed, list) and listed for listed in lists)
+    entries = [entry for listed in lists for entry in listed] if whole else []
+    if not isinstance(known, dict) or not entries or not all(map(_is_provider, entries)):
         raise VerificationError(
             "io.json: providers must be lists of [provider, options], with names of CPU, CUDA or TensorRT and with "
             "options as strings. Export the variant again."

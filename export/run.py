@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from export.bound import Bound
-from export.onnx_run import Array, Graphs, member_graph
+from export.onnx_run import Array, Graphs, member_graph, open_tokenizer
 from export.providers import PROVIDERS
 from export.session import RunError
 from transform.molmoe.pictures import ImageInput, open_image
@@ -110,17 +110,18 @@ class Runner:
         self.graphs = Graphs(self.directory, provider, threads, text)
         opened = self.graphs.text  # what can't run is said before anything else is loaded
         del opened
-        from tokenizers import Tokenizer
-
-        try:
-            self.tokenizer = Tokenizer.from_file(str(self.directory / "tokenizer.json"))
-        except Exception as error:  # tokenizers raises nothing more precise
-            raise RunError(f"tokenizer.json must be intact: {self.directory}: {error}. Export it again.") from error
+        self.tokenizer = open_tokenizer(self.directory)
         self.ids: dict[str, Any] = self.graphs.io["special_ids"]
-        self.max_positions = int(self.graphs.io["max_positions"])
+        self.max_positions: int = self.graphs.io["max_positions"]
 
     def prompt(self, text: str, image: ImageInput | None = None) -> Prompt:
         """Ids of one prompt; cuts the image by the variant's own policy."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RunError(
+                f"A prompt must be text in UTF-8: character {error.start + 1} of {text[:60]!r} is none. Write it again."
+            ) from error
         if not self.graphs.multimodal:
             if image is not None:
                 raise RunError(

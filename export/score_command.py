@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
+from export.commands import given_options, joined
 from export.options import (
     SAMPLES,
     TASKS,
@@ -39,10 +41,12 @@ if TYPE_CHECKING:
     from importance.score import Scorer, Setting
 
 METRICS = "accuracy, nll, kl, block_influence, angular, activation, gradient, attention or router_mass"
+WITH_MERGE = {"--merge", "--how", "--weights", "--plot", "--out", "--force", "--json"}
 SEARCHES = "one_shot, window, greedy, beam or exact"
 
 
 def score(
+    ctx: typer.Context,
     model: Model = None,
     revision: Revision = None,
     data: Annotated[list[Path] | None, typer.Option("--data", help=SAMPLES)] = None,
@@ -71,7 +75,7 @@ def score(
         int | None, typer.Option("--max-drop", min=1, help="The most blocks a search drops; absent: 4.")
     ] = None,
     protect: Annotated[
-        str | None, typer.Option("--protect", help="Blocks a search keeps: 0,15 (absent: first and last); none.")
+        list[str] | None, typer.Option("--protect", help="Blocks a search keeps: 0,15 (absent: first and last); none.")
     ] = None,
     nested: Annotated[bool, typer.Option("--nested", help="exact: each set part of the next one.")] = False,
     beam_width: Annotated[
@@ -81,7 +85,7 @@ def score(
         float | None, typer.Option("--mean-k", help="Share out experts: the best k per block with this mean.")
     ] = None,
     ks: Annotated[
-        str | None, typer.Option("--ks", help="The k that --mean-k tries in each block; absent: 1,2,4,6.")
+        list[str] | None, typer.Option("--ks", help="The k that --mean-k tries in each block; absent: 1,2,4,6.")
     ] = None,
     validate: Annotated[
         Path | None, typer.Option("--validate", help="Other samples: how far do the rankings agree (Spearman)?")
@@ -93,7 +97,7 @@ def score(
         Path | None, typer.Option("--validate-annotations", help="The answers to the VQAv2 questions of --validate.")
     ] = None,
     how: Annotated[str | None, typer.Option("--how", help="--merge by mean (default), weighted or median.")] = None,
-    weights: Annotated[str | None, typer.Option("--weights", help="--how weighted: 0.6,0.4.")] = None,
+    weights: Annotated[list[str] | None, typer.Option("--weights", help="--how weighted: 0.6,0.4.")] = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="Read blocks from disk one at a time: a model larger than memory.")
     ] = False,
@@ -116,11 +120,12 @@ def score(
     from transform.source import resolve
 
     checkpoint = read_checkpoint(resolve(model, revision))
-    _only_with("--merge", bool(merge), {"--how": how, "--weights": weights})
+    kept, shares, tries = joined(protect), joined(weights), joined(ks)
+    _only_with("--merge", bool(merge), {"--how": how, "--weights": shares})
     _only_with("--search", search is not None, {
-        "--max-drop": max_drop, "--protect": protect, "--nested": nested or None, "--beam-width": beam_width,
+        "--max-drop": max_drop, "--protect": kept, "--nested": nested or None, "--beam-width": beam_width,
     })  # fmt: skip
-    _only_with("--mean-k", mean_k is not None, {"--ks": ks})
+    _only_with("--mean-k", mean_k is not None, {"--ks": tries})
     _only_with("--validate", validate is not None, {"--validate-annotations": validate_annotations})
     purposes = {"--search": search, "--mean-k": mean_k, "--merge": merge or None}
     given = [option for option, value in purposes.items() if value is not None]
@@ -130,18 +135,19 @@ def score(
         raise KnobError(f"--validate and --plot are for scores of blocks, {given[0]} makes none. Leave them out.")
     name = "scores.json" if search is None and mean_k is None else "sets.json" if search else "widths.json"
     target = (out or checkpoint.path / name).resolve()
+    _check_outputs(target, plot)
     if not dry_run:
         sweep_staged(target.parent, target.name)
     if target.exists() and not force and not dry_run:
         raise WriteError(f"{target} exists; pass --force or choose another --out.")
-    _check_outputs(target, plot)
     if merge:
-        if dry_run or data:
-            raise KnobError("--merge only reads and writes scores files. Leave --dry-run and --data out.")
+        idle = sorted(given_options(ctx) - WITH_MERGE)
+        if idle:
+            raise KnobError(f"--merge only reads and writes scores files. Leave {', '.join(idle)} out.")
         merge_files(
             merge,
             how or "mean",
-            None if weights is None else _floats(weights),
+            None if shares is None else _floats(shares),
             checkpoint,
             target,
             force,
@@ -177,16 +183,16 @@ def score(
     for line in [*setting.notes, *([] if other is None else other.notes)]:
         say_note(line)
     largest = max(setting.full)
-    tried = _numbers(ks) if ks is not None else [n for n in (1, 2, 4, 6) if n < largest]
+    tried = _numbers(tries) if tries is not None else [n for n in (1, 2, 4, 6) if n < largest]
     if mean_k is not None and not (tried and min(tried) <= mean_k <= largest):
         raise KnobError(
             f"--mean-k must be from the least of --ks to the model's k: from {min(tried, default=largest)} to "
             f"{largest}, got {mean_k:g}. Choose one between, or smaller --ks."
         )
-    free = len(setting.full) - (2 if protect is None else len(_protected(protect) or ()))
+    free = len(setting.full) - (2 if kept is None else len(_protected(kept) or ()))
     most = max_drop if max_drop is not None else max(1, min(4, free))
     width = 3 if beam_width is None else beam_width
-    cost = _cost(setting, search, most, _protected(protect), width, nested, tried, mean_k)
+    cost = _cost(setting, search, most, _protected(kept), width, nested, tried, mean_k)
     if not as_json or not dry_run:
         _show_cost(cost, Console(highlight=False) if dry_run else stderr)
     if dry_run:
@@ -204,7 +210,7 @@ def score(
         _scorer(setting, store, executor, workers, total) as scorer,
     ):
         if search is not None:
-            options = {"protected": _protected(protect), "nested": nested, "width": width}
+            options = {"protected": _protected(kept), "nested": nested, "width": width}
             result = search_sets(scorer, search, most, options, target, force)
         elif mean_k is not None:
             result = share_experts(scorer, mean_k, tried, target, force)
@@ -283,7 +289,8 @@ def _kept(store: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         done = len(list(store.glob("*.json"))) if store.is_dir() else 0
-        stderr.print(f"interrupted; {done} finished jobs are kept in {store}, the same command goes on from there")
+        kept = f"interrupted; {done} finished jobs are kept in {store}, the same command goes on from there"
+        stderr.print(escape(kept), soft_wrap=True)
         raise typer.Exit(130) from None
 
 
@@ -297,6 +304,8 @@ def _only_with(option: str, given: bool, others: dict[str, Any]) -> None:
 def _check_outputs(target: Path, plot: Path | None) -> None:
     """Find out now, not after the work, that nothing can be written."""
     for path in (target, *([plot] if plot else [])):
+        if path.is_dir():
+            raise WriteError(f"{path} is a folder, and the name of a file is needed. Choose another.")
         folder = path.resolve().parent
         if not folder.is_dir() or not os.access(folder, os.W_OK):
             raise WriteError(f"{path} must lie in a folder that can be written to, {folder} is none. Choose another.")

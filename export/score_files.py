@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from export.options import print_json
 from transform.errors import ScoresError
@@ -110,8 +111,8 @@ def show_result(result: dict[str, Any], target: Path, layers: int) -> None:
         if "validation" in result:
             agreed = result["validation"]
             rho = "–" if agreed["spearman"] is None else f"{agreed['spearman']:.3f}"
-            console.print(f"Spearman {rho} with {agreed['data']}: {agreed['band']}")
-    console.print(f"[green]written[/green] {target}")
+            console.print(escape(f"Spearman {rho} with {agreed['data']}: {agreed['band']}"), soft_wrap=True)
+    console.print(f"[green]written[/green] {escape(str(target))}", soft_wrap=True)
 
 
 def write_plot(found: "Scores", path: Path, layers: int) -> None:

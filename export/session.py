@@ -46,7 +46,13 @@ def open_session(
     for attribute, given in SESSION_ATTRIBUTES["cpu"].items() if named[0][0] == CPU else ():
         setattr(session_options, attribute, given)
     for key, value in options.items():
-        session_options.add_session_config_entry(key, value)
+        try:
+            session_options.add_session_config_entry(key, value)
+        except RuntimeError as error:
+            raise VerificationError(
+                f"io.json: onnxruntime can't take the session option {key[:60]!r}: {shortened(error)}. Export the "
+                "variant again."
+            ) from error
     try:
         # its own way of falling back prints on stdout and takes another provider than the one asked for
         return onnxruntime.InferenceSession(str(path), session_options, providers=named, enable_fallback=0)

@@ -42,7 +42,7 @@ def show_plan(plan: Plan, console: Console) -> None:
         table.add_row(*row)
     console.print(table)
     for warning in facts["warnings"]:
-        console.print(f"[yellow]warning:[/yellow] {warning}", soft_wrap=True)
+        console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
 
 
 def _stored(plan: Plan) -> str:

@@ -1,6 +1,7 @@
 """Scores as a table: block, score, interval, a small bar, rank. As a picture: `export/plot.py`."""
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from export.plot import heading, protected_blocks, whisker
@@ -37,4 +38,4 @@ def show_scores(scores: Scores, console: Console, layers: int | None = None) -> 
         )
     console.print(heading(scores), style="italic", markup=False, highlight=False, soft_wrap=True)
     console.print(table)
-    console.print(f"higher = {scores.higher_means}" + "; * kept by default" * bool(held), style="dim")
+    console.print(f"higher = {escape(scores.higher_means)}" + "; * kept by default" * bool(held), style="dim")

@@ -161,8 +161,8 @@ def read_static(io: dict[str, Any]) -> StaticPlan | None:
     if spec is None:
         return None
     try:
-        entries = [(_read_tiling(e["tiling"]), int(e["sequence"])) for e in spec["prefills"]]
-        cache = int(spec["cache"])
+        entries = [(_read_tiling(e["tiling"]), _whole(e["sequence"])) for e in spec["prefills"]]
+        cache = _whole(spec["cache"])
         if not entries or not all(0 < sequence <= cache <= MOST for _, sequence in entries):
             raise ValueError(f"cache {cache}, prompts {[sequence for _, sequence in entries]}")
         if not isinstance(spec["providers"], dict):
@@ -176,4 +176,10 @@ def _read_tiling(value: Any) -> tiling.Tiling | None:
     if value is None:
         return None
     rows, columns = value
-    return int(rows), int(columns)
+    return _whole(rows), _whole(columns)
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{str(value)[:40]!r} is no whole number")
+    return value

@@ -6,7 +6,6 @@ Every number that was measured is returned and goes into the manifest.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from export.as_user import check_as_user
 from export.facts import check_facts, mode_of
 from export.gate import quiet_transformers
 from export.golden import FILE as GOLDEN
-from export.golden import check_graphs, check_torch, load_golden, record, torch_image, write_golden
+from export.golden import check_graphs, check_torch, record, torch_image, write_golden
+from export.golden_file import load_golden, with_golden_ids
 from export.image_probe import ImageProbe, image_probe
 from export.integrity import check_graph_bounds, check_sums, unreplaced
 from export.machine import fitting_threads
@@ -230,15 +230,14 @@ def _verify_directory(directory: Path, say: Say) -> dict[str, Any]:
     checkpoint = read_checkpoint(directory)
     results["facts"] = check_facts(manifest, checkpoint)
     results["graph_ranges"] = check_graph_bounds(directory)
-    golden = load_golden(directory)
+    golden = load_golden(directory, checkpoint)
     if golden is None:
         if mode_of(manifest) == "resident":
             raise VerificationError(f"{directory}: {GOLDEN} is missing, it was recorded. Export the variant again.")
         return results | {"golden": "none recorded"}
     image = None
     if checkpoint.architecture.multimodal:
-        image = image_probe(checkpoint, directory, manifest["vision"], 0)
-        image = replace(image, input_ids=golden["image.input_ids"])
+        image = with_golden_ids(image_probe(checkpoint, directory, manifest["vision"], 0), golden)
     say("as users load it")
     results["as_user"] = check_as_user(checkpoint)
     say("PyTorch == golden")

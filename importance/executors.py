@@ -6,10 +6,11 @@ Only names and workers; what a job is stands in `importance/jobs.py`. For Slurm 
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, connection, get_context, parent_process
 from typing import Any
 
 from transform.errors import KnobcastError
@@ -77,7 +78,16 @@ def _threads(workers: int) -> int | None:
 
 def _start_worker(threads: int | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _set_threads(threads)
+
+
+def _end_with_parent() -> None:
+    """A killed parent can't end its workers, and they would wait for its next job for ever, models in memory."""
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _set_threads(threads: int | None) -> None:

@@ -122,7 +122,7 @@ class Setting:
 
     def check(self) -> None:
         """Refuse what can't be scored, before a weight is read."""
-        assert self.full, "which checks k"
+        _ = self.full  # which checks k
         if self.chosen.labels or (self.chosen.name in ("nll", "gradient") and self.streamed):
             require_answers(self.samples, f"the metric {self.chosen.name}")
         if self.chosen.kind == "gradient" and self.streamed:

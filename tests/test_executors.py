@@ -1,6 +1,8 @@
 """Executors by name: this process, several processes; workers that die; threads; settings that can't be."""
 
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -106,3 +108,52 @@ def test_without_ray_the_error_says_how_to_install_it(monkeypatch: pytest.Monkey
 
 def test_there_is_a_processor() -> None:
     assert 1 <= processors() <= (os.cpu_count() or 1)
+
+
+KILLED = """
+import os, sys, time
+from importance.executors import open_executor
+
+def pause(seconds):
+    time.sleep(seconds)
+
+if __name__ == "__main__":
+    with open_executor("processes", 2) as pool:
+        pids = {pool.submit(os.getpid).result()}
+        while len(pids) < 2:
+            pids.update(future.result() for future in [pool.submit(os.getpid) for _ in range(8)])
+        busy = pool.submit(pause, 600)  # one works, the other one waits
+        print(*pids, flush=True)
+        sys.stdin.read()
+"""
+
+
+def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text(KILLED)
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    parent = subprocess.Popen(
+        [sys.executable, str(tmp_path / "parent.py")], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    workers = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(workers) == 2
+    parent.kill()
+    parent.wait()  # its pipes stay open as long as the workers do
+    waited = 0
+    try:
+        while any(map(_alive, workers)):
+            waited += 1
+            assert waited < 300, "the workers live on"
+            time.sleep(0.1)
+    finally:
+        for pid in filter(_alive, workers):
+            os.kill(pid, signal.SIGKILL)
+        parent.communicate()
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process runs; a zombie, whose new parent hasn't asked for it, doesn't."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -1,5 +1,6 @@
 """How the embedded model is trained: the pictures, the fast decoder, the packed sequences, runs that go on."""
 
+import copy
 import json
 import math
 from collections import Counter
@@ -10,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from artifacts.nano import data, decoder, features, language, pictures, vision
 from artifacts.nano.build import CONFIG, TARGET
 from artifacts.nano.job import Job
-from importance.samples import read_samples
+from importance.samples import Sample, read_samples
 from transform.load import load_model
 from transform.molmoe.preprocessing import preprocess
 
@@ -227,3 +229,17 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
     log = [json.loads(line) for line in (tmp_path / "whole" / "toy.jsonl").read_text().splitlines()]
     assert log[-1]["step"] == 250
     assert math.isfinite(log[-1]["loss"])
+
+
+def test_what_other_vision_weights_saw_is_not_taken(nano: Any, tmp_path: Path) -> None:
+    """The vision side, trained again in the same folder, sees otherwise."""
+    _, shown, _ = next(iter(pictures.pictures("probe", 1)))
+    Image.fromarray(shown.draw()).save(tmp_path / "one.png")
+    sample = Sample("1", (tmp_path / "one.png",), "What is this?", ("a disc",))
+    backbone = copy.deepcopy(nano.model.vision_backbone)
+    first, again = (features.seen(tmp_path, backbone, [sample], "probe")[0].features for _ in range(2))
+    assert torch.equal(first, again)
+    with torch.no_grad():
+        next(backbone.parameters()).add_(0.5)
+    assert not torch.equal(features.seen(tmp_path, backbone, [sample], "probe")[0].features, first)
+    assert len(list(tmp_path.glob("seen-probe-*.pt"))) == 2

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
-from export.cli import main
+from export.cli import app, main
 from importance import shards
 from importance.choose import choose_blocks
 from importance.configurations import without
@@ -378,12 +379,10 @@ def test_refusals(args: tuple[str, ...], message: str, knobcast: Any, data: Path
 
 
 def test_an_existing_file_is_refused_before_anything_is_computed(data: Path, tmp_path: Path) -> None:
-    from export.score_command import score
-
     out = tmp_path / "scores.json"
     out.write_text("{}")
     with pytest.raises(WriteError, match="--force"):
-        score(data=[data], out=out)
+        CliRunner().invoke(app, ["score", "--data", str(data), "--out", str(out)], catch_exceptions=False)
 
 
 def test_ctrl_c_keeps_what_is_done(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ The vision side is frozen in stage 2, so each picture passes it once. It goes th
 pooling, padding embeddings and index map; only kept features are stored, in the order of the sequence.
 """
 
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
@@ -38,16 +39,26 @@ def seen(state: Path, backbone: MolmoEVisionBackbone, samples: list[Sample], spl
     """All pictures of `samples` in their order; files that are there already are read."""
     files = list(dict.fromkeys(Path(str(sample.images[0])) for sample in samples))
     scenes = pictures(split, len(files))
+    eyes = _digest(backbone)
     found: list[Seen] = []
     for start in track(range(0, len(files), CHUNK), "pictures seen"):
         chunk = [(file, next(scenes)[1]) for file in files[start : start + CHUNK]]
-        stored = state / f"seen-{split}-{start:05d}.pt"
+        stored = state / f"seen-{split}-{eyes}-{start:05d}.pt"
         if not stored.exists():
             made = [tuple(one) for one in _encode(backbone, chunk)]
             torch.save(made, stored.with_suffix(".tmp"))
             stored.with_suffix(".tmp").replace(stored)
         found += [Seen(*one) for one in torch.load(stored, weights_only=True)]
     return found
+
+
+def _digest(backbone: MolmoEVisionBackbone) -> str:
+    """Tells one training of the vision weights from another: what a file holds was seen with these."""
+    digest = hashlib.sha256()
+    for name, value in backbone.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def _encode(backbone: MolmoEVisionBackbone, chunk: list[tuple[Path, Scene]]) -> list[Seen]:

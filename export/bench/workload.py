@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from export.onnx_run import Array
-from transform.errors import KnobError
+from export.onnx_run import Array, open_tokenizer
+from transform.errors import KnobError, VerificationError
 
 DEFAULT_PROMPT = 512
+MOST_IDS = 1 << 24  # of a vocabulary
 LEAST_TEXT = 64  # tokens of text behind a picture, where the default would leave fewer
 PICTURE = ("images", "image_masks", "image_input_idx", "feature_index")
 TEXT = """The lighthouse stands where the river meets the sea. In winter the keeper counted forty-one ships on a clear
@@ -95,7 +96,7 @@ def make_workload(
             f"--prompt-tokens must leave room for text: {least} {len(opening)}, got {length}. Give at least "
             f"{len(opening) + 1}."
         )
-    positions = int(io["max_positions"])
+    positions = io["max_positions"]
     if length + new_tokens > positions:
         raise KnobError(
             f"prompt and new tokens must fit the model's {positions} positions: {length} and {new_tokens} are "
@@ -132,12 +133,16 @@ def _words(directory: Path, io: Mapping[str, Any], count: int) -> tuple[list[int
     """`count` ids of TEXT, over and over; drawn ones where there is no tokenizer."""
     special = {i for value in io["special_ids"].values() for i in (value if isinstance(value, list) else [value])}
     if (directory / "tokenizer.json").is_file():
-        from tokenizers import Tokenizer
-
-        encoded = Tokenizer.from_file(str(directory / "tokenizer.json")).encode(TEXT, add_special_tokens=False).ids
+        encoded = open_tokenizer(directory).encode(TEXT, add_special_tokens=False).ids
         ids = [i for i in encoded if i not in special]
         if ids:
             return (ids * (count // len(ids) + 1))[:count], "text"
-    vocab = next(o["shape"][-1] for o in io["graphs"]["text.onnx"]["outputs"] if o["name"] == "logits")
+    outputs = io.get("graphs", {}).get("text.onnx", {}).get("outputs", ())
+    vocab = next((o["shape"][-1] for o in outputs if o["name"] == "logits" and o["shape"]), None)
+    if type(vocab) is not int or not len(special) < vocab <= MOST_IDS:
+        raise VerificationError(
+            f"io.json: the decoder's logits must have a vocabulary of at most {MOST_IDS:,} ids, got {str(vocab)[:40]}. "
+            "Export the variant again."
+        )
     ordinary = np.array([i for i in range(vocab) if i not in special])
     return np.random.Generator(np.random.PCG64(0)).choice(ordinary, count).tolist(), "drawn"

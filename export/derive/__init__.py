@@ -76,7 +76,7 @@ def derive(
                     "Export the setting with `knobcast export` instead."
                 )
         else:
-            check_ranges(surgery.model, directory)
+            check_ranges(stage)
             record["verification"] = "skipped"
         files = {}
         if overlay is not None:

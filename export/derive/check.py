@@ -6,7 +6,6 @@ in a knobcast variant: the directory's weights, the same k and blocks at run tim
 mask; its k is one attribute.
 """
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ import numpy as np
 from export.derive.feed import Feed, compute_dtype
 from export.derive.surgery import Surgery, open_graph, with_masked_ranks
 from export.derive.torch_check import against_torch
-from export.integrity import external_tensors
+from export.external import check_external
+from export.graph_facts import read_facts
 from export.io_spec import SESSION_OPTIONS
 from export.tolerance import scale_of
 from transform.checkpoint import read_json
@@ -27,36 +27,14 @@ SEEDS = 3
 Record = dict[str, Any]
 
 
-def check_ranges(model: Any, directory: Path) -> tuple[int, list[str]]:
+def check_ranges(staged: Path) -> tuple[int, list[str]]:
     """(byte ranges checked, weight files that are missing); raises VerificationError for a range beyond its file."""
-    import onnx
-
     missing: dict[str, None] = {}
-    count = 0
-    for tensor in external_tensors(model.graph):
-        entry = {item.key: item.value for item in tensor.external_data}
-        location = Path(entry.get("location", ""))
-        target = directory / location
-        if location.is_absolute() or ".." in location.parts or not location.name:
-            raise VerificationError(
-                f"{tensor.name} must lie in the graph's own directory, its location is {str(location)!r}. "
-                "onnxruntime refuses it: export the graph again."
-            )
-        if not target.is_file():
-            missing[str(location)] = None
-            continue
-        bits = {onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4}.get(tensor.data_type)
-        item = bits or 8 * np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
-        wanted = -(-math.prod(tensor.dims) * item // 8)
-        size, offset = target.stat().st_size, int(entry.get("offset", 0))
-        length = int(entry.get("length", wanted))
-        if length != wanted or offset < 0 or offset + length > size:
-            raise VerificationError(
-                f"{tensor.name} must be {wanted:,} bytes inside {location} ({size:,} bytes), the graph points to "
-                f"{length:,} bytes from {offset:,}. A file was truncated or replaced: export the graph again."
-            )
-        count += 1
-    return count, list(missing)
+    external = read_facts(staged).external
+    places = check_external(
+        staged.name, external, staged.parent, lambda file: missing.update({file: None}), folders=True
+    )
+    return len(places), list(missing)
 
 
 def check_derived(source: Path, staged: Path, surgery: Surgery) -> Record:
@@ -64,7 +42,7 @@ def check_derived(source: Path, staged: Path, surgery: Surgery) -> Record:
     import onnx
 
     found: Record = {}
-    ranges, missing = check_ranges(surgery.model, staged.parent)
+    ranges, missing = check_ranges(staged)
     found["checker"] = _checker(source, staged)
     found["ranges"] = ranges
     if missing:

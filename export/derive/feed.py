@@ -13,6 +13,7 @@ from export.session import open_session
 from transform.errors import VerificationError
 
 PROMPT = 6
+_TYPES = (1, 2, 3, 5, 6, 7, 9, 10, 11, 16)  # onnx.proto's numbers of what models are fed
 
 
 class Feed:
@@ -27,11 +28,16 @@ class Feed:
         sizes = {v.name: v.type.tensor_type.shape.dim for v in (*network.inputs, *network.outputs)}
         self.first: dict[str, Array] = {}
         self.second: dict[str, Array] = {}
+        if not sizes[decoder.logits] or any(len(block.cache) != len(block.present) for block in decoder.blocks):
+            raise LookupError("the outputs must be logits with a shape, and as many of each block's cache as it takes")
         vocabulary = _size(sizes[decoder.logits][-1]) or 2
         for value in network.inputs:
             name = value.name
-            dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
+            kind = value.type.tensor_type.elem_type
             fixed = [_size(dim) for dim in sizes[name]]
+            if kind not in _TYPES or not fixed:
+                raise LookupError(f"the input {name!r} must be a tensor of numbers with a shape")
+            dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind))
             if name in cached:
                 if len(fixed) != 4 or not fixed[1] or fixed[2] or not fixed[3]:
                     raise LookupError(
@@ -78,7 +84,7 @@ class Feed:
         cache = {}
         for block in self.blocks:
             for given, taken in _pairs(block):
-                if made[taken].shape[2] != past + new:
+                if made[taken].ndim != 4 or made[taken].shape[2] != past + new:
                     raise VerificationError(
                         f"{path.name}: {taken} must hold {past + new} tokens, got {made[taken].shape}."
                     )
@@ -94,7 +100,7 @@ def _pairs(block: Block) -> list[tuple[str, str]]:
 
 
 def _size(dim: Any) -> int | None:
-    return dim.dim_value or (int(dim.dim_param) if dim.dim_param.isdigit() else None)
+    return dim.dim_value or (int(dim.dim_param) if dim.dim_param.isdecimal() else None)
 
 
 def compute_dtype(opened: Opened) -> Any:

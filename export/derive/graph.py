@@ -11,8 +11,15 @@ from typing import Any
 import numpy as np
 from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
+from transform.errors import CheckpointError
+
 CONTRIB = "com.microsoft"
 SMALL = 64  # elements; larger constants are no shapes and no k
+# operator -> the least inputs and outputs it has; others may have none of the first, and have one of the second
+_LEAST = {
+    "Shape": (1, 1), "Size": (1, 1), "MoE": (3, 1), "QMoE": (3, 1), "TopK": (2, 1),
+    "SkipSimplifiedLayerNormalization": (2, 1),
+}  # fmt: skip
 Array = np.ndarray[Any, Any]
 
 
@@ -35,8 +42,18 @@ class Node:
         """The value of an attribute."""
         for attribute in self.proto.attribute:
             if attribute.name == name:
-                return helper.get_attribute_value(attribute)
+                try:
+                    return helper.get_attribute_value(attribute)
+                except ValueError as error:
+                    raise damaged(f"{name} of {self.op} has a type that ONNX doesn't have") from error
         return default
+
+    def whole(self, name: str, default: int) -> int:
+        """The value of an attribute that is a whole number."""
+        value = self.attribute(name, default)
+        if not isinstance(value, int):
+            raise damaged(f"{name} of {self.op} must be a whole number, it is {str(value)[:40]!r}")
+        return value
 
     def set_int(self, name: str, value: int) -> None:
         """Give an attribute another whole number."""
@@ -69,7 +86,21 @@ class Network:
         self._constants: dict[str, Array | None] = {}
         self._names = {name for node in self.nodes for name in node.outputs} | self.initializers.keys()
         self._names.update(value.name for value in graph.input)
-        self.index()
+        self._check()
+        self.sort()
+
+    def _check(self) -> None:
+        """Nodes have what the operators that are taken apart here need."""
+        for node in self.nodes:
+            inputs, outputs = _LEAST.get(node.op, (0, 1))
+            if len(node.inputs) < inputs or len(node.outputs) < outputs:
+                raise damaged(
+                    f"{node.op} must have {inputs} inputs and {outputs} outputs or more, it has {len(node.inputs)} and "
+                    f"{len(node.outputs)}"
+                )
+        made = [name for node in self.nodes for name in node.outputs if name]
+        if len(set(made)) < len(made):
+            raise damaged("every value must be made by one operator, some are made by several")
 
     def index(self) -> None:
         """Take stock after the nodes have changed."""
@@ -102,7 +133,7 @@ class Network:
             return _constant_node(node) if node is not None and node.op == "Constant" else None
         if proto.data_location == TensorProto.EXTERNAL or np.prod(proto.dims, dtype=np.int64) > SMALL:
             return None
-        return numpy_helper.to_array(proto)
+        return _array(proto)
 
     def add_constant(self, value: Array) -> str:
         """A constant for this graph; equal ones are stored once."""
@@ -137,8 +168,9 @@ class Network:
         return copied
 
     def sort(self) -> None:
-        """Put every node behind those it reads from, else in the order they have."""
+        """Put every node behind those it reads from, else in the order they have; refuses circles."""
         done: set[Node] = set()
+        opened: set[Node] = set()  # whose makers were put before them, or are about to be
         ordered: list[Node] = []
         maker = {name: node for node in self.nodes for name in node.outputs if name}
         for start in self.nodes:
@@ -147,6 +179,9 @@ class Network:
                 node = waiting[-1]
                 before = [m for name in node.reads if (m := maker.get(name)) is not None and m not in done]
                 if before and node not in done:
+                    if node in opened:
+                        raise damaged(f"no value may be made from itself, {node.outputs[0]!r} of {node.op} is")
+                    opened.add(node)
                     waiting.extend(before)
                     continue
                 waiting.pop()
@@ -280,6 +315,18 @@ def _constant_node(node: Node) -> Array | None:
         if found is not None:
             return np.array(found, dtype)
     value = node.attribute("value")
-    if value is None or np.prod(value.dims, dtype=np.int64) > SMALL:
+    if not isinstance(value, TensorProto) or np.prod(value.dims, dtype=np.int64) > SMALL:
         return None
-    return numpy_helper.to_array(value)
+    return _array(value)
+
+
+def _array(proto: Any) -> Array:
+    try:
+        return numpy_helper.to_array(proto)
+    except (TypeError, ValueError, KeyError) as error:
+        raise damaged(f"the constant {proto.name!r} must hold what its type and shape say ({error})") from error
+
+
+def damaged(why: str) -> CheckpointError:
+    """A graph that no exporter writes."""
+    return CheckpointError(f"{why}. The graph is damaged: export it again.")

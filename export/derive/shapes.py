@@ -12,6 +12,7 @@ from typing import NamedTuple
 from export.derive.graph import SMALL, Array, Node
 
 BATCH, SEQUENCE, PAST, OTHER, TOP_K = 10007, 10009, 10037, 10039, 10061
+_LARGEST = 1 << 200  # of a number: products of a dozen of these primes
 Dim = int | None
 
 
@@ -43,8 +44,13 @@ def follow(node: Node, given: Sequence[Known]) -> list[Known]:
     rule = _RULES.get(node.op)
     if rule is None:
         return [NOTHING] * len(node.outputs)
-    found = rule(node, given)
-    return found if isinstance(found, list) else [found] * len(node.outputs)
+    try:
+        found = rule(node, given)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        # rules take inputs, axes and attributes as the operator has them
+        raise MisfitError(f"{node.op} has inputs or attributes that it can't have ({error})") from error
+    several = found if isinstance(found, list) else [found] * len(node.outputs)
+    return (several + [NOTHING] * len(node.outputs))[: len(node.outputs)]
 
 
 def broadcast(*shapes: tuple[Dim, ...] | None) -> tuple[Dim, ...] | None:
@@ -87,7 +93,12 @@ def _arithmetic(op: str, given: Sequence[Known]) -> tuple[Dim, ...] | None:
     if not left or not right or (op in ("Div", "Mod") and 0 in right):
         return None
     pairs = zip(left * (size // len(left)), right * (size // len(right)), strict=True)
-    return tuple(None if a is None or b is None else _CALCULATE[op](a, b) for a, b in pairs)
+    return tuple(None if a is None or b is None else _in_range(_CALCULATE[op](a, b)) for a, b in pairs)
+
+
+def _in_range(number: int) -> int | None:
+    """Not known where no graph's sizes lead: products of products grow without end."""
+    return number if abs(number) < _LARGEST else None
 
 
 def _bound(op: str, given: Sequence[Known]) -> int | None:
@@ -103,7 +114,7 @@ def _bound(op: str, given: Sequence[Known]) -> int | None:
         return None
     if op == "Div":
         return -(-first // second)
-    return (first - 1) * second + 1 if op == "Mul" else None
+    return _in_range((first - 1) * second + 1) if op == "Mul" else None
 
 
 def _same(_: Node, given: Sequence[Known]) -> Known:
@@ -137,7 +148,7 @@ def _reshape(node: Node, given: Sequence[Known]) -> Known:
     data, wanted = given[0], given[1].numbers
     if wanted is None:
         rank = given[1].shape[0] if given[1].shape else None
-        return Known(None if rank is None else (None,) * rank, data.numbers, data.bound)
+        return Known(None if rank is None or rank > SMALL else (None,) * rank, data.numbers, data.bound)
     target = list(wanted)
     if not node.attribute("allowzero", 0) and data.shape is not None:
         target = [data.shape[at] if size == 0 else size for at, size in enumerate(target)]
@@ -191,6 +202,7 @@ def _concat(node: Node, given: Sequence[Known]) -> Known:
     numbers: tuple[Dim, ...] | None = ()
     for known in given:
         numbers = None if numbers is None or known.numbers is None or len(shape) > 1 else (*numbers, *known.numbers)
+        numbers = None if numbers is not None and len(numbers) > SMALL else numbers
     bounds = [known.bound for known in given]
     return Known(shape, numbers, None if None in bounds else max(bound for bound in bounds if bound is not None))
 
@@ -211,7 +223,7 @@ def _tile(_: Node, given: Sequence[Known]) -> Known:
     data, times = given[0].shape, given[1].numbers
     if data is None or times is None or len(data) != len(times):
         return NOTHING
-    sizes = (None if a is None or b is None else a * b for a, b in zip(data, times, strict=True))
+    sizes = (None if a is None or b is None else _in_range(a * b) for a, b in zip(data, times, strict=True))
     return Known(tuple(sizes), None, given[0].bound)
 
 

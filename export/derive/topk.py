@@ -115,7 +115,7 @@ def _router(network: Network, block: Block, values: dict[str, Known], stops: dic
         node = fused[0]
         found = _follow_all(network, cone, dict(values)).get(node.inputs[1], NOTHING).shape
         experts = found[-1] if found else (network.dims(node.inputs[2]) or (None,))[0]
-        k = node.attribute("k", 1)
+        k = node.whole("k", 1)
     else:
         node, k = plain[0], _fixed_k(network, plain[0]) or 0
         search = _Search(network, cone, node, k, block.exit, values)
@@ -128,13 +128,15 @@ def _router(network: Network, block: Block, values: dict[str, Known], stops: dic
             places = ((node, 1, 0), *sorted(chosen, key=lambda place: (order[place[0]], *place[1:])))
     if experts is None:
         return f"the number of experts that {node.op} chooses from is not known"
+    if not 1 <= k <= experts:
+        return f"{node.op} chooses {k} of {experts} experts"
     return Router(node, k, experts, block.exit, cone, places, problem)
 
 
 def _fixed_k(network: Network, node: Node) -> int | None:
     """The k of a TopK over something computed; a sort's is computed itself."""
     k = network.constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    return int(k.ravel()[0]) if k is not None and k.size == 1 else None
+    return int(k.ravel()[0]) if k is not None and k.size == 1 and k.dtype.kind == "i" else None
 
 
 class _Search:
@@ -158,12 +160,11 @@ class _Search:
         for at in range(start, len(self.cone)):
             node = self.cone[at]
             given = [self._value(name, values) for name in node.inputs]
-            self._steps += 1
-            if self._steps > _MOST_STEPS:
-                raise OverflowError
+            self._step()
             if node is self.router:
                 shape = given[0].shape
-                self.experts = shape[node.attribute("axis", -1)] if shape else None
+                axis = node.whole("axis", -1)
+                self.experts = shape[axis] if shape and -len(shape) <= axis < len(shape) else None
                 given[1] = Known((1,), (TOP_K,))
             places = self._places.get(node)
             if places is None:
@@ -174,6 +175,7 @@ class _Search:
                 values.update(zip(node.outputs, results, strict=True))
                 continue
             for picks in product((True, False), repeat=len(places)):
+                self._step()
                 picked = frozenset(place for place, pick in zip(places, picks, strict=True) if pick)
                 try:
                     results = follow(node, _replaced(given, picked))
@@ -184,6 +186,11 @@ class _Search:
             return
         if self._fits(values):
             yield chosen
+
+    def _step(self) -> None:
+        self._steps += 1
+        if self._steps > _MOST_STEPS:
+            raise OverflowError
 
     def _fits(self, values: dict[str, Known]) -> bool:
         return self.wanted is not None and values[self.exit].shape == self.wanted
@@ -196,7 +203,12 @@ class _Search:
         found: list[Place] = []
         for at in inputs or ():
             value = self.network.constant(node.inputs[at]) if at < len(node.inputs) else None
-            if value is None or value.dtype.kind != "i" or (node.op in ARITHMETIC and value.size != 1):
+            if (
+                value is None
+                or value.dtype.kind != "i"
+                or value.ndim > 1
+                or (node.op in ARITHMETIC and value.size != 1)
+            ):
                 continue
             found += [(node, at, int(n)) for n in np.flatnonzero(value.ravel() == self.k)]
         return found
@@ -219,7 +231,7 @@ def _decide(search: _Search, k: int) -> frozenset[Place] | str:
     """
     try:
         solutions = list(search.run())
-    except OverflowError:
+    except (OverflowError, RecursionError):
         return f"too many constants could be k={k}"
     if not solutions:
         return f"no choice of the constants that equal k={k} lets all sizes fit"
@@ -316,7 +328,7 @@ def _inputs(network: Network, tokens: str) -> dict[str, Known]:
     def size(at: int, dim: Any, name: str) -> int | None:
         if dim.dim_value:
             return int(dim.dim_value)
-        if dim.dim_param.isdigit():  # as transformers' exporter writes fixed sizes of inputs
+        if dim.dim_param.isdecimal():  # as transformers' exporter writes fixed sizes of inputs
             return int(dim.dim_param)
         if at == 0:
             return BATCH

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.graph_facts import Facts, check_ranges, read_facts
+from export.external import External, check_external, place_of
+from export.graph_facts import Facts, read_facts
 from transform.checkpoint import Checkpoint
 from transform.copying import RangeCopier
 from transform.errors import VerificationError
@@ -96,9 +97,8 @@ class Layout:
 def plan_move(source: Path, target: str) -> Moved:
     """What a graph needs, from its own bytes: no weight is read."""
     facts = read_facts(source)
-    check_ranges(source, facts)
     joined: list[tuple[str, int, int]] = []
-    for file, start, length in sorted(facts.ranges.values()):
+    for file, start, length in sorted(check_external(source.name, facts.external, source.parent)):
         if length == 0:
             continue
         if joined and joined[-1][0] == file and start <= joined[-1][1] + joined[-1][2]:
@@ -122,12 +122,23 @@ def write_move(moved: Moved, stage: Path, progress: Progress) -> dict[str, int]:
 
     path = stage / moved.target
     path.parent.mkdir(parents=True, exist_ok=True)
-    model = onnx.load(moved.source, load_external_data=False)
-    for tensor in external_tensors(model.graph):
-        entry = {item.key: item for item in tensor.external_data}
-        if entry["length"].value != "0":
-            entry["offset"].value = str(moved.place(entry["location"].value, int(entry["offset"].value)))
-        entry["location"].value = moved.data
+    try:
+        model = onnx.load(moved.source, load_external_data=False)
+    except Exception as error:  # protobuf's own exception type depends on its implementation
+        raise VerificationError(f"{moved.source.name}: not an ONNX file ({error}). Export it again.") from error
+    tensors = list(external_tensors(model.graph))
+    if len(tensors) != len(moved.facts.external):
+        raise VerificationError(
+            f"{moved.source.name} must keep its weights in its graph alone: {len(moved.facts.external)} tensors lie in "
+            f"other files, {len(tensors)} of them can be carried elsewhere. Export the variant again."
+        )
+    for tensor in tensors:
+        entries = tuple((item.key, item.value) for item in tensor.external_data)
+        place = place_of(moved.source.name, External(tensor.name, tensor.data_type, tuple(tensor.dims), entries))
+        offset = moved.place(place.location, place.offset) if place.length else place.offset
+        del tensor.external_data[:]
+        for key, value in (("location", moved.data), ("offset", offset), ("length", place.length)):
+            tensor.external_data.add(key=key, value=str(value))
     path.write_bytes(model.SerializeToString(deterministic=True))
     return _write_data(moved, path.parent / moved.data, progress)
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
+from export.external import External, check_external
 from export.numpy_run.arithmetic import Array
 from transform.errors import VerificationError
 
@@ -23,21 +24,15 @@ def take_external(graph: Any, directory: Path) -> dict[str, Array]:
 
 
 def _view(proto: Any, directory: Path, files: dict[str, Array]) -> Array:
-    entries = {entry.key: entry.value for entry in proto.external_data}
-    location, start = entries["location"], int(entries.get("offset", 0))
-    if Path(location).name != location:
-        raise VerificationError(f"{proto.name}: weights must lie beside the graph, got {location!r}.")
+    entries = tuple((entry.key, entry.value) for entry in proto.external_data)
+    external = External(proto.name, proto.data_type, tuple(proto.dims), entries)
+    location, start, length = check_external(proto.name, [external], directory)[0]
     if location not in files:
         try:
             files[location] = np.asarray(np.memmap(directory / location, np.uint8, "r"))
         except (OSError, ValueError) as error:
             raise VerificationError(f"{location}: cannot be mapped ({error}). Export the variant again.") from error
     dtype = helper.tensor_dtype_to_np_dtype(proto.data_type)
-    wanted = math.prod(proto.dims) * dtype.itemsize
-    length = int(entries.get("length", wanted))
-    if length != wanted or start < 0 or start + length > files[location].size:
-        raise VerificationError(
-            f"{proto.name}: {list(proto.dims)} of {dtype} must be {wanted:,} bytes inside {location} "
-            f"({files[location].size:,} bytes), the graph names {length:,} from {start:,}. Export the variant again."
-        )
+    if length != math.prod(proto.dims) * dtype.itemsize:
+        raise VerificationError(f"{proto.name}: numpy reads whole bytes, got {dtype}. Export the variant again.")
     return files[location][start : start + length].view(dtype).reshape(tuple(proto.dims))

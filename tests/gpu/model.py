@@ -79,7 +79,7 @@ def compare(ours: Array, theirs: Array, what: str) -> Iterator[Row]:
 
 def measure(ctx: Context) -> Iterator[Row]:
     """Prefill, then decoding with the cache, then a picture's embeddings."""
-    from export.golden import load_golden
+    from export.golden_file import load_golden
     from export.image_probe import image_probe
     from export.onnx_run import Graphs
     from transform.checkpoint import read_checkpoint, read_json
@@ -97,7 +97,7 @@ def measure(ctx: Context) -> Iterator[Row]:
     yield from compare(rows[0].astype(np.float32), theirs[:PROMPT], "prefill")
     yield from compare(np.concatenate(rows[1:]).astype(np.float32), theirs[PROMPT:], "decode")
 
-    golden = load_golden(directory)
+    golden = load_golden(directory, checkpoint)
     if golden is not None:
         image = image_probe(checkpoint, directory, read_json(directory / "manifest.json")["vision"], 0)
         features = graphs.image_features(image.images[0], image.image_masks[0], image.feature_index)
