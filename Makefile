@@ -1,6 +1,6 @@
 # The main job:  make export K=4 BLOCKS=12 TOKENS=432 [MODEL=…] [SCORES=…] [FORM=int4] [DTYPE=…] [STATIC=1024] [OUT=…] [FORCE=1]
 # Every target creates .venv and installs by itself when pyproject.toml changed.
-.PHONY: setup export score test test-versions test-all check fix bench bench-variant faults gpu-check genai-env js-env ort-envs nano nano-data nano-curves clean
+.PHONY: setup export score test test-versions test-all check fix bench bench-variant faults fuzz gpu-check genai-env js-env ort-envs nano nano-data nano-curves clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -80,6 +80,10 @@ bench-variant: $(STAMP)
 # Kill runs at every call that changes a file, at drawn times, by full disks (docs/robustness.md). Linux and gcc.
 faults: $(STAMP)
 	@$(BIN)/python -m tests.faults.run $(ARGS)
+
+# Changed input for every reader of files (docs/robustness-fuzz.md):  make fuzz [ARGS="--minutes 30 --seed 7"]
+fuzz: $(STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run $(ARGS)
 
 # Verify and measure on a CUDA device (docs/gpu.md):  make gpu-check [ARGS="--only layer"]; 2 where there is none
 gpu-check: $(STAMP)

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from export.commands import joined
 from export.options import Json, print_json, stderr
 from transform.errors import KnobcastError, KnobError, VerificationError, WriteError
 
@@ -52,7 +51,7 @@ def bench(
     from transform.checkpoint import read_checkpoint
     from transform.plan import parameters
 
-    baselines = parse_against(joined(against) or AGAINST)
+    baselines = parse_against(AGAINST if against is None else ",".join(against))
     io, entry = _open(directory, provider, member)
     _check_out(out, force or dry_run)
     from export.bench.workload import make_workload

@@ -30,6 +30,7 @@ from transform.plan import make_plan
 
 PROMPT, NEW, RUNS = 12, 5, 2
 SMALL = ["--prompt-tokens", str(PROMPT), "--new-tokens", str(NEW), "--runs", str(RUNS), "--threads", "1"]
+ONCE = [*SMALL[:5], "1", *SMALL[6:]]
 Record = dict[str, Any]
 
 
@@ -165,10 +166,10 @@ def test_a_member_of_a_family_is_measured_with_its_own_k_and_blocks(olmoe: Path,
     (tmp_path / "scores.json").write_text(json.dumps({str(i): 1.0 - 0.1 * (i in (1, 2)) for i in range(6)}))
     base, members = plan_family(read_checkpoint(olmoe), "k=1 blocks=4", scores=str(tmp_path / "scores.json"))
     export_family(base, members, tmp_path / "family", verify=False)
-    record = bench(tmp_path / "family", *SMALL, "--runs", "1", "--member", "k1-b4", "--against", "eager")
+    record = bench(tmp_path / "family", *ONCE, "--member", "k1-b4", "--against", "eager")
     assert (record["layers"], record["top_k"]) == (4, [1] * 4)
     assert record["tokens_equal"] is True
-    whole = bench(tmp_path / "family", *SMALL, "--runs", "1", "--against", "none")
+    whole = bench(tmp_path / "family", *ONCE, "--against", "none")
     assert by_name(whole)["graphs"]["tokens"] != by_name(record)["graphs"]["tokens"]
     assert whole["tokens_equal"] is None
     assert whole["baseline"] is None
@@ -302,7 +303,7 @@ def test_an_existing_record_is_kept(text_variant: Path, tmp_path: Path) -> None:
     file.write_text("{}")
     with pytest.raises(WriteError, match="--force"):
         CliRunner().invoke(app, ["bench", str(text_variant), *SMALL, "--out", str(file)], catch_exceptions=False)
-    record = bench(text_variant, *SMALL, "--runs", "1", "--against", "none", "--out", str(file), "--force")
+    record = bench(text_variant, *ONCE, "--against", "none", "--out", str(file), "--force")
     assert json.loads(file.read_text()) == record
 
 

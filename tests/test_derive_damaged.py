@@ -226,3 +226,12 @@ def test_a_constant_that_is_k_everywhere_is_not_tried_in_every_combination(
     model.graph.initializer.append(numpy_helper.from_array(np.full(64, 4, np.int64), "many"))
     with pytest.raises(CheckpointError, match="too many constants"):
         operate(model, 1, None, [1])
+
+
+@pytest.mark.parametrize("name", [b"past_key_values.0.key", b"logits", b"input_ids", b"TopK"])
+def test_names_that_are_no_text_are_refused(name: bytes, variant: Path) -> None:
+    """Of inputs, outputs, values and operators."""
+    data = (variant / "text.onnx").read_bytes()
+    assert name in data
+    with pytest.raises(CheckpointError, match="UTF-8"):
+        operate(onnx.load_from_string(data.replace(name, b"\xff" + name[1:])), 1)

@@ -357,7 +357,7 @@ def test_what_it_costs_is_shown_first(knobcast: Any, data: Path, tmp_path: Path)
         (("--data", "DATA", "--metric", "kl", "--scoring", "likelihood"), "--scoring says how accuracy"),
         (("--data", "DATA", "--max-drop", "3"), "--max-drop only make sense with --search"),
         (("--data", "DATA", "--search", "exact", "--plot", "x.svg"), "are for scores of blocks"),
-        (("--merge", "a.json", "--dry-run"), "Leave --dry-run and --data out"),
+        (("--merge", "a.json", "--dry-run"), "Leave --dry-run out"),
         (("--merge", "a.json", "--weights", "x", "--how", "weighted"), "--weights must be numbers"),
         (("--data", "DATA", "--plot", "x.pdf"), ".svg or .png"),
         (("--data", "DATA", "--validate", "missing.jsonl"), "cannot be read"),
@@ -372,7 +372,9 @@ def test_what_it_costs_is_shown_first(knobcast: Any, data: Path, tmp_path: Path)
 )
 def test_refusals(args: tuple[str, ...], message: str, knobcast: Any, data: Path, tmp_path: Path) -> None:
     given = [str(data) if arg == "DATA" else arg for arg in args]
-    code, _, error = knobcast("score", *given, "--tokens", 288, "--out", tmp_path / "out.json")
+    code, _, error = knobcast(
+        "score", *given, *([] if "--merge" in args else ["--tokens", 288]), "--out", tmp_path / "out.json"
+    )
     assert code == 1
     assert message in " ".join(error.split())
     assert not list(tmp_path.iterdir()), "nothing may be left"

@@ -90,7 +90,11 @@ class Network:
         self.sort()
 
     def _check(self) -> None:
-        """Nodes have what the operators that are taken apart here need."""
+        """Names are text, and nodes have what the operators that are taken apart here need."""
+        named = [*self.inputs, *self.outputs, *self.initializers.values()]
+        names = [name for node in self.nodes for name in (node.op, *node.inputs, *node.outputs)]
+        if not all(isinstance(name, str) for name in (*names, *(value.name for value in named))):
+            raise damaged("names must be text in UTF-8, some are not")  # protobuf then gives bytes
         for node in self.nodes:
             inputs, outputs = _LEAST.get(node.op, (0, 1))
             if len(node.inputs) < inputs or len(node.outputs) < outputs:
