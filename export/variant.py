@@ -43,6 +43,10 @@ def export_variant(
 
     `static` adds the graphs of fixed sizes. `also` may add files to the staged directory, before the sums are taken.
     """
+    source = plan.source.path.resolve()
+    target = out.resolve()
+    if target == source or target in source.parents or source in target.parents:
+        raise WriteError(f"{out} is the source, holds it or lies in it; choose another --out.")
     check_target(out, force)
     if plan.packing and not onnx:
         raise KnobError("quantised weights are read by graphs alone, and --no-onnx leaves them out. Export them too.")
@@ -57,10 +61,6 @@ def export_variant(
         from export.op_checks import check_form
 
         check_form(plan.form)  # found out again by the gate, after the weights were written
-    source = plan.source.path.resolve()
-    target = out.resolve()
-    if target == source or target in source.parents or source in target.parents:
-        raise WriteError(f"{out} is the source, holds it or lies in it; choose another --out.")
     with staged(out, force) as stage:
         say("weights")
         if plan.packing:
