@@ -14,6 +14,7 @@ from typing import Any
 
 from export.machine import SMALL
 from export.tolerance import LEAST_SCALE
+from transform import molmoe
 from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
 from transform.errors import VerificationError
@@ -56,6 +57,18 @@ def check_as_user(variant: Checkpoint, blocks: int | None = None) -> Report:
                 "No variant was written: please report this."
             )
     return report | {"blocks": blocks}
+
+
+def code_of_others(variant: Checkpoint) -> list[str]:
+    """Python files of a variant that aren't this version's, byte for byte: loading it as users do would run them."""
+    if not variant.architecture.multimodal:
+        return []  # stock classes: nothing of the directory is run
+    own = Path(molmoe.__file__).parent
+    return sorted(
+        path.name
+        for path in variant.path.glob("*.py")
+        if path.name not in molmoe.TRAVELLING_FILES or path.read_bytes() != (own / path.name).read_bytes()
+    )
 
 
 def _linked(variant: Checkpoint, place: Path, blocks: int) -> Path:

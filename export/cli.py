@@ -174,7 +174,10 @@ def verify(
     if as_json:
         print_json({"directory": str(directory), "verification": "passed", **results})
     else:
-        Console(highlight=False).print(f"[green]verified[/green] {escape(str(directory))}", soft_wrap=True)
+        console = Console(highlight=False)
+        console.print(f"[green]verified[/green] {escape(str(directory))}", soft_wrap=True)
+        if isinstance(skipped := results.get("as_user"), str):
+            console.print(f"loading it as users do was {escape(skipped)}", soft_wrap=True)
 
 
 @app.command(cls=OnceCommand)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from export.as_user import check_as_user
+from export.as_user import check_as_user, code_of_others
 from export.facts import check_facts, mode_of
 from export.gate import quiet_transformers
 from export.golden import FILE as GOLDEN
@@ -238,8 +238,11 @@ def _verify_directory(directory: Path, say: Say) -> dict[str, Any]:
     image = None
     if checkpoint.architecture.multimodal:
         image = with_golden_ids(image_probe(checkpoint, directory, manifest["vision"], 0), golden)
-    say("as users load it")
-    results["as_user"] = check_as_user(checkpoint)
+    if code := code_of_others(checkpoint):
+        results["as_user"] = f"not run: {', '.join(code)} isn't this version's code, and no other is executed"
+    else:
+        say("as users load it")
+        results["as_user"] = check_as_user(checkpoint)
     say("PyTorch == golden")
     quiet_transformers()
     with fitting_threads(checkpoint):

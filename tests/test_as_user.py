@@ -13,6 +13,8 @@ import export.as_user
 import export.machine
 from export.as_user import check_as_user
 from export.variant import export_variant
+from export.verify import verify_directory
+from tests.test_export import _record_sums as record_sums
 from tests.test_molmoe_auto import small_tokenizer
 from transform.checkpoint import read_checkpoint
 from transform.depth import drop_blocks
@@ -107,6 +109,22 @@ def test_the_manifest_and_the_card_have_it(molmo: Path, tmp_path: Path) -> None:
     card = (tmp_path / "v" / "README.md").read_text()
     assert "as users load it, generate == no cache: batch" in card
     assert "Tested with transformers 5.23 to 5.24." in card
+
+
+def test_verify_runs_no_code_of_others(molmo: Path, tmp_path: Path) -> None:
+    """A variant that somebody else signed; one of an older version is the same case."""
+    export_to(tmp_path / "v", molmo, Knobs(2, (0, 1), 288), onnx=False)
+    assert set(verify_directory(tmp_path / "v", lambda _: None)["as_user"]["generate"]) == {
+        "batch",
+        "text",
+        "short text",
+    }
+    code, trace = tmp_path / "v" / "versions.py", tmp_path / "was-run"
+    code.write_text(code.read_text() + f"\nopen({str(trace)!r}, 'w').close()\n")
+    record_sums(tmp_path / "v")
+    found = verify_directory(tmp_path / "v", lambda _: None)
+    assert found["as_user"] == "not run: versions.py isn't this version's code, and no other is executed"
+    assert not trace.exists()
 
 
 def test_stock_families_by_stock_classes(olmoe: Path, tmp_path: Path) -> None:
