@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 import threading
 from collections.abc import Callable
@@ -182,6 +183,24 @@ def test_a_directory_that_takes_nothing_is_refused(
     with pytest.raises(WriteError, match=r"needed, [\d,]+ are free" if number in (28, 122) else "refused; nothing was"):
         derive(variant / "text.onnx", 1)
     assert {p.name: p.read_bytes() for p in variant.iterdir()} == before
+
+
+@pytest.mark.parametrize("suffix", [r"[0-9]", ".ours", ".theirs"])
+def test_a_disk_that_fills_up_during_the_check_is_said(
+    variant: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """Graphs that the check opens are written beside their weights too."""
+    before, write = {p.name for p in variant.iterdir()}, Path.write_bytes
+
+    def full(self: Path, data: bytes) -> int:
+        if re.search(rf"stage-[0-9]*{suffix}$", self.name):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(WriteError, match=r"bytes are needed, [\d,]+ are free"):
+        derive(variant / "text.onnx", 1)
+    assert {p.name for p in variant.iterdir()} == before
 
 
 # Replaced meanwhile

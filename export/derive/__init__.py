@@ -61,10 +61,11 @@ def derive(
     _mark(surgery.model, record)
     from export.derive.check import check_derived, check_ranges, is_proven  # onnxruntime: only for settings that can be
 
-    with staging(directory / target.name) as stage, ExitStack() as also:
-        data = surgery.model.SerializeToString(deterministic=True)
-        with refusing(directory / target.name, len(data)):
-            stage.write_bytes(data)
+    data = surgery.model.SerializeToString(deterministic=True)
+    needed = len(data) * (3 if verify else 1)  # the check opens two graphs more
+    with ExitStack() as staged, refusing(directory / target.name, needed):
+        stage = staged.enter_context(staging(directory / target.name))
+        stage.write_bytes(data)
         record |= {"bytes": len(data), "sha256": sha256_file(stage)}
         if verify:
             say("verify")
@@ -80,10 +81,9 @@ def derive(
             record["verification"] = "skipped"
         files = {}
         if overlay is not None:
-            files[overlay] = also.enter_context(staging(overlay))
-            with refusing(overlay, len(data)):
-                changed = {"filename": target.name, "num_hidden_layers": len(surgery.keep)}
-                write_json(files[overlay], {"model": {"decoder": changed}})
+            files[overlay] = staged.enter_context(staging(overlay))
+            changed = {"filename": target.name, "num_hidden_layers": len(surgery.keep)}
+            write_json(files[overlay], {"model": {"decoder": changed}})
             record["overlay"] = overlay.name
         publish(directory, record, {**files, directory / target.name: stage})
     return {**record, "out": str(target)}
