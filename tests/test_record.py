@@ -235,18 +235,21 @@ def test_a_variant_that_is_replaced_meanwhile_is_not_called_changed(verified: Pa
 
 def test_a_snapshot_of_links_verifies(variant: Path, tmp_path: Path) -> None:
     """As the hub's cache has it: every file a link into a folder of blobs."""
-    (tmp_path / "snapshot").mkdir()
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / ("0" * 40)
+    blobs = tmp_path / "models--owner--name" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
     for n, path in enumerate(sorted(variant.iterdir())):
-        path.rename(variant / f"blob{n}")
-        (tmp_path / "snapshot" / path.name).symlink_to(f"../v/blob{n}")
-    found = verify_directory(tmp_path / "snapshot", lambda _: None)
+        path.rename(blobs / f"{n:040}")
+        (snapshot / path.name).symlink_to(f"../../blobs/{n:040}")
+    found = verify_directory(snapshot, lambda _: None)
     assert found["onnx_vs_golden"]["logits"] < 1e-5
     with pytest.raises(WriteError, match=r"is a link\. .* cp -rL"):
-        derive(tmp_path / "snapshot" / "text.onnx", 1)
-    weights = next((tmp_path / "snapshot").glob("model-*.safetensors")).resolve()
+        derive(snapshot / "text.onnx", 1)
+    weights = next(snapshot.glob("model-*.safetensors")).resolve()
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(VerificationError, match="must have the digest"):
-        verify_directory(tmp_path / "snapshot", lambda _: None)
+        verify_directory(snapshot, lambda _: None)
 
 
 TRACES = (
