@@ -50,7 +50,7 @@ def read_facts(path: Path) -> Facts:
     """The facts of a graph file."""
     facts = Facts()
     if path.exists() and not path.is_file():
-        raise VerificationError(f"{path.name} must be a plain file, it is none. Export the variant again.")
+        raise VerificationError(f"{path.name} must be a regular file, it is none. Export the variant again.")
     try:
         parts = [(number, value) for number, value in fields(read_regular(path, _MOST_BYTES))]
         graphs = [bytes_of(value) for number, value in parts if number == _MODEL_GRAPH]

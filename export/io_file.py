@@ -12,7 +12,7 @@ from typing import Any
 from export.providers import check_providers
 from export.static import read_static
 from transform.checkpoint import read_json
-from transform.errors import VerificationError
+from transform.errors import CheckpointError, VerificationError
 from transform.knobs import FORMS
 from transform.molmoe.preprocessing import RESIZES
 from transform.molmoe.tiling import RULES, TIERS, TOKENS_PER_CROP
@@ -28,7 +28,10 @@ Rule = tuple[str, Callable[[Any], bool], str]
 
 def read_io(directory: Path) -> dict[str, Any]:
     """io.json of a variant; raises VerificationError for a field that isn't what it must be."""
-    io = read_json(directory / FILE)
+    try:
+        io = read_json(directory / FILE)
+    except CheckpointError as error:
+        raise VerificationError(f"{str(error).removesuffix(' Download it again.')} Export the variant again.") from error
     seeing = (directory / "vision.onnx").is_file()
     for key, fits, meaning in (*_ALWAYS, *(_SEEING if seeing else ())):
         if key not in io:

@@ -20,7 +20,7 @@ from transform.errors import KnobcastError, KnobError, WriteError
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 DOCS = Path(__file__).parents[1] / "docs"
-LISTS = {"--keep-blocks", "--drop-blocks", "--protect", "--ks", "--weights", "--against", "--merge"}
+LISTS = {"--data", "--keep-blocks", "--drop-blocks", "--protect", "--ks", "--weights", "--against", "--merge"}
 ARGUMENTS = {"verify": ["d"], "run": ["d"], "derive": ["g.onnx"], "bench": ["d"], "layout": ["d"]}
 
 

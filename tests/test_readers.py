@@ -320,7 +320,8 @@ def test_what_evaluate_refuses(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(folder)
-    assert command(monkeypatch, "--data", "q.json", "--images", "val2014", *arguments) == 1
+    images = () if "--images" in arguments else ("--images", "val2014")
+    assert command(monkeypatch, "--data", "q.json", *images, *arguments) == 1
     out, err = capsys.readouterr()
     assert out == ""
     for word in words:
