@@ -31,7 +31,8 @@ def read_io(directory: Path) -> dict[str, Any]:
     try:
         io = read_json(directory / FILE)
     except CheckpointError as error:
-        raise VerificationError(f"{str(error).removesuffix(' Download it again.')} Export the variant again.") from error
+        reason = str(error).removesuffix(" Download it again.")
+        raise VerificationError(f"{reason} Export the variant again.") from error
     seeing = (directory / "vision.onnx").is_file()
     for key, fits, meaning in (*_ALWAYS, *(_SEEING if seeing else ())):
         if key not in io:
