@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -205,7 +204,7 @@ def test_layers_that_would_swallow_an_argument_are_refused() -> None:
 @pytest.mark.parametrize(("version", "warned"), [("5.22.2", 1), ("5.23.0", 0), ("5.24.1", 0), ("5.25.0.dev0", 1)])
 def test_an_untested_version_is_named_once(version: str, warned: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert TESTED_TRANSFORMERS == ("5.23", "5.24")
-    monkeypatch.setattr(transformers, "__version__", version)
+    monkeypatch.setattr("transform.molmoe.compatibility.transformers.__version__", version)
     said: list[logging.LogRecord] = []
     handler = logging.Handler()
     handler.emit = said.append  # type: ignore[assignment, method-assign]
