@@ -14,6 +14,8 @@ ORT := .venv-ort
 VERSIONS := versions molmoe_parity molmoe_auto molmoe_generate molmoe_traps preprocessing runtime cache_name calling \
   engine metrics evaluate search readers ray plot onnx_parity onnx_olmoe forms packed gate export run
 export PYTHONHASHSEED := 0
+# A path as one word of the shell, whatever is in it; only ~/ in front is left for the shell.
+quoted = $(if $(filter ~/%,$(firstword $(1))),~/'$(subst ','\'',$(subst ~/,,$(1)))','$(subst ','\'',$(1))')
 
 # Without an NVIDIA driver, and unless pip is configured to look elsewhere, ask for torch's CPU build.
 define install
@@ -36,15 +38,15 @@ $(EXTRAS): $(STAMP)
 	@touch $@
 
 export: $(STAMP)
-	@$(BIN)/knobcast export $(MODEL) $(if $(K),--k $(K)) $(if $(BLOCKS),--blocks $(BLOCKS)) $(if $(KEEP),--keep-blocks $(KEEP)) \
-	  $(if $(DROP),--drop-blocks $(DROP)) $(if $(TOKENS),--tokens $(TOKENS)) $(if $(SCORES),--scores $(SCORES)) \
-	  $(if $(DTYPE),--dtype $(DTYPE)) $(if $(OUT),--out $(OUT)) $(if $(FORCE),--force) \
-	  $(if $(FORM),--form $(FORM)) $(if $(FAMILY),--family "$(FAMILY)") $(if $(STATIC),--static $(STATIC)) $(ARGS)
+	@$(BIN)/knobcast export $(if $(MODEL),$(call quoted,$(MODEL))) $(if $(K),--k $(K)) $(if $(BLOCKS),--blocks $(BLOCKS)) $(if $(KEEP),--keep-blocks $(KEEP)) \
+	  $(if $(DROP),--drop-blocks $(DROP)) $(if $(TOKENS),--tokens $(TOKENS)) $(if $(SCORES),--scores $(call quoted,$(SCORES))) \
+	  $(if $(DTYPE),--dtype $(DTYPE)) $(if $(OUT),--out $(call quoted,$(OUT))) $(if $(FORCE),--force) \
+	  $(if $(FORM),--form $(FORM)) $(if $(FAMILY),--family $(call quoted,$(FAMILY))) $(if $(STATIC),--static $(STATIC)) $(ARGS)
 
 # Which blocks matter on your own samples:  make score DATA=questions.jsonl [MODEL=…] [K=…] [TOKENS=…] [OUT=…] [FORCE=1]
 score: $(STAMP)
-	@$(BIN)/knobcast score $(MODEL) $(if $(DATA),--data $(DATA)) $(if $(K),--k $(K)) $(if $(TOKENS),--tokens $(TOKENS)) \
-	  $(if $(OUT),--out $(OUT)) $(if $(FORCE),--force) $(ARGS)
+	@$(BIN)/knobcast score $(if $(MODEL),$(call quoted,$(MODEL))) $(if $(DATA),--data $(call quoted,$(DATA))) $(if $(K),--k $(K)) $(if $(TOKENS),--tokens $(TOKENS)) \
+	  $(if $(OUT),--out $(call quoted,$(OUT))) $(if $(FORCE),--force) $(ARGS)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not extra"
@@ -75,7 +77,7 @@ bench: $(STAMP)
 
 # How fast a variant is, beside PyTorch on the same weights:  make bench-variant DIR=artifacts/… [ARGS="--threads 2"]
 bench-variant: $(STAMP)
-	@$(BIN)/knobcast bench $(DIR) $(ARGS)
+	@$(BIN)/knobcast bench $(call quoted,$(DIR)) $(ARGS)
 
 # Kill runs at every call that changes a file, at drawn times, by full disks (docs/robustness.md). Linux and gcc.
 faults: $(STAMP)

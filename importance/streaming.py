@@ -4,7 +4,6 @@ Each block is read once per pass into one module that is used again for the next
 float32, the output head and the activations. Reads are counted; nothing is mapped.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -112,8 +111,9 @@ class StreamedBlocks:
         raw = bytearray(tensor.nbytes)
         view, at = memoryview(raw), 0
         with tensor.file.open("rb", buffering=0) as file:
+            file.seek(tensor.start)
             while at < tensor.nbytes:
-                count = os.preadv(file.fileno(), [view[at:]], tensor.start + at)
+                count = file.readinto(view[at:])
                 if not count:
                     raise OSError(f"{tensor.file}: ended inside {tensor.name}")
                 at += count

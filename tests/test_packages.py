@@ -48,3 +48,22 @@ def test_importance_and_transform_know_nothing_of_export() -> None:
     for package in ("importance", "transform"):
         for file in (ROOT / package).rglob("*.py"):
             assert "from export" not in file.read_text(), file
+
+
+def test_other_systems_are_told_at_once() -> None:
+    code = "import os; os.name = 'nt'; import transform"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "ImportError: knobcast needs a POSIX system, Linux or macOS, this is nt" in done.stderr.splitlines()[-1]
+
+
+def test_what_one_system_alone_has_is_asked_for_first() -> None:
+    """`os.preadv` and the like are Linux's; `fcntl` is every POSIX system's."""
+    found = [
+        f"{path.name}: {call}"
+        for package in ("transform", "export", "importance")
+        for path in (ROOT / package).rglob("*.py")
+        for call in ("preadv", "pwritev")
+        if f"os.{call}" in path.read_text()
+    ]
+    assert found == []

@@ -3,8 +3,15 @@
 The knob documentation's names are here; those that need torch or numpy are resolved when first asked for.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+if os.name != "posix":
+    raise ImportError(
+        f"knobcast needs a POSIX system, Linux or macOS, this is {os.name}: it locks, shares and swaps files by their "
+        "calls. Use WSL on Windows; variants and their graphs run anywhere."
+    )
 
 if TYPE_CHECKING:
     from transform.molmoe.preprocessing import preprocess, resize_for_target_vision_tokens
