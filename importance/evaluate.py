@@ -23,7 +23,7 @@ from importance.look import check_room, look, opened
 from importance.prompts import Prompts, load_processor, prompts_for
 from importance.samples import EncodedImage, Picture, Sample, SamplesError
 from importance.tasks import METRICS, Metric, check_samples, standard_error
-from transform.architectures import architecture_of
+from transform.architectures import architecture_of, family_of
 from transform.load import load_model
 from transform.molmoe.pictures import ImageError
 from transform.plan import Plan
@@ -132,7 +132,8 @@ def prepare(
 ) -> Prepared:
     """Everything that doesn't depend on k and blocks. `processor`: see `prompts.load_processor`; `tokens` None is its
     own budget. `hold`: keep the pictures' embeddings, for many evaluations; else memory doesn't grow with samples."""
-    return Prepared(model, prompts_for(processor, tokens), samples, hold)
+    prompts = prompts_for(processor, tokens, family_of(model.config.model_type).prompt)
+    return Prepared(model, prompts, samples, hold)
 
 
 @torch.inference_mode()
@@ -193,7 +194,7 @@ def evaluate_plan(
     processor = load_processor(plan.source)
     say("look at the samples")
     positions = plan.source.settings.max_positions
-    look(samples, prompts_for(processor, plan.knobs.tokens), positions, max_new_tokens)
+    look(samples, prompts_for(processor, plan.knobs.tokens, plan.source.architecture.prompt), positions, max_new_tokens)
     say("load")
     model = load_model(plan.source.path)
     prepared = prepare(model, processor, samples, plan.knobs.tokens, hold=False)

@@ -50,7 +50,8 @@ DAMAGED = {
 
 @pytest.fixture(scope="module")
 def prompts() -> Any:
-    return prompts_for(load_processor(read_checkpoint(DEFAULT)), None)
+    checkpoint = read_checkpoint(DEFAULT)
+    return prompts_for(load_processor(checkpoint), None, checkpoint.architecture.prompt)
 
 
 def said(samples: list[Sample], prompts: Any, positions: int = 4096, new_tokens: int = 4) -> str:
@@ -91,8 +92,9 @@ def test_prompts_are_measured(prompts: Any) -> None:
 
 @pytest.mark.parametrize("tokens", [None, 288, 720, "low"])
 def test_lengths_are_those_of_the_prefix(tokens: Any) -> None:
-    processor = load_processor(read_checkpoint(DEFAULT))
-    found = prompts_for(processor, tokens)
+    checkpoint = read_checkpoint(DEFAULT)
+    processor = load_processor(checkpoint)
+    found = prompts_for(processor, tokens, checkpoint.architecture.prompt)
     assert found.length(None) == 1
     for height, width in ((300, 520), (40, 40), (600, 90)):
         pixels = np.zeros((height, width, 3), np.uint8)

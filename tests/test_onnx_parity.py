@@ -282,8 +282,8 @@ def test_io_json_describes_the_graphs(variants: dict[str, Path]) -> None:
 def test_the_patch_token_comes_from_the_tokenizer(tmp_path: Path) -> None:
     from transform.special_tokens import image_token_ids
 
-    settings = read_checkpoint(FIXTURES).settings
-    assert image_token_ids(tmp_path, settings) == tuple(settings.vocab + n for n in range(4))
+    checkpoint = read_checkpoint(FIXTURES)
+    assert image_token_ids(checkpoint, tmp_path) == tuple(checkpoint.settings.vocab + n for n in range(4))
     tokens = [{"id": 9 - n, "content": t} for n, t in enumerate(("<im_start>", "<im_end>", "<im_patch>", "<im_col>"))]
     (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
-    assert image_token_ids(tmp_path, settings) == (9, 8, 7, 6)
+    assert image_token_ids(checkpoint, tmp_path) == (9, 8, 7, 6)

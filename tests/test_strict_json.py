@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -190,4 +191,4 @@ def test_vision_settings_of_the_wrong_kind_are_refused(molmo: Path, key: str, va
     config = json.loads((molmo / "config.json").read_text())
     (config if key in config else config["vision_backbone"])[key] = value
     with pytest.raises(CheckpointError, match=key):
-        read_tower(config)
+        read_tower(replace(read_checkpoint(molmo), config=config))

@@ -8,8 +8,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from transform.architectures.per_block import select_blocks
 from transform.checkpoint import Checkpoint, Tensor
-from transform.errors import CheckpointError, KnobError
+from transform.errors import KnobError
 
 
 def drop_blocks(source: Checkpoint, keep: Sequence[int]) -> Checkpoint:
@@ -33,15 +34,4 @@ def drop_blocks(source: Checkpoint, keep: Sequence[int]) -> Checkpoint:
             renamed = f"{prefix}{new_index[int(match[1])]}.{name[match.end() :]}"
             tensors[renamed] = tensor._replace(name=renamed)
 
-    config = dict(source.config)
-    for key in (architecture.top_k_key, *architecture.per_layer_lists):
-        value = config.get(key)
-        if isinstance(value, list):
-            if len(value) != layers:
-                raise CheckpointError(
-                    f"config.json: {key} must list one value per block, it has {len(value)} for {layers} blocks. "
-                    "Restore the original config.json."
-                )
-            config[key] = [value[i] for i in keep]
-    config[architecture.depth_key] = len(keep)
-    return replace(source, config=config, tensors=tensors)
+    return replace(source, config=select_blocks(source.config, architecture.depth_key, keep), tensors=tensors)

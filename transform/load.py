@@ -1,6 +1,6 @@
 """A checkpoint directory -> a model in memory, with every tensor in its place or an error.
 
-For both families, and without running code from the directory: MolmoE by our own class, the rest by transformers'.
+Without running code from the directory: by the class that the family's data file names, ours or transformers'.
 Quantised weights are loaded as the float32 values they stand for.
 """
 
@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import CONFIG_MAPPING, GenerationConfig
 
-from transform.architectures import lookup
+from transform.architectures import family_of, imported, lookup
 from transform.checkpoint import OF_A_MACHINE, PACKED, Checkpoint
 from transform.depth import drop_blocks
 from transform.dtype import cast
@@ -75,11 +74,7 @@ def load_with_report(directory: Path, dtype: str = "float32", **kwargs: Any) -> 
     config = read_json(directory / "config.json")
     if lookup(config, "quantization_config.quant_method") == PACKED or _read_otherwise(directory, config):
         return _load_by_table(directory, dtype, kwargs)
-    if config.get("model_type") == "molmo":
-        home, name = "transform.molmoe", "MolmoEForConditionalGeneration"
-    else:
-        home, name = "transformers", "AutoModelForCausalLM"
-    kind = getattr(import_module(home), name)
+    kind = imported(family_of(config.get("model_type")).model_class)
     with building(str(directory)):
         model, info = kind.from_pretrained(
             str(directory),
@@ -238,11 +233,9 @@ def _in_turn() -> Iterator[None]:
 
 
 def model_class(config: Mapping[str, Any]) -> Any:
-    """The PyTorch class for a config: MolmoE's is ours, the others are transformers' causal language models."""
-    if config.get("model_type") == "molmo":
-        return import_module("transform.molmoe").MolmoEForConditionalGeneration
-    transformers = import_module("transformers")
-    return transformers.MODEL_FOR_CAUSAL_LM_MAPPING[transformers.CONFIG_MAPPING[config["model_type"]]]
+    """The PyTorch class for a config: the family's own, or the one that its auto class has for it."""
+    kind = imported(family_of(config.get("model_type")).model_class)
+    return kind._model_mapping[CONFIG_MAPPING[config["model_type"]]] if hasattr(kind, "_model_mapping") else kind
 
 
 def quiet_transformers() -> None:

@@ -11,13 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from transform.architectures.per_block import LISTED_TOP_K, PER_BLOCK, TOP_K
 from transform.errors import KnobError
-
-# How configs call k; only MolmoE's may hold a list, the others get the largest value.
-_TOP_K_KEYS = ("moe_top_k", "num_experts_per_tok")
-_LISTED_TOP_K = "moe_top_k"
-# Config lists with one entry per block. By name: a list of another kind may have the same length.
-_PER_BLOCK_KEYS = ("layer_types", "mlp_layer_types", "no_rope_layers", "moe_top_k")
 
 
 def set_moe_top_k(model: nn.Module, k: int | Sequence[int]) -> int:
@@ -121,7 +116,7 @@ class _Applied:
         for config in configs if own is None or any(own is c for c in configs) else [*configs, own]:
             if hasattr(config, "num_hidden_layers"):
                 self._set(config, "num_hidden_layers", len(kept))
-            for key in _PER_BLOCK_KEYS:
+            for key in PER_BLOCK:
                 values = getattr(config, key, None)
                 if isinstance(values, list | tuple) and len(values) == len(mask):
                     self._set(config, key, [v for v, active in zip(values, mask, strict=True) if active])
@@ -202,7 +197,7 @@ def _honours(router: Any, k: int) -> bool:
 
 def _snapshot(model: nn.Module) -> list[tuple[Any, str, Any]]:
     owners = [*model.modules(), *_configs(model)]
-    names = ("top_k", *_TOP_K_KEYS)
+    names = ("top_k", *TOP_K)
     return [(owner, name, getattr(owner, name)) for owner in owners for name in names if _holds_k(owner, name)]
 
 
@@ -213,16 +208,16 @@ def _restore(before: list[tuple[Any, str, Any]]) -> None:
 
 def _holds_k(owner: Any, name: str) -> bool:
     value = getattr(owner, name, None)
-    return type(value) is int or (name == _LISTED_TOP_K and isinstance(value, list | tuple))
+    return type(value) is int or (name == LISTED_TOP_K and isinstance(value, list | tuple))
 
 
 def _announce(model: nn.Module, ks: list[int]) -> None:
     """Write the routers' k to configs, and to modules that keep a copy for the load-balancing loss."""
     for owner in (*_configs(model), *model.modules()):
-        for key in _TOP_K_KEYS:
+        for key in TOP_K:
             if _holds_k(owner, key):
                 uniform = len(set(ks)) == 1
-                setattr(owner, key, ks[0] if uniform else list(ks) if key == _LISTED_TOP_K else max(ks))
+                setattr(owner, key, ks[0] if uniform else list(ks) if key == LISTED_TOP_K else max(ks))
 
 
 def _configs(*modules: nn.Module) -> list[Any]:
@@ -232,7 +227,7 @@ def _configs(*modules: nn.Module) -> list[Any]:
         config: Any = getattr(module, "config", None)
         text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else None
         for candidate in (config, text):
-            routed = any(_holds_k(candidate, key) for key in _TOP_K_KEYS)
+            routed = any(_holds_k(candidate, key) for key in TOP_K)
             if routed and all(candidate is not seen for seen in found):
                 found.append(candidate)
     return found

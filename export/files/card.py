@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from transform.architectures.records import Published
 from transform.molmoe.versions import tested_range
 from transform.plan import Plan, form_of
 from transform.strict_json import Record
@@ -129,33 +130,31 @@ def _verification(plan: Plan, verification: Record | str) -> list[str]:
     return lines
 
 
-def _published() -> list[str]:
-    """What programs written for the published Molmo find here."""
+def _published(published: Published) -> list[str]:
+    """What programs written for the published model find here."""
     return [
         "",
-        "Programs for the published Molmo run as they are; what they call is here under two names:",
+        f"Programs for the published {published.name} run as they are; what they call is here under two names:",
         "",
         "| published | the same here |",
         "|---|---|",
-        "| `AutoModelForCausalLM` | `AutoModelForImageTextToText` |",
-        "| `processor.process(images=[image], text=prompt)` | `processor(text=prompt, images=image)`, or batches |",
-        "| `model.generate_from_batch(inputs, config, tokenizer=…)` | `model.generate(**inputs, max_new_tokens=…)` |",
+        *(f"| {theirs} | {ours} |" for theirs, ours in published.calls.items()),
         "",
-        "`images` may stay float32 whatever the model's dtype. `max_crops` below a fixed image budget is refused.",
+        published.note,
     ]
 
 
 def _use(plan: Plan, directory: Path, onnx: bool) -> list[str]:
-    image = plan.vision is not None
-    auto = "AutoModelForImageTextToText" if image else "AutoModelForCausalLM"
+    family, image = plan.target.architecture, plan.vision is not None
+    auto = family.modality.auto_class
     trust = ", trust_remote_code=True" if image else ""
     lines = ["```python", f"from transformers import {auto}", f'model = {auto}.from_pretrained("."{trust})', "```"]
     if plan.packing:
         lines = ["The weights are for the graphs, on a CPU; transformers can't load them, and says so."]
     else:
         lines += ["", f"Tested with {tested_range()}."]
-        if image:
-            lines += _published()
+        if family.published:
+            lines += _published(family.published)
     if onnx and (directory / "tokenizer.json").is_file():
         flag = " --image photo.jpg" if image else ""
         flag += " --provider cuda" if plan.form == "cuda" else ""
