@@ -1,6 +1,6 @@
 """The knobs at run time: how many experts, and which blocks. What a static variant must equal, difference 0.
 
-Works on MolmoE and on transformers' decoders. Nothing here writes a checkpoint: a masked model is for running, its
+Works on our own models and on transformers'. Nothing here writes a checkpoint: a masked model is for running, its
 weights stay in memory, and the config of a model whose blocks differ in k can't always say so.
 """
 
