@@ -62,6 +62,7 @@ NEW = {
             "attention.k_norm": {"names": ["model.layers.{i}.self_attn.k_norm.weight"], "shape": ["h"]},
         },
         "qk_norm": "head",
+        "runtimes": {"transformers_js": None},
     },
 }
 KINDS = {
@@ -142,7 +143,7 @@ def test_its_blocks_are_read_one_by_one(newcomer: Path) -> None:
         ({"model_class": "OlmoeForCausalLM"}, "classes must be dotted names"),
         ({"model_type": "other"}, "model_type must be the file's name"),
         ({"like": "olmoe"}, "like must name a file that isn't like this one"),
-        ({"like": "nothing"}, "nothing.json: must be a readable JSON file"),
+        ({"like": "nothing"}, r"nothing\.json must be a JSON file"),
     ],
 )
 def test_a_data_file_that_is_not_whole_is_refused(families: Path, change: Mapping[str, object], message: str) -> None:
@@ -152,6 +153,12 @@ def test_a_data_file_that_is_not_whole_is_refused(families: Path, change: Mappin
     entries = {key: whole[key] | change[key] for key in mixed}
     path.write_text(json.dumps(json.loads(path.read_text()) | change | entries))
     with pytest.raises(FamilyError, match=message):
+        read.read_family("olmoe")
+
+
+def test_a_data_file_that_means_two_things_is_refused(families: Path) -> None:
+    (families / "olmoe.json").write_text('{"model_type": "olmoe", "model_type": "olmoe"}')
+    with pytest.raises(FamilyError, match="'model_type' occurs twice"):
         read.read_family("olmoe")
 
 

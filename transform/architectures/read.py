@@ -4,7 +4,6 @@ A file is a difference: `like` names the file whose sections it adds to or repla
 an underscore is no family's, only a start for others.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
@@ -20,6 +19,8 @@ from transform.architectures.records import Architecture, QkNorm
 from transform.architectures.settings import Settings
 from transform.architectures.values import shown
 from transform.errors import FamilyError
+from transform.regular_file import IrregularError
+from transform.strict_json import parse
 
 HERE = Path(__file__).parent
 _INDEX = re.compile(r"\{(\w*)\}")
@@ -46,9 +47,9 @@ def read_family(model_type: str) -> Architecture:
 
 def _merged(name: str, *heirs: str) -> dict[str, object]:
     try:
-        own: dict[str, object] = json.loads((HERE / f"{name}.json").read_text())
-    except (OSError, ValueError) as error:
-        raise FamilyError(f"{name}.json: must be a readable JSON file: {error}. Correct the file.") from error
+        own: dict[str, object] = parse((HERE / f"{name}.json").read_bytes())
+    except (OSError, IrregularError) as error:
+        raise FamilyError(f"{name}.json must be a JSON file that means one thing: {error}. Correct it.") from error
     if (base := own.pop("like", None)) is None:
         return own
     if base in (name, *heirs) or not isinstance(base, str):
@@ -77,8 +78,8 @@ def _value(kind: Any, raw: object, where: str) -> object:
     outer, inner = get_origin(kind), get_args(kind)
     if kind is object:
         return raw
-    if outer is UnionType:  # of a record and None, which is not written
-        return _value(inner[0], raw, where)
+    if outer is UnionType:  # of a record and None, which takes back what another file says
+        return None if raw is None else _value(inner[0], raw, where)
     if outer is tuple and isinstance(raw, list):
         return tuple(_value(inner[0], value, where) for value in raw)
     if outer is Mapping and isinstance(raw, dict):
