@@ -110,7 +110,7 @@ class _Applied:
     def __init__(self, model: nn.Module, decoder: nn.Module, mask: tuple[bool, ...]) -> None:
         self.model, self.decoder, self.layers = model, decoder, decoder.layers
         kept = [layer for layer, active in zip(self.layers, mask, strict=True) if active]
-        self.before: list[tuple[Any, str, Any]] = []
+        self.before: list[tuple[object, str, object]] = []
         own = getattr(decoder, "config", None)
         configs = _configs(model, decoder)
         for config in configs if own is None or any(own is c for c in configs) else [*configs, own]:
@@ -128,7 +128,7 @@ class _Applied:
         self.ks = [router.top_k for router, _ in find_routers(self.short)]
         decoder.layers = self.short
 
-    def _set(self, owner: Any, name: str, value: Any) -> None:
+    def _set(self, owner: object, name: str, value: object) -> None:
         self.before.append((owner, name, getattr(owner, name)))
         setattr(owner, name, value)
 
@@ -144,7 +144,7 @@ class _Applied:
 
 def find_decoder(model: nn.Module) -> Any:
     """The module whose `layers` are the decoder's blocks."""
-    seen: Any = model
+    seen: nn.Module = model
     for _ in range(4):  # outer model, inner model, decoder
         if isinstance(getattr(seen, "layers", None), nn.ModuleList):
             return seen
@@ -180,7 +180,7 @@ def _checked(k: int | Sequence[int], routers: list[tuple[nn.Module, int]]) -> li
     return ks
 
 
-def _honours(router: Any, k: int) -> bool:
+def _honours(router: nn.Module, k: int) -> bool:
     """Whether a router really gives k expert indices per token: some have their number built in."""
     width = router.weight.shape[1]
     tokens = torch.zeros(2, width, dtype=router.weight.dtype, device=router.weight.device)
@@ -195,18 +195,18 @@ def _honours(router: Any, k: int) -> bool:
     return any(part.shape[-1] == k for part in chosen)
 
 
-def _snapshot(model: nn.Module) -> list[tuple[Any, str, Any]]:
+def _snapshot(model: nn.Module) -> list[tuple[object, str, object]]:
     owners = [*model.modules(), *_configs(model)]
     names = ("top_k", *TOP_K)
     return [(owner, name, getattr(owner, name)) for owner in owners for name in names if _holds_k(owner, name)]
 
 
-def _restore(before: list[tuple[Any, str, Any]]) -> None:
+def _restore(before: list[tuple[object, str, object]]) -> None:
     for owner, name, value in reversed(before):
         setattr(owner, name, value)
 
 
-def _holds_k(owner: Any, name: str) -> bool:
+def _holds_k(owner: object, name: str) -> bool:
     value = getattr(owner, name, None)
     return type(value) is int or (name == LISTED_TOP_K and isinstance(value, list | tuple))
 
@@ -220,9 +220,9 @@ def _announce(model: nn.Module, ks: list[int]) -> None:
                 setattr(owner, key, ks[0] if uniform else list(ks) if key == LISTED_TOP_K else max(ks))
 
 
-def _configs(*modules: nn.Module) -> list[Any]:
+def _configs(*modules: nn.Module) -> list[object]:
     """The decoder's configs among those of the modules, each once; a vision tower's also counts layers, its own."""
-    found: list[Any] = []
+    found: list[object] = []
     for module in (module for root in modules for module in root.modules()):
         config: Any = getattr(module, "config", None)
         text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else None

@@ -7,7 +7,6 @@ c crops, P patches per crop, t wanted windows, v tower width, L tapped blocks.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from export.graph.attention import scaled_products
 from export.graph.builder import CONTRIB, FLOAT, INT64, Graph
 from export.graph.norm import layer_norm
 from transform.architectures import lookup, shown
+from transform.arrays import Array
 from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError
 
@@ -35,7 +35,7 @@ class Tower:
         """Windows per crop."""
         return (self.grid // self.pool[0]) * (self.grid // self.pool[1])
 
-    def window_patches(self) -> np.ndarray[Any, Any]:
+    def window_patches(self) -> Array:
         """[windows, patches per window]: which patches of a crop a window holds; both row-major."""
         places = np.arange(self.grid**2, dtype=np.int64).reshape(self.grid, self.grid)
         down, across = self.pool
@@ -74,7 +74,7 @@ def read_tower(checkpoint: Checkpoint) -> Tower:
     )
 
 
-def _number(config: Mapping[str, Any], key: str) -> int:
+def _number(config: Mapping[str, object], key: str) -> int:
     value = lookup(config, key)
     if type(value) is not int or value < 1:
         raise CheckpointError(
@@ -83,9 +83,7 @@ def _number(config: Mapping[str, Any], key: str) -> int:
     return value
 
 
-def vision_graph(
-    checkpoint: Checkpoint, crops: int | None, form: str = "cpu", kept: np.ndarray[Any, Any] | None = None
-) -> Graph:
+def vision_graph(checkpoint: Checkpoint, crops: int | None, form: str = "cpu", kept: Array | None = None) -> Graph:
     """Tower, pooling and projector; `crops` fixes the number of crops, the global view included, `kept` the index."""
     tower = read_tower(checkpoint)
     patches = tower.grid**2

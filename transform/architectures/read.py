@@ -7,12 +7,12 @@ an underscore is no family's, only a start for others.
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from enum import Enum
+from enum import StrEnum
 from functools import cache
 from inspect import Parameter, signature
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TypeVar, get_args, get_origin, get_type_hints
 
 from transform.architectures.per_block import LISTED_TOP_K, TOP_K
 from transform.architectures.records import Architecture, QkNorm
@@ -74,7 +74,7 @@ def _record(kind: type[T], raw: object, where: str) -> T:
     return kind(**{name: _value(types[name], value, f"{where}: {name}") for name, value in raw.items()})
 
 
-def _value(kind: Any, raw: object, where: str) -> object:
+def _value(kind: object, raw: object, where: str) -> object:
     outer, inner = get_origin(kind), get_args(kind)
     if kind is object:
         return raw
@@ -84,22 +84,22 @@ def _value(kind: Any, raw: object, where: str) -> object:
         return tuple(_value(inner[0], value, where) for value in raw)
     if outer is Mapping and isinstance(raw, dict):
         return {key: _value(inner[1], value, f"{where}.{key}") for key, value in raw.items()}
-    if isinstance(kind, type) and (is_dataclass(kind) or issubclass(kind, tuple)):
-        return _record(kind, raw, where)
-    if outer is None and issubclass(kind, Enum) and raw in list(kind):
-        return kind(raw)
-    if outer is None and type(raw) is kind:
-        return raw
+    if isinstance(kind, type):
+        if is_dataclass(kind) or issubclass(kind, tuple):
+            return _record(kind, raw, where)
+        if type(raw) is kind:
+            return raw
+        if issubclass(kind, StrEnum) and raw in list(kind):
+            return kind(str(raw))
     raise _refused(where, _spelled(kind), raw)
 
 
-def _spelled(kind: Any) -> str:
+def _spelled(kind: object) -> str:
     """What a type is called in JSON."""
-    if get_origin(kind) is not None:
-        return "a list" if get_origin(kind) is tuple else "an object"
-    if issubclass(kind, Enum):
-        return "one of " + ", ".join(kind)
-    return {str: "a text", bool: "true or false"}[kind]
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return f"one of {', '.join(kind)}"
+    names: dict[object, str] = {str: "a text", bool: "true or false", tuple: "a list", Mapping: "an object"}
+    return names[get_origin(kind) or kind]
 
 
 def _refused(where: str, wanted: str, raw: object) -> FamilyError:
