@@ -127,8 +127,13 @@ def test_what_was_recorded_is_taken(seeing: Path) -> None:
     assert golden is not None
     vision = json.loads((seeing / "manifest.json").read_text())["vision"]
     probe = image_probe(checkpoint, seeing, vision, 7)  # of another seed: the text differs, the picture doesn't
-    assert (with_golden_ids(probe, golden).input_ids == golden["image.input_ids"]).all()
+    vocab = checkpoint.settings.vocab
+    assert (with_golden_ids(probe, golden, vocab).input_ids == golden["image.input_ids"]).all()
     assert (probe.input_ids != golden["image.input_ids"]).any()
+    probe.input_ids[0, 0] = 5  # a text ends with another token than the last: older versions began with that
+    assert with_golden_ids(probe, golden, vocab).input_ids[0, 0] == vocab - 1
+    with pytest.raises(VerificationError, match=r"image\.input_ids must be the"):
+        with_golden_ids(probe, golden, vocab + 1)
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])

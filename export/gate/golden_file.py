@@ -45,11 +45,15 @@ def load_golden(directory: Path, checkpoint: Checkpoint) -> dict[str, Array] | N
     return golden
 
 
-def with_golden_ids(image: ImageProbe, golden: dict[str, Array]) -> ImageProbe:
-    """The picture prompt with the recorded text; its image stream must be the one that the policy gives."""
-    ids, wanted = golden["image.input_ids"], image.input_ids
-    # older versions began with another token where the end of text isn't the last id
-    if ids.shape != wanted.shape or not np.array_equal(ids[:, 1:-TEXT], wanted[:, 1:-TEXT]):
+def with_golden_ids(image: ImageProbe, golden: dict[str, Array], vocab: int) -> ImageProbe:
+    """The picture prompt with the recorded text; its image stream must be the one that the policy gives.
+
+    `vocab` is the number of text ids, with whose last one older versions began, whatever ends a text.
+    """
+    ids, wanted = golden["image.input_ids"], image.input_ids.copy()
+    if ids[0, 0] == vocab - 1:
+        wanted[0, 0] = vocab - 1
+    if ids.shape != wanted.shape or not np.array_equal(ids[:, :-TEXT], wanted[:, :-TEXT]):
         raise _refused(
             f"image.input_ids must be the {wanted.shape[1] - TEXT} ids of the drawn picture under the variant's policy "
             f"and {TEXT} of text, it has {ids.shape[1]} others"

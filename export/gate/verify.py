@@ -45,7 +45,8 @@ def _verify_directory(directory: Path, say: Say) -> Record:
         return results | {"golden": "none recorded"}
     image = None
     if checkpoint.architecture.modality.sees_images:
-        image = with_golden_ids(image_probe(checkpoint, directory, manifest["vision"], 0), golden)
+        probe = image_probe(checkpoint, directory, manifest["vision"], 0)
+        image = with_golden_ids(probe, golden, checkpoint.settings.vocab)
     if code := code_of_others(checkpoint):
         results["as_user"] = f"not run: {', '.join(code)} isn't this version's code, and no other is executed"
     else:
