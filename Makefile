@@ -19,7 +19,7 @@ quoted = $(if $(filter ~/%,$(firstword $(1))),~/'$(subst ','\'',$(subst ~/,,$(1)
 
 # Without an NVIDIA driver, and unless pip is configured to look elsewhere, ask for torch's CPU build. pip shows its
 # progress on a terminal, and warnings alone elsewhere.
-QUIET = $$(test -t 1 || echo -q)
+QUIET = $$(test -t 2 || echo -q)
 define install
 $(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or later is needed, this is {v[0]}.{v[1]}; set PYTHON=")' \
   && echo "Installing PyTorch, transformers, onnxruntime and the tools into $(VENV), once: about 600 MB to download and 1.8 GB on disk (measured without CUDA)." \
