@@ -7,24 +7,24 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from export.card import write_card
-from export.integrity import write_sums
-from export.manifest import write_manifest
-from export.special_tokens import check_special_tokens
-from export.static import StaticPlan, write_static
+from export.files.card import write_card
+from export.files.integrity import write_sums
+from export.files.manifest import write_manifest
+from export.graph.static import write_static
+from export.run.static_plan import StaticPlan
 from transform import molmoe
-from transform.checkpoint import OF_A_MACHINE, Checkpoint, read_checkpoint
+from transform.checkpoint import OF_A_MACHINE, Checkpoint
 from transform.errors import KnobError, WriteError
 from transform.packed import write_packed
 from transform.plan import Plan
+from transform.progress import Progress, Say
+from transform.read import read_checkpoint
+from transform.special_tokens import check_special_tokens
 from transform.stage import check_target, staged
+from transform.strict_json import Record
 from transform.tokenizer_file import check_tokenizer
 from transform.write import write_checkpoint, write_json
-
-Say = Callable[[str], None]
-Progress = Callable[[int], None]
 
 
 def export_variant(
@@ -38,7 +38,7 @@ def export_variant(
     progress: Progress = lambda _: None,
     also: Callable[[Path], None] = lambda _: None,
     static: StaticPlan | None = None,
-) -> dict[str, Any]:
+) -> Record:
     """Write the variant to `out` and return its manifest; on any error `out` is as it was.
 
     `static` adds the graphs of fixed sizes. `also` may add files to the staged directory, before the sums are taken.
@@ -58,7 +58,7 @@ def export_variant(
 
         check_buildable(plan.source)
     if onnx and verify:
-        from export.op_checks import check_form
+        from export.gate.op_checks import check_form
 
         check_form(plan.form)  # found out again by the gate, after the weights were written
     with staged(out, force) as stage:
@@ -72,9 +72,9 @@ def export_variant(
         if onnx:
             say("graphs")
             _write_graphs(plan, stage, static)
-        verification: dict[str, Any] | str = "skipped"
+        verification: Record | str = "skipped"
         if verify:
-            from export.gate import run_gate  # torch takes seconds to import
+            from export.gate.choose import run_gate  # torch takes seconds to import
 
             verification = run_gate(plan, stage, onnx, say)
         say("card, sums, manifest")
@@ -105,9 +105,9 @@ def _write_code(plan: Plan, stage: Path) -> None:
 
 
 def _write_graphs(plan: Plan, stage: Path, static: StaticPlan | None) -> None:
-    from export.genai import write_genai_config
+    from export.files.genai import write_genai_config
+    from export.files.io_spec import write_io
     from export.graph import emit_graphs
-    from export.io_spec import write_io
 
     written = read_checkpoint(stage)
     crops = plan.vision.crops + 1 if plan.vision and plan.vision.crops is not None else None

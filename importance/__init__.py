@@ -8,7 +8,7 @@ from typing import Any
 
 _WHERE = {
     "Sample": "importance.samples",
-    "read_samples": "importance.samples",
+    "read_samples": "importance.readers.read",
     "Evaluation": "importance.evaluate",
     "prepare": "importance.evaluate",
     "Setting": "importance.score",

@@ -27,11 +27,11 @@ from transform.architectures import architecture_of
 from transform.load import load_model
 from transform.molmoe.pictures import ImageError
 from transform.plan import Plan
+from transform.progress import Progress
 from transform.runtime import BlockMaskWrapper, moe_top_k
 
 MAX_NEW_TOKENS = 16
 EXACT_MATCH = METRICS["exact_match"]
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)

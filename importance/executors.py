@@ -14,6 +14,7 @@ from multiprocessing import active_children, connection, get_context, parent_pro
 from typing import Any
 
 from transform.errors import KnobcastError
+from transform.strict_json import Record
 
 EXECUTORS = ("local", "processes", "ray")
 THREADS = "OMP_NUM_THREADS"
@@ -123,7 +124,7 @@ class RayExecutor(Executor):
                     f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}. Leave one of them away."
                 )
             threads = self._start(workers)
-        options: dict[str, Any] = {"max_retries": 0, "num_cpus": 1}  # run_jobs tries again by itself
+        options: Record = {"max_retries": 0, "num_cpus": 1}  # run_jobs tries again by itself
         if gpus:
             options["num_gpus"] = gpus
         self._task = ray.remote(**options)(_on_ray)
@@ -178,6 +179,6 @@ class RayExecutor(Executor):
         self.shutdown(cancel_futures=kind is not None)
 
 
-def _on_ray(threads: int | None, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _on_ray(threads: int | None, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Record) -> Any:
     _set_threads(threads)
     return function(*args, **kwargs)

@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 
 from importance.atomic import SUFFIX, sweep_staged, write_atomically
 from transform.errors import KnobcastError, WriteError
+from transform.progress import Progress
+from transform.strict_json import Record
 
-Object = dict[str, Any]
+Object = Record
 ARRAY = 1000  # submissions at once where the executor has `batch`: the usual limit of a Slurm job array
 POLL_SECONDS = 1.0  # between looks at results that can't be waited for
 REASON = 400  # characters of the first reason in the message; `failed` has all of them whole
@@ -52,7 +54,7 @@ def run_jobs(
     specs: Sequence[Object],
     store: Path,
     executor: Any = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
     retries: int = 1,
 ) -> list[Object]:
     """The result of `function(spec)` for every spec, in their order; what `store` has already isn't computed again.

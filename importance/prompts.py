@@ -16,6 +16,7 @@ from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError
 from transform.image_settings import max_crops, variant_policy
 from transform.molmoe.pictures import ImageInput
+from transform.strict_json import Record
 
 
 class Prompts(Protocol):
@@ -155,7 +156,7 @@ def load_processor(checkpoint: Checkpoint) -> Any:
         return tokenizer
     from transform.molmoe import MolmoEProcessor
 
-    policy: dict[str, Any] = {"max_crops": max_crops(checkpoint)}
+    policy: Record = {"max_crops": max_crops(checkpoint)}
     stored = variant_policy(checkpoint) or {}
     policy |= {key: stored[key] for key in ("vision_tokens", "resize", "rule") if key in stored}
     return MolmoEProcessor(tokenizer, vocab_size=checkpoint.settings.vocab, **policy)

@@ -1,43 +1,20 @@
 """What measurements say: errors of means, the sets a search found, the allocation of experts, as files hold them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from importance.allocation import allocate, k_option, predicted, sensitivity, uniform
 from importance.search.found import Found
-from importance.statistics import bootstrap_interval, paired_drop
-from importance.width import allocate, k_option, predicted, sensitivity, uniform
+from importance.statistics import Spread
+from transform.strict_json import Record
 
 if TYPE_CHECKING:
     from importance.score import Scorer
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Standard errors and 95 % intervals of the means of rows; both empty where there is one item only."""
-
-    stderr: dict[int, float]
-    interval: dict[int, tuple[float, float]]
-    note: str
-
-    @classmethod
-    def of(cls, values: np.ndarray, groups: np.ndarray | None) -> "Spread":
-        """values [m, n]; groups [n]: items that share one are drawn together, where there are at least two groups."""
-        if values.shape[1] < 2:
-            return cls({}, {}, "none: one item only")
-        together = None if groups is None or len(set(groups.tolist())) < 2 else groups.tolist()
-        stderr = paired_drop(np.zeros(values.shape[1]), -values, together).stderr
-        low, high = bootstrap_interval(values, together)
-        return cls(
-            dict(enumerate(stderr.tolist())),
-            dict(enumerate(zip(low.tolist(), high.tolist(), strict=True))),
-            f"95 %, percentile bootstrap over {'items' if together is None else 'pictures'}",
-        )
-
-
-def found_sets(found: Found, scorer: "Scorer") -> tuple[dict[int, tuple[int, ...]], dict[str, Any]]:
+def found_sets(found: Found, scorer: "Scorer") -> tuple[dict[int, tuple[int, ...]], Record]:
     """What a search found, for `write_sets`: blocks left -> blocks to drop, and notes with paired losses."""
     layers, base = len(found.full), found.baseline
     gone = tuple(block for block, k in enumerate(found.full) if k == 0)
@@ -68,7 +45,7 @@ def found_sets(found: Found, scorer: "Scorer") -> tuple[dict[int, tuple[int, ...
     return drop, notes
 
 
-def widths(scorer: "Scorer", mean_k: float, ks: Sequence[int]) -> dict[str, Any]:
+def widths(scorer: "Scorer", mean_k: float, ks: Sequence[int]) -> Record:
     """The best k per block with a mean of at most `mean_k`, measured beside the same k everywhere."""
     groups = scorer.setting.groups.tolist()
     profile = sensitivity(scorer.measure, scorer.setting.full, ks, groups)

@@ -7,7 +7,7 @@ together again: scores with paired statistics, and the `measure` that searches o
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,15 +23,18 @@ from importance.look import look
 from importance.metrics import Metric, metric
 from importance.metrics._stream import VISION_WEIGHT
 from importance.prompts import load_processor, prompts_for
-from importance.results import Spread
-from importance.samples import EncodedImage, Sample, SamplesError, read_samples, require_answers, samples_digest
+from importance.readers.read import read_samples
+from importance.samples import EncodedImage, Sample, SamplesError, require_answers, samples_digest
 from importance.scores import MORE, Scores, model_digest
 from importance.shards import Spec, run_shard
+from importance.statistics import Spread
 from importance.tasks import check_samples, metric_named
 from transform.checkpoint import Checkpoint
 from transform.errors import KnobError
 from transform.knobs import Knobs
 from transform.plan import make_plan
+from transform.progress import Progress
+from transform.strict_json import Record
 
 SCORINGS = ("generate", "likelihood", "choices")
 SHARDS = 32  # the work is cut into about so many jobs: as often a stopped run is saved, and the bar moves
@@ -211,7 +214,7 @@ class Scorer:
     setting: Setting
     store: Path
     executor: Any = None
-    progress: Callable[[int], None] | None = None
+    progress: Progress | None = None
     report: dict[str, int] = field(default_factory=dict)
     _side: str = ""
     model_digest: str = ""
@@ -265,7 +268,7 @@ class Scorer:
     def _values(self) -> np.ndarray:
         """[blocks, items] of a metric that is read off the full model; an item is a picture or a text."""
         kind = self.setting.chosen.kind
-        options: dict[str, Any] = {}
+        options: Record = {}
         if self.setting.chosen.name in ("block_influence", "activation", "attention", "router_mass"):
             options["vision_weight"] = self.setting.vision_weight
         if self.setting.chosen.name == "router_mass":
@@ -319,7 +322,7 @@ class Scorer:
         """values [blocks, items]: their means are the scores; groups [items]: items that share a picture."""
         setting, chosen = self.setting, self.setting.chosen
         mean, spread = values.mean(1).tolist(), Spread.of(values, groups)
-        notes: dict[str, Any] = {
+        notes: Record = {
             "name": chosen.name,
             "reference": chosen.reference,
             "pictures": len({g for g, s in zip(setting.groups.tolist(), setting.samples, strict=True) if s.images}),

@@ -19,7 +19,7 @@ from importance.atomic import write_atomically
 from transform.checkpoint import Checkpoint
 from transform.errors import ScoresError
 from transform.regular_file import IrregularError, read_regular
-from transform.strict_json import parse
+from transform.strict_json import Record, parse
 
 PRESETS = Path(__file__).parent / "presets"
 PREFIX = "preset:"
@@ -59,7 +59,7 @@ class Scores:
         sign = 1.0 if self.higher_means == MORE else -1.0
         return {block: sign * value for block, value in self.values.items()}
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Record:
         """The canonical form, schema 1."""
         entries: list[dict[str, float]] = []
         for block, value in sorted(self.values.items()):
@@ -121,7 +121,7 @@ def write_scores(scores: Scores, path: Path, force: bool = False) -> None:
 
 
 def write_object(
-    content: Mapping[str, Any], path: Path, check: Callable[[dict[str, Any]], object], force: bool = False
+    content: Mapping[str, Any], path: Path, check: Callable[[Record], object], force: bool = False
 ) -> None:
     """Write a JSON object that a reader accepts: `check` gets it as a reader would and raises what it refuses."""
     try:
@@ -154,7 +154,7 @@ def label(source: str | Path) -> str:
     return str(source) if str(source).startswith(PREFIX) else Path(source).name
 
 
-def read_object(source: str | Path) -> dict[str, Any]:
+def read_object(source: str | Path) -> Record:
     """The JSON object of a scores file or preset, without duplicate keys, NaN or infinities."""
     path = Path(source)
     if str(source).startswith(PREFIX):

@@ -12,6 +12,7 @@ from typing import Any
 
 from importance.scores import Scores, parse_scores, write_object
 from transform.errors import KnobError, ScoresError
+from transform.strict_json import Record
 
 _FORM = 'Accepted: {"schema": 1, "layers": 16, "sets": {"12": [2, 4, 10, 13], ...}, "scores": [optional, as blocks]}.'
 _SCORES = ("metric", "unit", "higher_means", "baseline", "samples", "model_digest", "data_digest")
@@ -45,7 +46,7 @@ class BlockSets:
             )
         return tuple(block for block in range(self.layers) if block not in self.drop[blocks])
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Record:
         """The file's form, schema 1; the most blocks first."""
         scored = self.scores.to_json() if self.scores else {}
         return {

@@ -30,16 +30,19 @@ from importance.objectives import (
     TeacherForced,
 )
 from importance.prompts import load_processor
-from importance.samples import Sample, SamplesError, read_samples, samples_digest
+from importance.readers.read import read_samples
+from importance.samples import Sample, SamplesError, samples_digest
 from importance.scores import model_digest
 from importance.streaming import StreamedBlocks
 from importance.tasks import metric_named
-from transform.checkpoint import Checkpoint, read_checkpoint
+from transform.checkpoint import Checkpoint
 from transform.errors import KnobError
 from transform.load import load_model
+from transform.read import read_checkpoint
+from transform.strict_json import Record
 
 HELD_BYTES = 2 << 30  # of embedded pictures kept between jobs
-Spec = dict[str, Any]
+Spec = Record
 
 
 def run_shard(spec: Spec) -> Spec:

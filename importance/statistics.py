@@ -153,3 +153,26 @@ def _sums(table: Array, labels: NDArray[np.intp], count: int) -> Array:
     if count == table.shape[1]:  # every item is a group of its own
         return table
     return np.stack([np.bincount(labels, weights=row, minlength=count) for row in table])
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Standard errors and 95 % intervals of the means of rows; both empty where there is one item only."""
+
+    stderr: dict[int, float]
+    interval: dict[int, tuple[float, float]]
+    note: str
+
+    @classmethod
+    def of(cls, values: np.ndarray, groups: np.ndarray | None) -> "Spread":
+        """values [m, n]; groups [n]: items that share one are drawn together, where there are at least two groups."""
+        if values.shape[1] < 2:
+            return cls({}, {}, "none: one item only")
+        together = None if groups is None or len(set(groups.tolist())) < 2 else groups.tolist()
+        stderr = paired_drop(np.zeros(values.shape[1]), -values, together).stderr
+        low, high = bootstrap_interval(values, together)
+        return cls(
+            dict(enumerate(stderr.tolist())),
+            dict(enumerate(zip(low.tolist(), high.tolist(), strict=True))),
+            f"95 %, percentile bootstrap over {'items' if together is None else 'pictures'}",
+        )

@@ -18,6 +18,7 @@ from transform.checkpoint import Checkpoint
 from transform.load import TORCH_DTYPES, building, load_view, model_class, plain_config
 from transform.packed import dequantise
 from transform.runtime import find_decoder, find_routers
+from transform.strict_json import Record
 
 _VECTORS = {
     "attention.norm": "input_layernorm.weight",
@@ -125,7 +126,7 @@ def _without_blocks(checkpoint: Checkpoint) -> tuple[Any, int]:
     """(the model of a checkpoint with 0 blocks, bytes of its tensors)."""
     architecture = checkpoint.architecture
     prefix = architecture.block.partition("{i}")[0]
-    config: dict[str, Any] = dict(checkpoint.config) | {architecture.depth_key: 0}
+    config: Record = dict(checkpoint.config) | {architecture.depth_key: 0}
     for key in (architecture.top_k_key, *architecture.per_layer_lists):
         if isinstance(config.get(key), list):
             config[key] = []
@@ -141,7 +142,7 @@ def _without_blocks(checkpoint: Checkpoint) -> tuple[Any, int]:
 def _empty_block(checkpoint: Checkpoint) -> nn.Module:
     """One decoder block with room for weights, in float32."""
     architecture = checkpoint.architecture
-    config: dict[str, Any] = dict(checkpoint.config) | {architecture.depth_key: 1}
+    config: Record = dict(checkpoint.config) | {architecture.depth_key: 1}
     for key in (architecture.top_k_key, *architecture.per_layer_lists):
         if isinstance(config.get(key), list):
             config[key] = config[key][:1]

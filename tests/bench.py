@@ -36,7 +36,7 @@ REPORT = """
 import runpy, sys
 sys.argv = ["knobcast", *sys.argv[1:]]
 try:
-    runpy.run_module("export.cli", run_name="__main__")
+    runpy.run_module("export.command.main", run_name="__main__")
 finally:
     peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
     print("peak", peak.split()[1], file=sys.stderr)

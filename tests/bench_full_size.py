@@ -17,17 +17,17 @@ from typing import Any
 
 from tests.bench_scoring import write_noise_molmoe
 from tests.full_size import ROOT
-from transform.checkpoint import read_checkpoint
 from transform.depth import drop_blocks
 from transform.packed_layout import packed_bytes
 from transform.plan import weight_bytes
+from transform.read import read_checkpoint
 
 DROP = (5, 8, 10, 12)
 EXPORT = """
 import runpy, sys
-import export.machine
-export.machine.free_memory = lambda: 0
-runpy.run_module("export.cli", run_name="__main__")
+import transform.machine
+transform.machine.free_memory = lambda: 0
+runpy.run_module("export.command.main", run_name="__main__")
 """
 
 

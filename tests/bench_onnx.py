@@ -22,18 +22,19 @@ from export.graph.builder import FLOAT, INT64, Graph
 from export.graph.decoder import text_graph
 from export.graph.moe import mixture
 from export.graph.norm import rms_norm
-from export.io_spec import session_options
-from export.session import open_session
+from export.run.session import open_session
+from export.run.session_options import session_options
 from tests.full_size import ROOT
-from transform.checkpoint import Checkpoint, read_checkpoint
+from transform.arrays import Array
+from transform.checkpoint import Checkpoint
 from transform.load import load_model
 from transform.molmoe.compatibility import CACHE
 from transform.packed import write_packed
-from transform.width import set_top_k
+from transform.read import read_checkpoint
+from transform.top_k import set_top_k
 
 WIDTH, EXPERT, EXPERTS, VOCAB = 2048, 1024, 64, 50304
 PAST, STEPS, PREFILL = 64, 60, 512
-Array = np.ndarray[Any, Any]
 Job = Callable[[int], object]  # a contestant's n-th turn
 
 
@@ -260,7 +261,7 @@ LOAD = """
 import json, sys
 from pathlib import Path
 from export.io_spec import session_options
-from export.session import open_session
+from export.run.session import open_session
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))

@@ -12,14 +12,14 @@ from typing import Any
 
 import onnxruntime
 
-from export.as_user import check_as_user
-from export.providers import SESSION_ATTRIBUTES
-from export.session import open_session
+from export.gate.as_user import check_as_user
+from export.run.providers import SESSION_ATTRIBUTES
+from export.run.session import open_session
 from export.variant import export_variant
 from tests.full_size import ROOT
-from transform.checkpoint import read_checkpoint
 from transform.knobs import Knobs
 from transform.plan import make_plan
+from transform.read import read_checkpoint
 
 TURNS = 7
 
@@ -68,7 +68,19 @@ def bench_user_process(work: Path) -> dict[str, Any]:
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     written = read_checkpoint(variant(work, "cpu", "user"))
-    command = [sys.executable, "-m", "export.cli", "export", "--k", "4", "--blocks", "12", "--tokens", "432", "--force"]
+    command = [
+        sys.executable,
+        "-m",
+        "export.command.main",
+        "export",
+        "--k",
+        "4",
+        "--blocks",
+        "12",
+        "--tokens",
+        "432",
+        "--force",
+    ]
     alone, whole = [], []
     for _ in range(3):
         alone.append(spent(lambda: check_as_user(written)))

@@ -24,12 +24,12 @@ from importance.engine import Engine, full_config
 from importance.evaluate import prepare
 from importance.objectives import NegativeLogLikelihood
 from importance.prompts import load_processor
-from importance.samples import read_samples
+from importance.readers.read import read_samples
 from importance.search.exact import depth_first
 from tests.full_size import ROOT, SIZES, released_config, size_of
 from transform.architectures import architecture_of
-from transform.checkpoint import read_checkpoint
 from transform.load import load_model
+from transform.read import read_checkpoint
 from transform.runtime import BlockMaskWrapper, find_decoder
 from transform.source import DEFAULT
 
@@ -246,7 +246,8 @@ def bench_streamed(work: Path) -> dict[str, Any]:
     ]
     (work / "noise" / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
     command = [
-        sys.executable, "-m", "export.cli", "score", str(model), "--data", str(model / "data.jsonl"), "--tokens", "432",
+        sys.executable, "-m", "export.command.main", "score", str(model), "--data", str(model / "data.jsonl"),
+        "--tokens", "432",
         "--metric", "nll", "--stream", "--json", "--out", str(work / "noise-scores.json"),
     ]  # fmt: skip
     start = time.perf_counter()

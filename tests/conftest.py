@@ -39,7 +39,7 @@ def olmoe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def warm_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Gates of this process ask one process that has imported transformers already (`warm_user.py`)."""
-    import export.as_user
+    import export.gate.as_user
 
     started: list[subprocess.Popen[str]] = []
 
@@ -47,7 +47,12 @@ def warm_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         if not started:
             modules = tmp_path_factory.mktemp("user") / "modules"
             env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(modules), "OMP_NUM_THREADS": "1"}
-            command = [sys.executable, "-P", str(Path(__file__).with_name("warm_user.py")), str(export.as_user.SCRIPT)]
+            command = [
+                sys.executable,
+                "-P",
+                str(Path(__file__).with_name("warm_user.py")),
+                str(export.gate.as_user.SCRIPT),
+            ]
             started.append(subprocess.Popen(command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
         user = started[0]
         assert user.stdin is not None
@@ -57,7 +62,7 @@ def warm_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         return code, printed, errors
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(export.as_user, "run_process", ask)
+    patch.setattr(export.gate.as_user, "run_process", ask)
     yield
     patch.undo()
     for user in started:

@@ -8,21 +8,22 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from export.genai import write_genai_config
+from export.files.genai import write_genai_config
+from export.files.io_spec import write_io
 from export.graph import emit_graphs
-from export.io_spec import write_io
 from export.numpy_run import NumpySession
-from transform.checkpoint import Checkpoint, read_checkpoint
+from transform.arrays import Array
+from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
 from transform.dtype import cast
 from transform.knobs import PACKED_BITS
 from transform.packed import write_packed
+from transform.read import read_checkpoint
 from transform.stack import stack_experts
-from transform.width import set_top_k
+from transform.top_k import set_top_k
 from transform.write import write_checkpoint
 
 FIXTURES = Path(__file__).parent / "fixtures" / "molmo"
-Array = np.ndarray[Any, Any]
 
 
 def write_variant(

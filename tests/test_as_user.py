@@ -9,20 +9,20 @@ from typing import Any
 import pytest
 import transformers
 
-import export.as_user
-import export.machine
-from export.as_user import check_as_user
+import export.gate.as_user
+import transform.machine
+from export.gate.as_user import check_as_user
+from export.gate.verify import verify_directory
 from export.variant import export_variant
-from export.verify import verify_directory
 from tests.test_export import _record_sums as record_sums
 from tests.test_molmoe_auto import small_tokenizer
-from transform.checkpoint import read_checkpoint
 from transform.depth import drop_blocks
 from transform.errors import KnobcastError, VerificationError
 from transform.knobs import Knobs
 from transform.plan import make_plan, parameters
+from transform.read import read_checkpoint
 
-RUN_PROCESS = export.as_user.run_process  # the process itself; `conftest.py` keeps a warm one for all other tests
+RUN_PROCESS = export.gate.as_user.run_process  # the process itself; `conftest.py` keeps a warm one for all other tests
 NANO = Path(__file__).parents[1] / "artifacts" / "molmoe-nano"
 
 
@@ -44,7 +44,7 @@ def changed(variant: Path, tmp_path: Path) -> Path:
 
 
 def test_the_process_itself(variant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export.as_user, "run_process", RUN_PROCESS)
+    monkeypatch.setattr(export.gate.as_user, "run_process", RUN_PROCESS)
     before = {path.name for path in variant.iterdir()}
     found = check_as_user(read_checkpoint(variant))
     assert {path.name for path in variant.iterdir()} == before  # no cache of Python's either
@@ -58,7 +58,7 @@ def test_the_process_itself(variant: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_process_sees_nothing_of_knobcast(changed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export.as_user, "run_process", RUN_PROCESS)
+    monkeypatch.setattr(export.gate.as_user, "run_process", RUN_PROCESS)
     code = changed / "modeling_molmoe.py"
     code.write_text(code.read_text() + "\nimport transform.errors\n")
     with pytest.raises(VerificationError, match=r"its users do: .*transform can't be imported here"):
@@ -136,13 +136,13 @@ def test_stock_families_by_stock_classes(olmoe: Path, tmp_path: Path) -> None:
 def test_as_many_blocks_as_fit(molmo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = read_checkpoint(molmo)
     one_more = parameters(drop_blocks(checkpoint, range(2))) * 4 * 3
-    monkeypatch.setattr(export.machine, "free_memory", lambda: one_more)
+    monkeypatch.setattr(transform.machine, "free_memory", lambda: one_more)
     found = export_to(tmp_path / "v", molmo, Knobs(2, (0, 1, 3), 288), onnx=False)["verification"]
     assert found["mode"] == "blockwise"
     assert found["as_user"]["blocks"] == 2
     assert found["as_user"]["reload"]["unexpected"] == 0
-    monkeypatch.setattr(export.machine, "free_memory", lambda: 0)
-    assert export.machine.fitting_blocks(checkpoint) == 1
+    monkeypatch.setattr(transform.machine, "free_memory", lambda: 0)
+    assert transform.machine.fitting_blocks(checkpoint) == 1
 
 
 def test_quantised_weights_are_for_graphs_alone(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from export.cli import app
-from export.score_files import score_blocks
+from export.command.main import app
+from export.command.score_files import score_blocks
 from importance.atomic import _host, sweep_staged, write_atomically
 from importance.store import job_folder
 from transform.errors import WriteError
@@ -80,7 +80,7 @@ def test_temporary_folders_of_killed_runs_go(tmp_path: Path, monkeypatch: pytest
 
 
 def test_every_temporary_folder_can_be_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from export.op_checks import run_checks
+    from export.gate.op_checks import run_checks
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     checks = run_checks("cpu", None)  # type: ignore[arg-type]
@@ -162,7 +162,7 @@ def test_two_scorings_to_one_file_leave_no_folder(tmp_path: Path, monkeypatch: p
             assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["s.json.jobs"]
         return score_blocks(*given)
 
-    monkeypatch.setattr("export.score_command.score_blocks", late)
+    monkeypatch.setattr("export.command.score.score_blocks", late)
     first = CliRunner().invoke(app, arguments)
     assert second[0].exit_code == 0, second[0].output
     assert isinstance(first.exception, WriteError) and "s.json exists" in str(first.exception)
@@ -176,7 +176,7 @@ def test_two_scorings_to_one_file_leave_no_folder(tmp_path: Path, monkeypatch: p
 def test_a_full_stdout_is_said_in_one_line(arguments: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "export.cli", *arguments, "--json"],
+            [sys.executable, "-m", "export.command.main", *arguments, "--json"],
             cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
         )  # fmt: skip
     assert done.returncode == 1

@@ -4,7 +4,6 @@ import json
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,20 +17,20 @@ from export.bench.measure import first_difference
 from export.bench.process import Contestant, ContestantError, without_folders
 from export.bench.show import show_bench
 from export.bench.workload import Workload, make_workload
-from export.cli import app
-from export.family import export_family, plan_family
-from export.session import RunError
+from export.command.main import app
+from export.family.family import export_family, plan_family
+from export.run.session import RunError
 from export.variant import export_variant
 from tests.onnx_support import greedy, session
-from transform.checkpoint import read_checkpoint
 from transform.errors import KnobcastError, KnobError, VerificationError, WriteError
 from transform.knobs import Knobs
 from transform.plan import make_plan
+from transform.read import read_checkpoint
+from transform.strict_json import Record
 
 PROMPT, NEW, RUNS = 12, 5, 2
 SMALL = ["--prompt-tokens", str(PROMPT), "--new-tokens", str(NEW), "--runs", str(RUNS), "--threads", "1"]
 ONCE = [*SMALL[:5], "1", *SMALL[6:]]
-Record = dict[str, Any]
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from safetensors.numpy import load_file, save_file
 
 from tests.conftest import Header, write_raw
 from transform.architectures import known_model_types
-from transform.checkpoint import read_checkpoint
 from transform.errors import CheckpointError
+from transform.read import read_checkpoint
 from transform.safetensors_header import read_header
 
 Copy = Callable[[Path], Path]

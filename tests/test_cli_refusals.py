@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def knobcast(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "export.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "export.command.main", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
@@ -135,7 +135,7 @@ def test_primes_and_untrained_k_warn_and_go_on(molmo: Path) -> None:
 
 def test_planning_needs_neither_torch_nor_transformers(molmo: Path) -> None:
     script = (
-        "import sys\nfrom export.cli import main\n"
+        "import sys\nfrom export.command.main import main\n"
         f"sys.argv = ['knobcast', 'export', {str(molmo)!r}, '--k', '2', '--tokens', '432', '--dry-run', '--json']\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
         "assert not {'torch', 'transformers', 'onnx', 'onnxruntime'} & sys.modules.keys()\n"
@@ -149,9 +149,8 @@ def test_planning_needs_neither_torch_nor_transformers(molmo: Path) -> None:
 
 def test_ctrl_c_says_that_nothing_was_written(molmo: Path, tmp_path: Path) -> None:
     # the handler by name: a runner in the background has its children ignore the signal
-    program = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from export.cli import main; main()"
-    )
+    restore = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{restore}; from export.command.main import main; main()"
     command = [sys.executable, "-c", program, "export", str(molmo), "--k", "2", "--out", str(tmp_path / "v")]
     started = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert started.stderr

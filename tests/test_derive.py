@@ -16,25 +16,27 @@ import pytest
 from typer.testing import CliRunner
 
 import export.derive.check
-from export.cli import app
+from export.command.main import app
 from export.derive import derive, load_graph
 from export.derive.check import check_derived
 from export.derive.graph import Network
 from export.derive.surgery import operate
+from export.files.integrity import external_tensors
+from export.gate.verify import verify_directory
 from export.graph.decoder import text_graph
-from export.integrity import external_tensors
-from export.static import Prefill, StaticPlan, write_decoders
+from export.graph.static import write_decoders
+from export.run.static_plan import Prefill, StaticPlan
 from export.variant import export_variant
-from export.verify import verify_directory
 from tests.foreign_graphs import EXPERTS, VOCABULARY, write_foreign
 from tests.full_size import measure_emission, released_config, write_sparse_molmoe
-from tests.onnx_support import FIXTURES, Array, empty_cache, session, step, write_variant
-from transform.checkpoint import read_checkpoint
+from tests.onnx_support import FIXTURES, empty_cache, session, step, write_variant
+from transform.arrays import Array
 from transform.depth import drop_blocks
 from transform.errors import CheckpointError, KnobError, VerificationError, WriteError
 from transform.knobs import Knobs
 from transform.plan import make_plan
-from transform.width import set_top_k
+from transform.read import read_checkpoint
+from transform.top_k import set_top_k
 
 SETTINGS: list[tuple[Any, list[int]]] = [
     (2, []),

@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicCache
 
 from export.derive import derive, load_graph
 from export.derive.surgery import operate
-from tests.onnx_support import Array
+from transform.arrays import Array
 from transform.molmoe.compatibility import CACHE
 from transform.runtime import BlockMaskWrapper, moe_top_k
 

@@ -21,9 +21,9 @@ from importance.prompts import load_processor
 from importance.samples import Sample, SamplesError
 from importance.streaming import StreamedBlocks, file_bytes
 from importance.tasks import METRICS
-from transform.checkpoint import read_checkpoint
 from transform.load import load_model
 from transform.packed import write_packed
+from transform.read import read_checkpoint
 from transform.runtime import BlockMaskWrapper, find_decoder, moe_top_k
 from transform.source import DEFAULT
 

@@ -35,7 +35,7 @@ from importance.configurations import Config
 from importance.engine import Engine, State, extend, full_config
 from importance.metrics.gradient import compute_gradient_importance
 from importance.streaming import StreamedBlocks, file_bytes
-from transform.checkpoint import read_checkpoint
+from transform.read import read_checkpoint
 from transform.runtime import BlockMaskWrapper, find_decoder, moe_top_k
 
 SIZE, NEW = 40, 3

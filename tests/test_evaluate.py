@@ -15,19 +15,20 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from export.cli import main
-from export.show import show_evaluation
+from export.command.main import main
+from export.command.show import show_evaluation
 from export.variant import export_variant
 from importance import batch
 from importance.batch import EvaluationError, answer_batch, prefill, rows_that_fit
 from importance.evaluate import evaluate, evaluate_plan, knobs_applied, prepare
 from importance.prompts import load_processor
-from importance.samples import Sample, SamplesError, read_samples
-from transform.checkpoint import read_checkpoint
+from importance.readers.read import read_samples
+from importance.samples import Sample, SamplesError
 from transform.errors import CheckpointError, KnobcastError
 from transform.knobs import Knobs
 from transform.load import load_model
 from transform.plan import make_plan
+from transform.read import read_checkpoint
 from transform.source import DEFAULT
 
 NEW = 5

@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from export.blockwise import blockwise_gate
-from export.integrity import SUMS, check_graph_bounds
+from export.files.integrity import check_graph_bounds
+from export.gate.blockwise import blockwise_gate
+from export.gate.verify import verify_directory
 from export.variant import export_variant
-from export.verify import verify_directory
 from tests.test_forms import save_source
-from transform.checkpoint import read_checkpoint
 from transform.errors import KnobcastError, VerificationError, WriteError
 from transform.knobs import Knobs
+from transform.ownership import SUMS
 from transform.plan import make_plan
+from transform.read import read_checkpoint
 from transform.source import DEFAULT
 
 ROOT = Path(__file__).parent.parent
@@ -116,7 +117,7 @@ def _entries(file: Path) -> Any:
 
 def _record_sums(directory: Path) -> None:
     """A careful tamperer's work: sums and manifest follow the change."""
-    from export.integrity import write_sums
+    from export.files.integrity import write_sums
 
     sums = write_sums(directory)
     manifest = json.loads((directory / "manifest.json").read_text())
@@ -296,7 +297,7 @@ def test_a_moved_variant_works_where_knobcast_is_absent(nano_variant: Path, tmp_
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["inputs"]["images"] == [1, 3, 576, 588]  # 432 tokens: two tiles and the global view
 
-    from export.run import answer
+    from export.run.answer import answer
 
     image = tmp_path / "photo.png"
     from PIL import Image

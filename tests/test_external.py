@@ -10,11 +10,11 @@ import pytest
 from onnx import TensorProto
 
 from export.derive import derive
-from export.external import BITS, External, place_of
-from export.integrity import check_graph_bounds, external_tensors
+from export.files.integrity import check_graph_bounds, external_tensors
 from export.layout.moved import plan_move, write_move
 from export.numpy_run import NumpySession
-from export.session import open_session
+from export.run.external import BITS, External, place_of
+from export.run.session import open_session
 from tests.onnx_support import write_variant
 from transform.errors import KnobcastError, VerificationError
 

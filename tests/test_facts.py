@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from export.facts import check_facts, mode_of
+from export.files.facts import check_facts, mode_of
+from export.gate.verify import verify_directory
 from export.variant import export_variant
-from export.verify import verify_directory
-from transform.checkpoint import read_checkpoint
 from transform.errors import VerificationError
 from transform.knobs import Knobs
 from transform.plan import make_plan
+from transform.read import read_checkpoint
 from transform.source import DEFAULT
 
 SETTINGS = {

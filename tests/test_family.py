@@ -17,16 +17,16 @@ from safetensors.torch import load_file as load_torch_file
 from typer.testing import CliRunner
 
 import export.graph.decoder
-from export.cli import app
-from export.family import export_family, plan_family, plan_member, verify_family
-from export.grid import MOST_MEMBERS, Setting, parse_grid
-from export.integrity import external_tensors, sha256_file, write_sums
-from export.onnx_run import Graphs
+from export.command.main import app
+from export.family.family import export_family, plan_family, plan_member, verify_family
+from export.family.grid import MOST_MEMBERS, Setting, parse_grid
+from export.files.integrity import external_tensors, sha256_file, write_sums
+from export.run.graphs import Graphs
 from export.variant import export_variant
-from transform.checkpoint import read_checkpoint
 from transform.errors import KnobcastError, KnobError, ScoresError, VerificationError, WriteError
 from transform.knobs import Knobs
 from transform.plan import make_plan
+from transform.read import read_checkpoint
 
 ROOT = Path(__file__).parent.parent
 PYTHON = ROOT / ".venv-genai" / "bin" / "python"
@@ -252,7 +252,7 @@ def test_a_broken_record_is_refused(made: Path, tmp_path: Path, change: dict[str
 
 
 def test_a_wrong_graph_is_never_emitted(molmo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transform.width import set_top_k
+    from transform.top_k import set_top_k
 
     right = export.graph.decoder.text_graph
     monkeypatch.setattr(export.graph.decoder, "text_graph", lambda member, form: right(set_top_k(member, 3), form))

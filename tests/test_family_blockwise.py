@@ -9,17 +9,19 @@ from typing import Any
 import onnx
 import pytest
 
-import export.family_blockwise
+import export.family.blockwise
+import export.gate.compare
+import export.gate.resident
 import export.graph.decoder
-import export.machine
-import export.verify
 import transform.load
-from export.family import export_family, plan_family, verify_family
-from export.integrity import external_tensors
+import transform.machine
+from export.family.family import export_family, plan_family, verify_family
+from export.files.integrity import external_tensors
 from tests.test_family import GRID, NAMES, read, record_sums
-from transform.checkpoint import Checkpoint, read_checkpoint
+from transform.checkpoint import Checkpoint
 from transform.errors import VerificationError
-from transform.width import set_top_k
+from transform.read import read_checkpoint
+from transform.top_k import set_top_k
 
 
 @pytest.fixture(autouse=True)
@@ -29,10 +31,10 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the whole model was loaded")
 
-    monkeypatch.setattr(export.machine, "free_memory", lambda: 0)
+    monkeypatch.setattr(transform.machine, "free_memory", lambda: 0)
     monkeypatch.setattr(transform.load, "load_model", refuse)
     for name in ("load_model", "load_with_report", "dynamic_twin"):
-        monkeypatch.setattr(export.verify, name, refuse)
+        monkeypatch.setattr(export.gate.resident, name, refuse)
 
 
 def write(molmo: Path, out: Path, form: str = "cpu") -> dict[str, Any]:
@@ -46,7 +48,7 @@ def write(molmo: Path, out: Path, form: str = "cpu") -> dict[str, Any]:
 def made(molmo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("families") / "family"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export.machine, "free_memory", lambda: 0)
+        patch.setattr(transform.machine, "free_memory", lambda: 0)
         write(molmo, out)
     return out
 
@@ -64,7 +66,7 @@ def test_members_are_proven_block_by_block(
         loaded[first.start] += 1
         return right(view)
 
-    monkeypatch.setattr(export.family_blockwise, "load_view", counting)
+    monkeypatch.setattr(export.family.blockwise, "load_view", counting)
     said: list[str] = []
     record = write(molmo, tmp_path / "family", form)
     assert list(loaded.values()) == [1] * 4
@@ -136,6 +138,6 @@ def test_one_block_that_is_wrong_for_one_k_is_found(
 
 
 def test_a_k_that_changes_nothing_is_refused(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export.verify, "largest_difference", lambda *_: 0.0)
+    monkeypatch.setattr(export.gate.compare, "largest_difference", lambda *_: 0.0)
     with pytest.raises(VerificationError, match=r"block 0, k=1: .* ignores its top-k"):
         verify_family(made, lambda _: None)

@@ -13,10 +13,10 @@ import pytest
 from export.layout.write import plan_layout, write_layout
 from export.variant import export_variant
 from transform import stage
-from transform.checkpoint import read_checkpoint
 from transform.errors import WriteError
 from transform.knobs import Knobs
 from transform.plan import make_plan
+from transform.read import read_checkpoint
 from transform.stage import check_target, staged
 
 

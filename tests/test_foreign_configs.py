@@ -11,13 +11,14 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers import OlmoeForCausalLM
 
-from export.blockwise import blockwise_gate
+from export.gate.blockwise import blockwise_gate
 from export.variant import export_variant
-from transform.checkpoint import INDEX, SINGLE, read_checkpoint
 from transform.errors import CheckpointError
 from transform.knobs import Knobs
 from transform.load import check_buildable, load_with_report
 from transform.plan import make_plan
+from transform.read import read_checkpoint
+from transform.weight_files import INDEX, SINGLE
 
 Copy = Callable[[Path], Path]
 

@@ -17,16 +17,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, OlmoeForCausalLM
 
-from export.integrity import external_tensors
+from export.files.integrity import external_tensors
 from export.numpy_run import NumpySession
 from tests.onnx_support import empty_cache, session, step, write_variant
 from tests.test_onnx_olmoe import torch_logits
 from tests.test_onnx_sizes import write_odd
-from transform.checkpoint import read_checkpoint
 from transform.errors import CheckpointError, KnobError
 from transform.knobs import FORMS, Knobs
 from transform.load import load_model
 from transform.plan import form_of, make_plan
+from transform.read import read_checkpoint
 
 LAYERS, EXPERTS = 4, 8
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -11,12 +11,13 @@ from transformers import AutoModelForCausalLM, OlmoeForCausalLM
 
 from export.variant import export_variant
 from importance.scores import model_digest
-from transform.checkpoint import Checkpoint, read_checkpoint
+from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError
 from transform.knobs import Knobs
 from transform.load import load_model
 from transform.packed import dequantise
 from transform.plan import make_plan
+from transform.read import read_checkpoint
 
 Copy = Callable[[Path], Path]
 

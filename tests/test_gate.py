@@ -12,21 +12,23 @@ import onnx
 import pytest
 from safetensors.numpy import load_file
 
-from export.golden import GOLDEN_ROWS, check_graphs, record, torch_image, write_golden
+from export.gate.compare import TOLERANCE, find_probe, onnx_vs_torch
+from export.gate.golden import GOLDEN_ROWS, check_graphs, record, torch_image, write_golden
+from export.gate.image_probe import ImageProbe, image_probe
+from export.gate.probe import TextProbe
+from export.gate.verify import verify_directory
 from export.graph.decoder import text_graph
 from export.graph.embedding import embedding_graph
 from export.graph.vision import Tower, vision_graph
-from export.image_probe import ImageProbe, image_probe
 from export.numpy_run.graphs import check_rounding, checking_graphs
-from export.probe import TextProbe
 from export.variant import export_variant
-from export.verify import TOLERANCE, find_probe, onnx_vs_torch, verify_directory
-from transform.checkpoint import Checkpoint, Tensor, read_checkpoint
+from transform.checkpoint import Checkpoint, Tensor
 from transform.errors import VerificationError
 from transform.knobs import FORMS, Knobs
 from transform.load import load_model
 from transform.plan import make_plan
-from transform.width import set_top_k
+from transform.read import read_checkpoint
+from transform.top_k import set_top_k
 
 
 @dataclass

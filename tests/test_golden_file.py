@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save
 
-from export.golden import FILE, compare
-from export.golden_file import load_golden, with_golden_ids
-from export.image_probe import image_probe
-from export.integrity import write_sums
+from export.files.integrity import write_sums
+from export.gate.golden import FILE, compare
+from export.gate.golden_file import load_golden, with_golden_ids
+from export.gate.image_probe import image_probe
+from export.gate.verify import verify_directory
 from export.variant import export_variant
-from export.verify import verify_directory
-from transform.checkpoint import read_checkpoint
 from transform.errors import VerificationError
 from transform.knobs import Knobs
 from transform.plan import make_plan
+from transform.read import read_checkpoint
 
 Arrays = dict[str, Any]
 

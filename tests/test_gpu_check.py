@@ -14,7 +14,7 @@ from tests.gpu import check, environment, layer, report
 from tests.gpu.check import SECTIONS, Section, check_all, entries, isolated
 from tests.gpu.rows import Context, NotAvailableError, Row
 from tests.gpu.synthetic import Sizes, write_noise
-from transform.checkpoint import read_checkpoint
+from transform.read import read_checkpoint
 
 ROOT = Path(__file__).parents[1]
 EXPORTING = ("model", "static", "commands")

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from export.variant import export_variant
-from transform.checkpoint import read_checkpoint
 from transform.errors import CheckpointError
 from transform.hub_cache import hub_id, name_of, revision_of
 from transform.knobs import Knobs
 from transform.plan import make_plan
+from transform.read import read_checkpoint
 from transform.source import resolve
 
 MAIN, STEP, LOOSE = "a" * 40, "b" * 40, "c" * 40

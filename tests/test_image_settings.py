@@ -11,12 +11,12 @@ import pytest
 
 from export.variant import export_variant
 from importance.prompts import load_processor
-from transform.checkpoint import read_checkpoint
 from transform.errors import CheckpointError, KnobError
 from transform.image_settings import MEAN, STD
 from transform.knobs import Knobs
 from transform.molmoe import preprocessing
 from transform.plan import make_plan
+from transform.read import read_checkpoint
 from transform.source import DEFAULT
 
 Copy = Callable[[Path], Path]

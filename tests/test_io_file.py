@@ -10,11 +10,11 @@ import onnx
 import pytest
 
 from export.bench.workload import make_workload
-from export.bound import Bound
-from export.io_file import LONGEST, read_io
-from export.onnx_run import Graphs
-from export.run import Runner
-from export.session import RunError, open_session
+from export.run.answer import Runner
+from export.run.bound import Bound
+from export.run.graphs import Graphs
+from export.run.io_file import LONGEST, read_io
+from export.run.session import RunError, open_session
 from tests.onnx_support import FIXTURES, write_variant
 from transform.errors import VerificationError
 
@@ -171,9 +171,9 @@ def test_ids_that_the_embedding_does_not_have(seeing: Path) -> None:
 @pytest.mark.parametrize("text", ["\udcff", "a\ud800b", "what\udc80"])
 def test_a_prompt_that_is_no_text(text: str, tmp_path: Path) -> None:
     from export.variant import export_variant
-    from transform.checkpoint import read_checkpoint
     from transform.knobs import Knobs
     from transform.plan import make_plan
+    from transform.read import read_checkpoint
     from transform.source import DEFAULT
 
     export_variant(make_plan(read_checkpoint(DEFAULT), Knobs(k=1, keep=(0,))), tmp_path / "v", verify=False)

@@ -15,21 +15,22 @@ import pytest
 import torch
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format  # type: ignore[import-untyped]
 
-from export.graph_facts import read_facts
-from export.integrity import check_before_torch, external_tensors
+from export.files.integrity import check_before_torch, external_tensors
 from export.layout.moved import PAGE, plan_move, write_move
 from export.layout.triton import config_pbtxt
 from export.layout.write import plan_layout, write_layout
-from export.onnx_run import Graphs
-from export.providers import CPU, CUDA, provider_options
-from export.session import RunError
+from export.run.graph_facts import read_facts
+from export.run.graphs import Graphs
+from export.run.providers import CPU, CUDA, provider_options
+from export.run.session import RunError
 from export.variant import export_variant
-from tests.onnx_support import FIXTURES, Array, write_variant
+from tests.onnx_support import FIXTURES, write_variant
 from tests.test_onnx_olmoe import random_ids, save_source
-from transform.checkpoint import read_checkpoint
+from transform.arrays import Array
 from transform.errors import KnobError, VerificationError, WriteError
 from transform.knobs import Knobs
 from transform.plan import make_plan
+from transform.read import read_checkpoint
 
 ROOT = Path(__file__).parents[1]
 
@@ -379,7 +380,7 @@ def test_unknown_runtimes_and_providers(narrow: Path) -> None:
 
 
 def test_command_line(narrow: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "export.cli", "layout", str(narrow), "--for", "triton", "--json"]
+    command = [sys.executable, "-m", "export.command.main", "layout", str(narrow), "--for", "triton", "--json"]
     planned = subprocess.run([*command, "--dry-run"], check=True, cwd=ROOT, capture_output=True, text=True)
     assert json.loads(planned.stdout)["out"] == f"{narrow}-triton"
     assert not Path(f"{narrow}-triton").exists()

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.cli import main
+from export.command.main import main
 from importance.evaluate import evaluate_plan
 from importance.look import MAX_NAMED, look
 from importance.prompts import load_processor, prompts_for
 from importance.samples import EncodedImage, Sample, SamplesError
-from transform.checkpoint import read_checkpoint
 from transform.knobs import Knobs
 from transform.molmoe.preprocessing import fitting_tiling
 from transform.plan import make_plan
+from transform.read import read_checkpoint
 from transform.source import DEFAULT
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (300, 520, 3), np.uint8)

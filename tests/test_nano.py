@@ -11,11 +11,12 @@ from artifacts.nano.measure import BLOCKS
 from importance import choose_blocks, model_digest, read_scores
 from importance.evaluate import evaluate, prepare
 from importance.prompts import load_processor
-from importance.samples import read_samples
-from transform.checkpoint import INDEX, read_checkpoint
+from importance.readers.read import read_samples
 from transform.load import load_model
+from transform.read import read_checkpoint
 from transform.runtime import BlockMaskWrapper, moe_top_k
 from transform.safetensors_header import read_header
+from transform.weight_files import INDEX
 
 NANO = build.TARGET
 MEASURED = json.loads((Path(__file__).parents[1] / "docs" / "nano.json").read_text())

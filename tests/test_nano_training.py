@@ -17,7 +17,8 @@ from torch import Tensor
 from artifacts.nano import data, decoder, features, language, pictures, vision
 from artifacts.nano.build import CONFIG, TARGET
 from artifacts.nano.job import Job
-from importance.samples import Sample, read_samples
+from importance.readers.read import read_samples
+from importance.samples import Sample
 from transform.load import load_model
 from transform.molmoe.preprocessing import preprocess
 
@@ -164,7 +165,7 @@ def _first_block(nano: Any) -> Any:
 def test_packed_questions_see_what_they_would_see_alone(nano: Any) -> None:
     """One sequence with all questions gives each the predictions of the ordinary forward pass."""
     from importance.prompts import load_processor
-    from transform.checkpoint import read_checkpoint
+    from transform.read import read_checkpoint
 
     tokenizer = load_processor(read_checkpoint(TARGET)).tokenizer
     vocabulary = CONFIG["vocab_size"]

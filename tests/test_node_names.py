@@ -13,12 +13,13 @@ import pytest
 from export.derive import derive
 from export.derive.graph import branches
 from export.derive.surgery import operate, with_masked_ranks
+from export.graph.static import write_static
 from export.layout.moved import plan_move, write_move
-from export.static import Prefill, StaticPlan, write_static
+from export.run.static_plan import Prefill, StaticPlan
 from tests.foreign_graphs import write_foreign
 from tests.onnx_support import write_variant
-from transform.checkpoint import read_checkpoint
 from transform.dtype import cast
+from transform.read import read_checkpoint
 from transform.write import write_checkpoint
 
 

@@ -18,11 +18,12 @@ from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
 from export.graph import emit_graphs
 from export.numpy_run import NumpySession
 from tests.conftest import write_raw
-from tests.onnx_support import FIXTURES, Array, session, step, write_variant
-from transform.checkpoint import read_checkpoint
+from tests.onnx_support import FIXTURES, session, step, write_variant
+from transform.arrays import Array
 from transform.errors import VerificationError
 from transform.knobs import Knobs
 from transform.plan import make_plan
+from transform.read import read_checkpoint
 from transform.write import write_checkpoint
 
 CONTRIB = "com.microsoft"

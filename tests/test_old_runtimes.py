@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from safetensors.numpy import save_file
 
-from export.image_probe import image_probe
+from export.gate.image_probe import image_probe
 from export.variant import export_variant
-from transform.checkpoint import read_checkpoint
 from transform.knobs import Knobs
 from transform.plan import make_plan
+from transform.read import read_checkpoint
 from transform.source import DEFAULT
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +74,7 @@ def test_golden_outputs_of_the_default_form(version: str, variants: dict[str, Pa
 
 def knobcast(version: str, *words: str) -> subprocess.CompletedProcess[str]:
     """The command line, with that onnxruntime in place of the installed one."""
-    command = [sys.executable, "-c", "from export.cli import main; main()", *words]
+    command = [sys.executable, "-c", "from export.command.main import main; main()", *words]
     environment = {**os.environ, "PYTHONPATH": str(HOME / version), "COLUMNS": "400"}
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
 

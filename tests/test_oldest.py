@@ -9,17 +9,17 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from export.load_errors import shortened, too_old_to_load
-from export.oldest import FORMS, too_old, too_old_for
-from export.op_checks import check_operators
-from export.session import RunError, open_session
+from export.gate.op_checks import check_operators
+from export.run.load_errors import shortened, too_old_to_load
+from export.run.oldest import FORMS, too_old, too_old_for
+from export.run.session import RunError, open_session
 from export.variant import export_variant
 from tests.onnx_support import write_variant
 from tests.test_session import fused, graph_file
-from transform.checkpoint import read_checkpoint
 from transform.errors import VerificationError
 from transform.knobs import Knobs
 from transform.plan import make_plan
+from transform.read import read_checkpoint
 
 ROOT = Path(__file__).parents[1]
 HERE = re.escape(onnxruntime.__version__)

@@ -11,16 +11,17 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from export.bound import Bound
 from export.graph.decoder import text_graph
-from export.onnx_run import Graphs
-from tests.onnx_support import FIXTURES, Array, write_variant
+from export.run.bound import Bound
+from export.run.graphs import Graphs
+from tests.onnx_support import FIXTURES, write_variant
 from tests.test_layouts import write_form
 from tests.test_onnx_olmoe import random_ids, save_source
 from tests.test_onnx_parity import crops_of, kept_features
-from transform.checkpoint import read_checkpoint
+from transform.arrays import Array
 from transform.depth import drop_blocks
-from transform.width import set_top_k
+from transform.read import read_checkpoint
+from transform.top_k import set_top_k
 
 ROOT = Path(__file__).parents[1]
 PYTHON = ROOT / ".venv-genai" / "bin" / "python"

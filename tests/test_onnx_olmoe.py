@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import OlmoeConfig, OlmoeForCausalLM
 
-from tests.onnx_support import Array, empty_cache, greedy, session, step, write_variant
+from tests.onnx_support import empty_cache, greedy, session, step, write_variant
+from transform.arrays import Array
 
 FORMS: dict[str, dict[str, Any]] = {
     "plain": {},

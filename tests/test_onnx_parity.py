@@ -17,8 +17,9 @@ from safetensors.torch import save_file as save_torch_file
 
 from export.graph import emit_graphs
 from tests.molmo_parity import formula_crops, model_inputs
-from tests.onnx_support import FIXTURES, Array, empty_cache, greedy, session, step, write_variant
-from transform.checkpoint import read_checkpoint
+from tests.onnx_support import FIXTURES, empty_cache, greedy, session, step, write_variant
+from transform.arrays import Array
+from transform.read import read_checkpoint
 
 CASES = json.loads((FIXTURES / "parity_cases.json").read_text())
 INPUTS = load_file(FIXTURES / "parity_inputs.safetensors")
@@ -279,7 +280,7 @@ def test_io_json_describes_the_graphs(variants: dict[str, Path]) -> None:
 
 
 def test_the_patch_token_comes_from_the_tokenizer(tmp_path: Path) -> None:
-    from export.special_tokens import image_token_ids
+    from transform.special_tokens import image_token_ids
 
     settings = read_checkpoint(FIXTURES).settings
     assert image_token_ids(tmp_path, settings) == tuple(settings.vocab + n for n in range(4))

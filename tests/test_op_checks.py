@@ -11,11 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from export.graph.builder import CONTRIB, Graph
-from export.graph.norm import rms_norm
-from export.io_spec import SESSION_OPTIONS
-from export.numpy_run import NumpySession
-from export.op_checks import (
+from export.gate.op_checks import (
     FLOAT16_LIMIT,
     FLOAT32_LIMIT,
     INT8_LIMIT,
@@ -24,10 +20,15 @@ from export.op_checks import (
     check_operators,
     missing_cuda,
 )
-from export.op_rig import Block, Rig, block_graph, make_block, relative
+from export.gate.op_rig import Block, Rig, block_graph, make_block, relative
+from export.graph.builder import CONTRIB, Graph
+from export.graph.norm import rms_norm
+from export.numpy_run import NumpySession
+from export.run.session_options import SESSION_OPTIONS
 from transform.architectures import Settings
-from transform.checkpoint import Checkpoint, read_checkpoint
+from transform.checkpoint import Checkpoint
 from transform.errors import VerificationError
+from transform.read import read_checkpoint
 
 ROOT = Path(__file__).parents[1]
 VERSION = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
@@ -78,7 +79,7 @@ def test_the_cuda_form_says_what_was_not_run(settings: Settings) -> None:
 def test_no_torch_is_imported() -> None:
     code = (
         "import sys; from transform.checkpoint import read_checkpoint; from pathlib import Path;"
-        "from export.op_checks import check_operators;"
+        "from export.gate.op_checks import check_operators;"
         "check_operators('int4', read_checkpoint(Path('artifacts/molmoe-nano')).settings);"
         "assert 'torch' not in sys.modules"
     )
@@ -174,7 +175,7 @@ def test_another_layout_shows(damage: Callable[[Any], Any], rig: Rig, settings: 
 
 
 def test_a_wrong_operator_refuses_the_export(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.op_rig.rms_norm", lambda g, x, weight, eps: rms_norm(g, x, weight, 4 * eps))
+    monkeypatch.setattr("export.gate.op_rig.rms_norm", lambda g, x, weight, eps: rms_norm(g, x, weight, 4 * eps))
     with pytest.raises(VerificationError) as refused:
         check_operators("int4", settings)
     message = str(refused.value)

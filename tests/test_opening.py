@@ -9,16 +9,16 @@ import onnx
 import onnxruntime
 import pytest
 
-from export.onnx_run import Graphs
-from export.providers import CPU
-from export.static import plan_static
-from export.static_run import StaticGraphs
+from export.graph.static import plan_static
+from export.run.graphs import Graphs
+from export.run.providers import CPU
+from export.run.static import StaticGraphs
 from export.variant import export_variant
 from tests.onnx_support import empty_cache, step, write_variant
-from transform.checkpoint import read_checkpoint
 from transform.dtype import cast
 from transform.knobs import Knobs
 from transform.plan import make_plan
+from transform.read import read_checkpoint
 from transform.write import write_checkpoint
 
 

@@ -12,10 +12,10 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from export.cli import app
-from export.commands import joined
-from export.family_command import _show_result as show_family
-from export.score_files import show_result
+from export.command.family import _show_result as show_family
+from export.command.main import app
+from export.command.once import joined
+from export.command.score_files import show_result
 from transform.errors import KnobcastError, KnobError, WriteError
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.imports import PACKAGES, circle, imports, modules, named, reached
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -44,10 +46,72 @@ def test_the_packages_themselves_import_nothing_heavy() -> None:
     assert done.returncode == 0
 
 
-def test_importance_and_transform_know_nothing_of_export() -> None:
-    for package in ("importance", "transform"):
-        for file in (ROOT / package).rglob("*.py"):
-            assert "from export" not in file.read_text(), file
+# Floor by floor: a room may import those before it, and no other. docs/design.md says what is in each.
+FLOORS = [
+    {"transform"},
+    {"importance"},
+    {"export.run"},
+    {"export.graph", "export.files"},
+    {"export.numpy_run"},
+    {"export.gate", "export.layout"},
+    {"export.variant", "export.derive", "export.bench"},
+    {"export.family"},
+    {"export.command"},
+]
+OURS = [name for name in modules() if name.split(".")[0] in PACKAGES]
+HEAVY = {"torch", "transformers", "onnx", "onnxscript"}
+
+
+def room_of(module: str) -> str:
+    first, *rest = module.split(".")
+    return ".".join([first, *rest[:1]]) if first == "export" else first
+
+
+def test_every_room_imports_those_below_it_alone() -> None:
+    floor = {room: n for n, rooms in enumerate(FLOORS) for room in rooms}
+    rooms = {room_of(name) for name in OURS} - {"export"}
+    assert rooms == floor.keys(), "a new room gets a floor here and a row in docs/design.md"
+    upwards = [
+        f"{name} imports {other}"
+        for name in OURS
+        for other in imports(name)
+        if room_of(name) != room_of(other) and "export" not in (name, other)
+        if room_of(other) not in floor or floor[room_of(other)] >= floor[room_of(name)]
+    ]
+    assert upwards == []
+
+
+def test_no_import_leads_back() -> None:
+    """Imports inside functions count: one that hides a circle is a circle."""
+    assert circle({name: imports(name) for name in OURS}) == []
+
+
+def test_a_circle_would_be_seen() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})[0] in "abc"
+
+
+def test_no_package_imports_artifacts_or_tests() -> None:
+    known = {name: imports(name) for name in OURS}
+    foreign = {"artifacts", "tests"}
+    assert [(name, other) for name in OURS for other in known[name] if other.split(".")[0] in foreign] == []
+
+
+@pytest.mark.parametrize(
+    ("starts", "at_import"),
+    [
+        ([name for name in OURS if room_of(name) == "export.run"], False),
+        (["transform.plan", "transform.read", "importance.choose", "export.command.main"], True),
+    ],
+    ids=["the runner, whatever it does", "planning, until it runs a model"],
+)
+def test_no_torch_and_no_onnx(starts: list[str], at_import: bool) -> None:
+    heavy = [
+        f"{module} (reached from {by}) imports {name}"
+        for module, by in reached(starts, at_import).items()
+        for name in named(module, at_import)
+        if name.split(".")[0] in HEAVY
+    ]
+    assert heavy == []
 
 
 def test_other_systems_are_told_at_once() -> None:

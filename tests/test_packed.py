@@ -20,7 +20,8 @@ from safetensors.numpy import load_file, save_file
 import transform.load
 import transform.packed
 from tests.full_size import SIZES, released_config, write_sparse_molmoe
-from transform.checkpoint import Checkpoint, read_checkpoint
+from transform.arrays import Array
+from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
 from transform.dtype import cast
 from transform.errors import CheckpointError, WriteError
@@ -29,12 +30,12 @@ from transform.packed import dequantise, fake_quantised, write_packed
 from transform.packed_layout import FILES, packed_bytes
 from transform.packing import pack, unpack
 from transform.plan import parameters, weight_bytes
-from transform.width import set_top_k
+from transform.read import read_checkpoint
+from transform.top_k import set_top_k
 from transform.write import write_checkpoint
 
 ROOT = Path(__file__).parent.parent
 NANO = ROOT / "artifacts" / "molmoe-nano"
-Array = np.ndarray[Any, Any]
 
 
 def packed(source: Checkpoint, target: Path, bits: int, block: int = 32) -> Checkpoint:

@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig
 
-from export.card import write_card
+from export.files.card import write_card
 from importance.prompts import load_processor
 from tests.test_molmoe_auto import small_tokenizer
-from transform.checkpoint import read_checkpoint
 from transform.knobs import Knobs
 from transform.load import load_model
 from transform.molmoe import MolmoEProcessor
 from transform.molmoe.pictures import ImageError
 from transform.plan import make_plan
+from transform.read import read_checkpoint
 from transform.source import DEFAULT
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (60, 40, 3), np.uint8)

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.cli import main
+from export.command.main import main
 from importance.readers import images, parquet, vqav2
-from importance.samples import EncodedImage, Sample, SamplesError, read_samples
+from importance.readers.read import read_samples
+from importance.samples import EncodedImage, Sample, SamplesError
 
 TEN = ["net", "net", "net", "netting", "net", "mesh", "net", "net", "net", "netting"]
 QUESTIONS: dict[str, Any] = {

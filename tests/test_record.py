@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from export.derive import derive, record
-from export.integrity import check_graph_bounds, check_sums, unreplaced, write_sums
+from export.files.integrity import check_graph_bounds, check_sums, unreplaced, write_sums
+from export.gate.verify import verify_directory
 from export.variant import export_variant
-from export.verify import verify_directory
 from transform import stage
-from transform.checkpoint import read_checkpoint
 from transform.errors import KnobcastError, VerificationError, WriteError
 from transform.knobs import Knobs
 from transform.plan import make_plan
+from transform.read import read_checkpoint
 
 NEW = "text-k1-b6.onnx"
 

@@ -12,16 +12,16 @@ from PIL import Image
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from export.genai import write_genai_config
+from export.files.genai import write_genai_config
+from export.files.io_spec import write_io
 from export.graph import emit_graphs
-from export.io_spec import write_io
-from export.run import Runner, answer
-from export.session import RunError
-from transform.checkpoint import read_checkpoint
+from export.run.answer import Runner, answer
+from export.run.session import RunError
 from transform.depth import drop_blocks
 from transform.molmoe.preprocessing import ImageError
 from transform.plan import plan_vision
-from transform.width import set_top_k
+from transform.read import read_checkpoint
+from transform.top_k import set_top_k
 from transform.write import write_checkpoint
 
 FIXTURES = Path(__file__).parent / "fixtures" / "molmo"
@@ -227,7 +227,17 @@ def test_a_familys_member_answers_as_the_variant_alone(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"one of the family's members, k2-b3; got '\.\./x'"):
         answer(family, None, "w5", member="../x")
 
-    command = [sys.executable, "-m", "export.cli", "run", str(family), "--prompt", "w5 w6", "--max-new-tokens", "4"]
+    command = [
+        sys.executable,
+        "-m",
+        "export.command.main",
+        "run",
+        str(family),
+        "--prompt",
+        "w5 w6",
+        "--max-new-tokens",
+        "4",
+    ]
     flags = ["--member", "k2-b3", "--threads", "1", "--provider", "cpu", "--json"]
     done = subprocess.run([*command, *flags], cwd=Path(__file__).parents[1], check=True, capture_output=True, text=True)
     said = json.loads(done.stdout)

@@ -12,14 +12,8 @@ import pytest
 from PIL import Image
 
 from importance.readers.jsonl import MAX_LINE
-from importance.samples import (
-    EncodedImage,
-    Sample,
-    SamplesError,
-    read_samples,
-    require_answers,
-    samples_digest,
-)
+from importance.readers.read import read_samples
+from importance.samples import EncodedImage, Sample, SamplesError, require_answers, samples_digest
 from transform.molmoe.pictures import ImageError
 
 GOOD = {"id": "a", "image": "images/x.png", "prompt": "Which?", "answers": ["one", "1"], "kind": "count"}

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from export.cli import app, main
+from export.command.main import app, main
 from importance import shards
 from importance.choose import choose_blocks
 from importance.configurations import without
@@ -20,12 +20,13 @@ from importance.evaluate import evaluate, prepare
 from importance.jobs import JobsError
 from importance.metrics import METRICS
 from importance.prompts import load_processor
-from importance.samples import SamplesError, read_samples
+from importance.readers.read import read_samples
+from importance.samples import SamplesError
 from importance.score import Scorer, Setting
 from importance.scores import read_scores
-from transform.checkpoint import read_checkpoint
 from transform.errors import KnobcastError, KnobError, ScoresError, WriteError
 from transform.load import load_model
+from transform.read import read_checkpoint
 from transform.runtime import BlockMaskWrapper
 from transform.source import DEFAULT
 

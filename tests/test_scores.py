@@ -13,8 +13,8 @@ from importance.choose import choose_blocks, find_scores
 from importance.presets import BlockSets, load_preset, preset_names, resolve
 from importance.scores import Scores, model_digest, parse_scores, read_object, read_scores, write_scores
 from importance.sets import write_sets
-from transform.checkpoint import read_checkpoint
 from transform.errors import KnobError, ScoresError, WriteError
+from transform.read import read_checkpoint
 
 CANONICAL: dict[str, Any] = {
     "schema": 1,

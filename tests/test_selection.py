@@ -18,8 +18,8 @@ from importance import (
     select_top_k_blocks,
 )
 from importance.scores import Scores
-from transform.checkpoint import read_checkpoint
 from transform.errors import KnobError, ScoresError
+from transform.read import read_checkpoint
 
 TOY = [0.1, 0.5, 0.4, 0.9, 0.2, 0.05]
 

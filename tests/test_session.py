@@ -15,14 +15,14 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from export.bound import Bound
-from export.graph_facts import read_facts
-from export.integrity import external_tensors
-from export.last_row import INPUT, OUTPUT, last_row_model
-from export.onnx_run import Graphs, member_graph
-from export.providers import CPU, CUDA, TENSORRT, cuda_options, own_caches, provider_options, tensorrt_options
-from export.session import RunError, check_provider, open_session
-from export.static_run import StaticGraphs
+from export.files.integrity import external_tensors
+from export.run.bound import Bound
+from export.run.graph_facts import read_facts
+from export.run.graphs import Graphs, member_graph
+from export.run.last_row import INPUT, OUTPUT, last_row_model
+from export.run.providers import CPU, CUDA, TENSORRT, cuda_options, own_caches, provider_options, tensorrt_options
+from export.run.session import RunError, check_provider, open_session
+from export.run.static import StaticGraphs
 from tests.onnx_support import FIXTURES, write_variant
 from tests.test_onnx_olmoe import random_ids, save_source
 from transform.errors import VerificationError
@@ -283,7 +283,8 @@ def test_damaged_variants(
 
 def test_facts_need_no_onnx(variant: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from export.onnx_run import Graphs; from export.bound import Bound\n"
+        "import sys; from pathlib import Path\n"
+        "from export.run.graphs import Graphs; from export.run.bound import Bound\n"
         f"import numpy; Bound(Graphs(Path({str(variant)!r}))).prefill(numpy.array([[1, 2]]))\n"
         "sys.exit(bool({'torch', 'onnx', 'safetensors'} & set(sys.modules)))"
     )

@@ -11,15 +11,15 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import OlmoeConfig, OlmoeForCausalLM
 
-from export.integrity import check_sums
-from export.run import Runner
-from export.session import RunError
+from export.files.integrity import check_sums
+from export.gate.verify import verify_directory
+from export.run.answer import Runner
+from export.run.session import RunError
 from export.variant import export_variant
-from export.verify import verify_directory
-from transform.checkpoint import read_checkpoint
 from transform.errors import CheckpointError
 from transform.knobs import Knobs
 from transform.plan import make_plan
+from transform.read import read_checkpoint
 from transform.source import DEFAULT
 from transform.tokenizer_file import check_tokenizer
 from transform.write import write_checkpoint

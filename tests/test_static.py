@@ -12,34 +12,34 @@ import pytest
 import torch
 
 from artifacts.nano import data
-from export.blockwise import blockwise_gate
-from export.golden import record
+from export.gate.blockwise import blockwise_gate
+from export.gate.golden import record
+from export.gate.image_probe import image_probe
+from export.gate.probe import MarginWatch
+from export.gate.static import StaticImage, check_static_text, checking_static, static_images
+from export.gate.verify import verify_directory
 from export.graph.attention import Static
 from export.graph.decoder import text_graph
-from export.image_probe import image_probe
-from export.probe import MarginWatch
-from export.run import Runner
-from export.session import RunError
-from export.static import Prefill, StaticPlan, plan_static
-from export.static_run import StaticGraphs
-from export.static_verify import StaticImage, check_static_text, checking_static, static_images
+from export.graph.static import plan_static
+from export.run.answer import Runner
+from export.run.session import RunError
+from export.run.static import StaticGraphs
+from export.run.static_plan import Prefill, StaticPlan
 from export.variant import export_variant
-from export.verify import verify_directory
-from importance.samples import read_samples
-from transform.checkpoint import read_checkpoint
+from importance.readers.read import read_samples
+from transform.arrays import Array
 from transform.errors import KnobcastError, KnobError, VerificationError
 from transform.knobs import Knobs
 from transform.load import load_model
 from transform.molmoe.tiling import image_tokens
 from transform.plan import make_plan
+from transform.read import read_checkpoint
 from transform.source import DEFAULT
 
 ROOT = Path(__file__).parent.parent
 FORMS = ("cpu", "cuda", "int4")  # cuda by numpy, for onnxruntime has no such experts without a GPU
 CACHE, PROMPT = 40, 8
 TOLERANCE = 5e-5  # 1e-5 of the largest logits, which are 5 and more
-
-Array = np.ndarray[Any, Any]
 
 
 def export(source: Path, out: Path, knobs: Knobs, cache: int, prompt: int | None = None, **options: Any) -> Any:
@@ -254,14 +254,14 @@ def test_the_blockwise_gate_proves_static_graphs(molmo: Path, tmp_path: Path, fo
 
 
 def test_the_gate_sees_a_wrong_static_graph(molmo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import export.static as module
+    import export.graph.static as module
 
     write = module.write_decoders
 
     def wrong(checkpoint: Any, directory: Path, static: StaticPlan, form: str = "cpu", prefix: str = "") -> list[Path]:
         files = write(checkpoint, directory, static, form, prefix)
         one_more = Static(1, static.cache)
-        from transform.width import set_top_k
+        from transform.top_k import set_top_k
 
         text_graph(set_top_k(checkpoint, 3), form, one_more).write(directory / f"{prefix}decode.onnx")
         return files
@@ -343,7 +343,7 @@ def test_text_prompts_that_can_not_be(olmoe: Path, prompt: int) -> None:
 
 def test_the_command_line(olmoe: Path, tmp_path: Path) -> None:
     def knobcast(*words: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "export.cli", "export", str(olmoe), *words]
+        command = [sys.executable, "-m", "export.command.main", "export", str(olmoe), *words]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
     shown = json.loads(knobcast("--k", "2", "--static", "64", "--dry-run", "--json").stdout)

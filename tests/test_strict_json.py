@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from export.files.integrity import check_sums, sha256_file
 from export.graph.vision import read_tower
-from export.graph_facts import read_facts
-from export.integrity import check_sums, sha256_file
-from export.special_tokens import check_special_tokens
+from export.run.graph_facts import read_facts
 from importance.scores import read_scores
 from tests.conftest import write_raw
-from transform.checkpoint import read_checkpoint
 from transform.errors import CheckpointError, ScoresError, VerificationError
 from transform.molmoe.pictures import ImageError, open_image
+from transform.read import read_checkpoint
 from transform.safetensors_header import MAX_TENSORS, read_header
+from transform.special_tokens import check_special_tokens
 from transform.strict_json import MAX_JSON_BYTES, parse, read_json
 
 Copy = Callable[[Path], Path]

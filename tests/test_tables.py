@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.cli import main
-from importance.samples import EncodedImage, Sample, SamplesError, read_samples
+from export.command.main import main
+from importance.readers.read import read_samples
+from importance.samples import EncodedImage, Sample, SamplesError
 from importance.tasks import check_samples, metric_named
 
 

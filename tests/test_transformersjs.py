@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import OlmoeForCausalLM
 
-from export.bound import Bound
 from export.layout.write import plan_layout, write_layout
-from export.onnx_run import Graphs
+from export.run.bound import Bound
+from export.run.graphs import Graphs
 from tests.onnx_support import write_variant
 from tests.test_layouts import write_family, write_form
 from tests.test_onnx_olmoe import random_ids, save_source

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from transform.checkpoint import INDEX, SINGLE, read_checkpoint
 from transform.errors import CheckpointError
+from transform.read import read_checkpoint
+from transform.weight_files import INDEX, SINGLE
 
 Copy = Callable[[Path], Path]
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from importance.allocation import Profile, allocate, k_option, predicted, profile_configs, sensitivity, uniform
 from importance.configurations import Config, MeasureError
-from importance.width import Profile, allocate, k_option, predicted, profile_configs, sensitivity, uniform
 from transform.errors import KnobError
 from transform.knobs import parse_k
 

@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from transform.checkpoint import Checkpoint, read_checkpoint
+from transform.checkpoint import Checkpoint
 from transform.copying import RangeCopier
 from transform.depth import drop_blocks
 from transform.dtype import cast
 from transform.errors import CheckpointError, KnobError, WriteError
+from transform.read import read_checkpoint
 from transform.stage import staged
-from transform.width import set_top_k
+from transform.top_k import set_top_k
 from transform.write import coalesce, shards_of, write_checkpoint
 
 ROOT = Path(__file__).parent.parent

@@ -1,4 +1,4 @@
-"""`export/user_process.py` for many variants: what it imports is imported once, each variant gets a fork of that.
+"""`export/gate/user_process.py` for many variants: what it imports is imported once, each variant gets a fork of that.
 
     python -P warm_user.py user_process.py          a request a line: [directory, request]; an answer a line
 

@@ -6,21 +6,14 @@ have other names, but still know where their bytes lie in the source; `write.py`
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transform.architectures import Architecture, Settings, architecture_of, lookup, shown
+from transform.architectures import Architecture, Settings, architecture_of, lookup
 from transform.errors import CheckpointError
-from transform.fused_experts import split_fused
-from transform.safetensors_header import read_header
-from transform.side_files import side_files as side_files
-from transform.strict_json import read_json as read_json
-from transform.weight_files import INDEX as INDEX
-from transform.weight_files import SINGLE as SINGLE
-from transform.weight_files import weight_files
 
 PACKED = "knobcast"  # how config.json calls weights quantised by `packed.py`
 # What a config may say about the machine it was saved on: kernels that another one needn't have.
@@ -140,64 +133,6 @@ class Checkpoint:
         table = [(t.name, t.dtype, t.shape) for t in self.tensors.values()]
         text = json.dumps([self.config, table], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-def read_checkpoint(directory: Path) -> Checkpoint:
-    """Read and check config, index and headers; raises CheckpointError with the rule that was broken."""
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory}: not a directory. Give the directory of a checkpoint.")
-    if not (directory / "config.json").exists() and (directory / "snapshots").is_dir():
-        raise CheckpointError(
-            f"{directory}: a checkpoint must lie in the directory itself, this is a folder of the hub's cache. "
-            "Give the folder below snapshots/."
-        )
-    config = read_json(directory / "config.json")
-    architecture_of(config)  # before the weights: an unknown family is the more useful message
-    if lookup(config, "quantization_config.quant_method") == PACKED:
-        from transform.packed import read_packed  # it builds on this file
-
-        return read_packed(directory, config)
-    refuse_quantised(config)
-    weight_map, files = weight_files(directory)
-    architecture = architecture_of(config)
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        entries = {entry.name: entry for entry in read_header(directory / file)}
-        if weight_map is not None:
-            _check_index(weight_map, entries, file)
-        kept = {name: entry for name, entry in entries.items() if not name.endswith(architecture.dropped)}
-        for entry in split_fused(kept, architecture).values():
-            tensors[entry.name] = Tensor(
-                entry.name, entry.dtype, entry.shape, directory / file, entry.start, entry.nbytes, entry.dtype
-            )
-    checkpoint = Checkpoint(directory, config, tensors, side_files(directory))
-    check_tensors(checkpoint)
-    return checkpoint
-
-
-def _check_index(weight_map: Mapping[str, str], entries: Iterable[str], file: str) -> None:
-    for name in entries:
-        if weight_map.get(name) != file:
-            raise CheckpointError(
-                f"{file}: holds {name!r}, which the index puts into {weight_map.get(name)!r}. "
-                "Index and files belong to different checkpoints: download both again."
-            )
-
-
-def refuse_quantised(config: Mapping[str, Any]) -> None:
-    """Raise CheckpointError where a config says that another tool has quantised the weights.
-
-    Loaders go by that, whatever the files hold: a variant with such a config couldn't be loaded.
-    """
-    for key in ("quantization_config", "compression_config"):
-        about = config.get(key)
-        if about is not None:
-            method = about.get("quant_method") if isinstance(about, Mapping) else about
-            raise CheckpointError(
-                f"weights must be plain floating point numbers, {key} in config.json says that they are quantised "
-                f"({'method' if method else 'without a method'}{f' {shown(method)}' if method else ''}). Use the "
-                f"checkpoint it was made of; if the weights are plain after all, remove {key} from config.json."
-            )
 
 
 def check_tensors(checkpoint: Checkpoint) -> None:

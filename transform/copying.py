@@ -10,9 +10,9 @@ import fcntl
 import os
 import struct
 import sys
-from collections.abc import Callable
 
 from transform.errors import CheckpointError
+from transform.progress import Progress
 
 _FICLONERANGE = 0x4020940D
 _CHUNK = 64 << 20  # progress granularity; also far below the kernel's 2 GiB limit per call
@@ -23,7 +23,7 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class RangeCopier:
     """Copies ranges from one open file to another; `ways` tells what was used and how many bytes each moved."""
 
-    def __init__(self, source: int, target: int, progress: Callable[[int], None]) -> None:
+    def __init__(self, source: int, target: int, progress: Progress) -> None:
         self.source, self.target, self.progress = source, target, progress
         self.block = os.fstatvfs(target).f_bsize
         self.ways: dict[str, int] = {}

@@ -10,7 +10,7 @@ from typing import Any
 from transform.architectures import shown
 from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError
-from transform.strict_json import read_json
+from transform.strict_json import Record, read_json
 
 PROCESSOR, PREPROCESSOR = "processor_config.json", "preprocessor_config.json"
 STOCK_CROPS = 12
@@ -33,7 +33,7 @@ _FIXED: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-def variant_policy(source: Checkpoint) -> dict[str, Any] | None:
+def variant_policy(source: Checkpoint) -> Record | None:
     """The processor_config.json of a variant; None for any other model."""
     if not source.architecture.multimodal or PROCESSOR not in source.side_files:
         return None

@@ -18,12 +18,13 @@ import torch
 from transformers import GenerationConfig
 
 from transform.architectures import lookup
-from transform.checkpoint import OF_A_MACHINE, PACKED, Checkpoint, read_checkpoint
+from transform.checkpoint import OF_A_MACHINE, PACKED, Checkpoint
 from transform.depth import drop_blocks
 from transform.dtype import cast
 from transform.errors import CheckpointError, KnobcastError
 from transform.packed import dequantise, fake_quantised
-from transform.strict_json import MAX_TABLE_BYTES, read_json
+from transform.read import read_checkpoint
+from transform.strict_json import MAX_TABLE_BYTES, Record, read_json
 from transform.weight_files import INDEX
 
 _TAKE_IN_TURN = "HF_DEACTIVATE_ASYNC_LOAD"  # transformers reads it at every load
@@ -107,7 +108,7 @@ def building(what: str) -> Iterator[None]:
         ) from error
 
 
-def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def plain_config(config: Mapping[str, Any]) -> Record:
     """A config for weights given as floats, without what it says about the machine that it was saved on."""
     return {key: value for key, value in config.items() if key not in ("quantization_config", *OF_A_MACHINE)}
 
@@ -242,3 +243,10 @@ def model_class(config: Mapping[str, Any]) -> Any:
         return import_module("transform.molmoe").MolmoEForConditionalGeneration
     transformers = import_module("transformers")
     return transformers.MODEL_FOR_CAUSAL_LM_MAPPING[transformers.CONFIG_MAPPING[config["model_type"]]]
+
+
+def quiet_transformers() -> None:
+    """One bar per loaded model would hide ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

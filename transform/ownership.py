@@ -9,10 +9,9 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from transform.regular_file import read_regular
-from transform.strict_json import MAX_JSON_BYTES
+from transform.strict_json import MAX_JSON_BYTES, Record
 
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
@@ -50,7 +49,7 @@ def traces(directory: Path) -> list[str]:
     return [path.name for path in directory.iterdir() if _TRACES.fullmatch(path.name) and ".stage-" not in path.name]
 
 
-def read_manifest(directory: Path) -> dict[str, Any]:
+def read_manifest(directory: Path) -> Record:
     """The manifest where it is a JSON object; else an empty one."""
     try:
         manifest = json.loads(read_regular(directory / MANIFEST, MAX_JSON_BYTES))
@@ -59,7 +58,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest if isinstance(manifest, dict) else {}
 
 
-def is_ours(manifest: dict[str, Any]) -> bool:
+def is_ours(manifest: Record) -> bool:
     """Whether knobcast wrote a manifest, by what it says."""
     words = isinstance(manifest.get("blocks_kept"), list) or isinstance(manifest.get("layout"), str)
     return words and manifest.get("schema") == SCHEMA

@@ -14,11 +14,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from transform.arrays import Array
 from transform.checkpoint import PACKED, Checkpoint, Pack, Tensor, check_tensors, fits
 from transform.copying import RangeCopier, write_at
 from transform.errors import CheckpointError
 from transform.packed_layout import BLOCK, FILES, MATRICES, Stack, check_format, entries, stacks
-from transform.packing import Array, pack, unpack
+from transform.packing import pack, unpack
+from transform.progress import Progress
 from transform.safetensors_header import Entry, read_header
 from transform.side_files import copy_side_files, side_files
 from transform.write import convert, insist_on_space, nothing, read_range, refuse_packed, rounded, write_json
@@ -29,7 +31,7 @@ _AT_ONCE = 1 << 20  # values of source
 
 
 def write_packed(
-    checkpoint: Checkpoint, directory: Path, bits: int, block: int = BLOCK, progress: Callable[[int], None] = nothing
+    checkpoint: Checkpoint, directory: Path, bits: int, block: int = BLOCK, progress: Progress = nothing
 ) -> None:
     """Write a planned checkpoint, quantised, into the empty `directory`: weights, config, side files.
 
@@ -190,7 +192,7 @@ def _compare(wanted: Mapping[str, Entry], held: Mapping[str, Tensor], file: str)
 class _Sources:
     """The source's files, each opened once, and the float32 rows of its matrices."""
 
-    def __init__(self, files: ExitStack, progress: Callable[[int], None]) -> None:
+    def __init__(self, files: ExitStack, progress: Progress) -> None:
         self._files, self._progress = files, progress
         self._open: dict[Path, int] = {}
 

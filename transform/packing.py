@@ -7,15 +7,12 @@ Arithmetic only; which tensors are packed, and where they lie, is `packed.py`'s 
 n rows, K values per row, B = ceil(K / block) blocks per row.
 """
 
-from typing import Any
-
 import numpy as np
 
+from transform.arrays import Array
 from transform.errors import CheckpointError
 
 _AT_ONCE = 1 << 17  # values: what is worked on stays in the processor's cache
-
-Array = np.ndarray[Any, Any]
 
 
 def pack(values: Array, bits: int, block: int, scale_dtype: str, what: str) -> tuple[Array, Array]:

@@ -5,7 +5,6 @@ Checkpoint and knobs in; the planned checkpoint, the vision policy, parameter co
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
@@ -17,8 +16,9 @@ from transform.knobs import PACKED_BITS, Knobs, canonical_name, parse_tokens
 from transform.molmoe import tiling
 from transform.packed_layout import BLOCK, packed_bytes
 from transform.stack import is_stacked, stack_experts
+from transform.strict_json import Record
 from transform.tokenizer_file import tokenizer_warnings
-from transform.width import beyond_training, set_top_k
+from transform.top_k import beyond_training, set_top_k
 from transform.write import written_bytes
 
 RESIZES = ("pad", "fill")
@@ -38,7 +38,7 @@ class Vision:
     rule: str
     tilings: tuple[tuple[int, int], ...]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Record:
         """For plan, manifest and io.json; token counts are real ones, per (rows, columns)."""
         return {
             "tokens": self.tokens,
@@ -105,7 +105,7 @@ class Plan:
         """Block indices of the source that the variant lacks."""
         return tuple(i for i in range(self.source.settings.layers) if i not in self.keep)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Record:
         """One JSON object; the words are those of flags and manifest."""
         target = self.target
         return {

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from transform.errors import CheckpointError
 from transform.regular_file import LFS_POINTER, IrregularError, open_regular
+from transform.strict_json import Record
 
 ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -81,7 +82,7 @@ def _parse(path: Path, *_unchanged: int) -> tuple[Entry, ...]:
 
     objects = 0
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> Record:
         nonlocal objects
         objects += 1
         if objects > MAX_TENSORS + 2:  # its own, the metadata's; before a million of them are parsed

@@ -13,6 +13,7 @@ from typing import Any
 from transform.errors import CheckpointError
 from transform.regular_file import LFS_POINTER, IrregularError, read_regular
 
+Record = dict[str, Any]  # a JSON object
 MAX_JSON_BYTES = 4_000_000  # configs and manifests; the largest known have some 100 KB
 MAX_TABLE_BYTES = 64_000_000  # an index of shards, a tokenizer
 _HALF = re.compile(rb"\\u[dD][89abcdefABCDEF]")

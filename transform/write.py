@@ -9,17 +9,19 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from transform.checkpoint import INDEX, SINGLE, Checkpoint, Tensor
+from transform.checkpoint import Checkpoint, Tensor
 from transform.copying import RangeCopier, can_reflink, write_at
 from transform.errors import CheckpointError, WriteError
+from transform.progress import Progress
 from transform.safetensors_header import ITEM_BYTES, read_header
 from transform.side_files import copy_side_files
+from transform.weight_files import INDEX, SINGLE
 
 _CHUNK = 8 << 20
 _PAGE = 4096
@@ -84,9 +86,7 @@ def header_of(shard: Shard) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def write_checkpoint(
-    checkpoint: Checkpoint, directory: Path, progress: Callable[[int], None] = nothing
-) -> dict[str, int]:
+def write_checkpoint(checkpoint: Checkpoint, directory: Path, progress: Progress = nothing) -> dict[str, int]:
     """Write everything of `checkpoint` into the empty `directory`; returns bytes moved per way of copying."""
     refuse_packed(checkpoint)
     shards = shards_of(checkpoint)
@@ -146,7 +146,7 @@ def _shares_blocks(source: Path, directory: Path) -> bool:
     return shared
 
 
-def _write_shard(shard: Shard, target: Path, progress: Callable[[int], None]) -> dict[str, int]:
+def _write_shard(shard: Shard, target: Path, progress: Progress) -> dict[str, int]:
     with ExitStack() as files:
         out = files.enter_context(target.open("w+b"))
         copiers: dict[Path, RangeCopier] = {}
@@ -196,7 +196,7 @@ def coalesce(tensors: Sequence[Tensor]) -> list[tuple[int, list[Tensor]]]:
     return runs
 
 
-def convert(tensor: Tensor, source: int, out: int, at: int, progress: Callable[[int], None]) -> int:
+def convert(tensor: Tensor, source: int, out: int, at: int, progress: Progress) -> int:
     """Write a tensor in its planned dtype to `at`; returns its bytes there."""
     done = 0
     for offset in range(0, tensor.nbytes, _CHUNK):

@@ -11,7 +11,7 @@ import torch
 from artifacts.nano import data, features, language, tokenizer, vision
 from artifacts.nano.build import CONFIG, TARGET, build
 from artifacts.nano.job import SEED
-from importance.samples import read_samples
+from importance.readers.read import read_samples
 from transform.molmoe import MolmoEConfig, MolmoEForConditionalGeneration
 
 STATE = Path(__file__).parents[1] / "nano-training"

@@ -88,8 +88,8 @@ def _model() -> Any:
 def _prepared(split: str, tokens: int | None) -> Any:
     from importance.evaluate import prepare
     from importance.prompts import load_processor
-    from importance.samples import read_samples
-    from transform.checkpoint import read_checkpoint
+    from importance.readers.read import read_samples
+    from transform.read import read_checkpoint
 
     samples = read_samples(data.TARGET / f"{split}.jsonl")
     return prepare(_model(), load_processor(read_checkpoint(TARGET)), samples, tokens)

@@ -8,9 +8,9 @@ from artifacts.nano import data
 from artifacts.nano.build import TARGET
 from importance.evaluate import prepare
 from importance.prompts import load_processor
-from importance.samples import read_samples
-from transform.checkpoint import read_checkpoint
+from importance.readers.read import read_samples
 from transform.load import load_model
+from transform.read import read_checkpoint
 from transform.runtime import find_routers
 
 

@@ -21,7 +21,7 @@ from importance.score import Scorer, Setting
 from importance.search import strategy
 from importance.search.top_k import keep_top_k
 from importance.tasks import wilson
-from transform.checkpoint import read_checkpoint
+from transform.read import read_checkpoint
 
 DOCS = Path(__file__).parents[2] / "docs"
 QUESTIONS = 200  # of the calibration file: all sets of at most 6 blocks are measured on them

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from transform.checkpoint import INDEX
 from transform.molmoe import MolmoEForConditionalGeneration
+from transform.weight_files import INDEX
 
 SHARD_BYTES = 8_300_000  # of data; with its header a shard stays below 9,000,000
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from export.machine import FLOAT32, free_memory
 from transform.errors import KnobError
+from transform.machine import FLOAT32, free_memory
 
 GRAPHS = "graphs"
 BASELINES = ("eager", "grouped_mm", "exporter")

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from export.bench.workload import Workload
-from export.onnx_run import Graphs, dtype_of
+from export.run.graphs import Graphs, dtype_of
+from transform.strict_json import Record
 
 GRAPH, FEATURES = "model.onnx", "features.npy"
 PAST = ("input.cache.", "input.past_key_values.")  # the name is the model's argument's
@@ -25,7 +26,7 @@ def export_graph(job: Mapping[str, Any], target: Path) -> None:
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
     from export.bench.engine_torch import load_variant
-    from export.gate import quiet_transformers
+    from transform.load import quiet_transformers
     from transform.molmoe.compatibility import CACHE
 
     quiet_transformers()
@@ -75,7 +76,7 @@ class Engine:
         self.device = "cpu" if job["provider"] == "cpu" else "cuda"
         self.features: Any = None
         self.session: Any = None
-        self.cache: dict[str, Any] = {}
+        self.cache: Record = {}
         self.length = 0
 
     def prepare(self) -> None:
@@ -116,7 +117,7 @@ class Engine:
 
     def _next(self, ids: np.ndarray[Any, Any], features: Any) -> int:
         self.length += ids.shape[1]
-        feed: dict[str, Any] = {"attention_mask": np.ones((1, self.length), np.int64), **self.cache}
+        feed: Record = {"attention_mask": np.ones((1, self.length), np.int64), **self.cache}
         if self.front.multimodal:
             feed["inputs_embeds"] = self.front.embed(ids, features)
         else:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from export.bench.workload import Workload
-from export.bound import Bound
-from export.onnx_run import Graphs
+from export.run.bound import Bound
+from export.run.graphs import Graphs
 
 
 class Engine:

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from export.bench.workload import Workload
-from export.gate import quiet_transformers
-from transform.load import load_model
+from transform.load import load_model, quiet_transformers
 from transform.molmoe.compatibility import CACHE
 from transform.runtime import BlockMaskWrapper, set_moe_top_k
 

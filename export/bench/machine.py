@@ -7,7 +7,8 @@ import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+
+from transform.strict_json import Record
 
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "torch", "transformers", "numpy", "onnxscript", "onnx")
 STATUS = {"peak_bytes": "VmHWM", "anonymous_bytes": "RssAnon"}  # in /proc/self/status, in kB
@@ -25,7 +26,7 @@ def physical_cores() -> int:
     return len(cores) or len(allowed)
 
 
-def machine_facts(threads: int, gpu: bool) -> dict[str, Any]:
+def machine_facts(threads: int, gpu: bool) -> Record:
     """Processor, cores, threads used, load, versions; the GPU's name where one is used and nvidia-smi knows it."""
     model = re.search(r"^model name\s*:\s*(.+)$", _cpuinfo(), re.M)
     return {

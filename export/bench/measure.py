@@ -14,11 +14,12 @@ import numpy as np
 from export.bench.contestants import GRAPHS, PREPARES, WHAT
 from export.bench.process import Contestant, ContestantError
 from export.bench.workload import Workload
+from transform.progress import Progress, Say
 from transform.scratch import scratch
+from transform.strict_json import Record
 
 SETTLE = 0.05  # seconds between turns: the threads of the last one wait busily for a while
-Say = Callable[[str], None]
-Advance = Callable[[int], None]
+Advance = Progress
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,12 @@ class Entry:
     status: str = "measured"
     reason: str | None = None
     prepared: float | None = None
-    loaded: dict[str, Any] = field(default_factory=dict)
-    runs: list[dict[str, Any]] = field(default_factory=list)
+    loaded: Record = field(default_factory=dict)
+    runs: list[Record] = field(default_factory=list)
     process: Contestant | None = None
 
 
-def measure(bench: Bench, say: Say, advance: Advance) -> list[dict[str, Any]]:
+def measure(bench: Bench, say: Say, advance: Advance) -> list[Record]:
     """One record per contestant, in the order of `names`."""
     entries = [Entry(name) for name in bench.names]
     with scratch("bench") as folder:
@@ -109,7 +110,7 @@ def _run(counted: bool, entry: Entry) -> None:
         entry.runs.append(found)
 
 
-def records(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+def records(entries: Sequence[Entry]) -> list[Record]:
     """The entries as they are printed, compared with the first baseline and with the graphs' tokens."""
     found = {entry.name: _record(entry) for entry in entries}
     measured = [name for name in found if found[name]["status"] == "measured"]
@@ -141,8 +142,8 @@ def tokens_equal(found: Sequence[Mapping[str, Any]]) -> bool | None:
     return all(r["first_difference"] is None and r["repeatable"] for r in measured)
 
 
-def _record(entry: Entry) -> dict[str, Any]:
-    record: dict[str, Any] = {"name": entry.name, "what": WHAT[entry.name], "status": entry.status}
+def _record(entry: Entry) -> Record:
+    record: Record = {"name": entry.name, "what": WHAT[entry.name], "status": entry.status}
     if entry.status != "measured":
         return record | {"reason": entry.reason}
     runs = [{key: _rounded(run[key]) for key in ("vision", "prefill", "steps")} for run in entry.runs]

@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from transform.strict_json import Record
+
 TAIL, LONGEST = 3, 400  # lines and characters of a dead process's stderr
 CLOSING = 10.0  # seconds
 
@@ -37,7 +39,7 @@ class Contestant:
         self._answers: queue.Queue[bytes] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
 
-    def ask(self, what: str) -> dict[str, Any]:
+    def ask(self, what: str) -> Record:
         """`prepare`, `load` or `run`; raises ContestantError with the reason if it fails."""
         assert self._process.stdin is not None
         try:
@@ -56,7 +58,7 @@ class Contestant:
             tail = self._tail()
             self.close()
             raise ContestantError(f"its process ended with code {code} during {what}{tail}")
-        answer: dict[str, Any] = json.loads(line)
+        answer: Record = json.loads(line)
         if "error" in answer:
             self.close()
             raise ContestantError(without_folders(answer["error"]))

@@ -19,11 +19,12 @@ from typing import Any
 from export.bench.contestants import HOME
 from export.bench.machine import device_memory, process_memory
 from export.bench.workload import Workload
+from transform.strict_json import Record
 
 LONGEST = 600  # characters of an error
 
 
-def timed_run(engine: Any, workload: Workload) -> dict[str, Any]:
+def timed_run(engine: Any, workload: Workload) -> Record:
     """One prompt: the picture, the prefill that gives the first token, and the N - 1 steps that give the others."""
     engine.start()
     vision = None
@@ -42,7 +43,7 @@ def timed_run(engine: Any, workload: Workload) -> dict[str, Any]:
     return {"vision": vision, "prefill": prefill, "steps": steps, "tokens": tokens}
 
 
-def answer(what: str, engine: Any, workload: Workload, gpu: bool) -> dict[str, Any]:
+def answer(what: str, engine: Any, workload: Workload, gpu: bool) -> Record:
     """What one request gives."""
     if what == "run":
         found = timed_run(engine, workload)

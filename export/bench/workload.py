@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from export.onnx_run import Array, open_tokenizer
+from export.run.graphs import open_tokenizer
+from transform.arrays import Array
 from transform.errors import KnobError, VerificationError
+from transform.strict_json import Record
 
 DEFAULT_PROMPT = 512
 MOST_IDS = 1 << 24  # of a vocabulary
@@ -48,7 +50,7 @@ class Workload:
 
     def save(self, path: Path) -> None:
         """Write what a contestant needs."""
-        arrays: dict[str, Any] = {"ids": self.ids, "new_tokens": self.new_tokens, **self.picture}
+        arrays: Record = {"ids": self.ids, "new_tokens": self.new_tokens, **self.picture}
         np.savez(path, **arrays)
 
     @classmethod
@@ -58,7 +60,7 @@ class Workload:
             picture = {name: found[name] for name in PICTURE if name in found}
             return cls(found["ids"], int(found["new_tokens"]), picture, "")
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Record:
         """For the record."""
         return {
             "batch": 1,
@@ -113,7 +115,7 @@ def _picture(io: Mapping[str, Any], image: Path | None) -> tuple[dict[str, Array
 
     policy = {name: io["vision"][name] for name in ("tokens", "max_crops", "resize", "rule") if name in io["vision"]}
     if image is None:
-        from export.probe import picture
+        from export.gate.probe import picture
 
         cut = preprocess(picture(), **policy)
     else:

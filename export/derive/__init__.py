@@ -6,14 +6,14 @@ exporting again is as quick and says more; this is for graphs whose checkpoint i
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from transform.errors import CheckpointError, VerificationError
-
-Record = dict[str, Any]
+from transform.progress import Say
+from transform.strict_json import Record
 
 
 def derive(
@@ -26,7 +26,7 @@ def derive(
     verify: bool = True,
     dry_run: bool = False,
     force: bool = False,
-    say: Callable[[str], None] = lambda _: None,
+    say: Say = lambda _: None,
 ) -> Record:
     """Write the derived graph beside `graph`; returns what it has and what was checked. On any error nothing changes.
 
@@ -37,7 +37,7 @@ def derive(
     from export.derive.place import check_out, default_out, overlay_for, setting_name
     from export.derive.record import check_record, is_recorded, publish, refusing, staging
     from export.derive.surgery import operate
-    from export.integrity import sha256_file
+    from export.files.integrity import sha256_file
     from transform.write import write_json
 
     say("surgery")

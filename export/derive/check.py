@@ -8,23 +8,21 @@ mask; its k is one attribute.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from export.derive.feed import Feed, compute_dtype
 from export.derive.surgery import Surgery, open_graph, with_masked_ranks
 from export.derive.torch_check import against_torch
-from export.external import check_external
-from export.graph_facts import read_facts
-from export.io_spec import SESSION_OPTIONS
-from export.tolerance import scale_of
-from transform.checkpoint import read_json
+from export.gate.tolerance import scale_of
+from export.run.external import check_external
+from export.run.graph_facts import read_facts
+from export.run.session_options import SESSION_OPTIONS
 from transform.errors import CheckpointError, KnobcastError, VerificationError
+from transform.strict_json import Record, read_json
 
 TOLERANCE = 1e-5  # of the largest value; the same arithmetic, summed over more zeros
 SEEDS = 3
-Record = dict[str, Any]
 
 
 def check_ranges(staged: Path) -> tuple[int, list[str]]:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from export.derive.blocks import Block
-from export.derive.graph import Array
 from export.derive.surgery import Opened
-from export.session import open_session
+from export.run.session import open_session
+from transform.arrays import Array
 from transform.errors import VerificationError
 
 PROMPT = 6

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
+from transform.arrays import Array
 from transform.errors import CheckpointError
 
 CONTRIB = "com.microsoft"
@@ -20,7 +21,6 @@ _LEAST = {
     "Shape": (1, 1), "Size": (1, 1), "MoE": (3, 1), "QMoE": (3, 1), "TopK": (2, 1),
     "SkipSimplifiedLayerNormalization": (2, 1),
 }  # fmt: skip
-Array = np.ndarray[Any, Any]
 
 
 class Node:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.derive.record import is_unfinished
-from transform.checkpoint import read_json
 from transform.errors import WriteError
 from transform.knobs import canonical_name
+from transform.strict_json import read_json
 
 MARK = "knobcast.derived"  # metadata of the graphs made here: they alone may be replaced
 OVERLAY_OF = "genai_config.json"

@@ -15,16 +15,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from export.integrity import pending_of, read_sums, sha256_file
-from transform.checkpoint import read_json
+from export.files.integrity import pending_of, read_sums, sha256_file
 from transform.disk import full_disk
 from transform.errors import VerificationError, WriteError
 from transform.ownership import MANIFEST, PENDING, SUMS, read_manifest
 from transform.stage import alive, sync
+from transform.strict_json import Record, read_json
 from transform.write import write_json
 
 _STAGE = re.compile(r"\..+\.stage-([0-9]+)(\.ours|\.theirs)?")
-Manifest = dict[str, Any]
+Manifest = Record
 
 
 def check_record(directory: Path, verify: bool) -> None:

@@ -9,7 +9,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from export.derive.graph import SMALL, Array, Node
+from export.derive.graph import SMALL, Node
+from transform.arrays import Array
 
 BATCH, SEQUENCE, PAST, OTHER, TOP_K = 10007, 10009, 10037, 10039, 10061
 _LARGEST = 1 << 200  # of a number: products of a dozen of these primes

@@ -7,8 +7,7 @@ from typing import Any
 
 from export.derive.graph import Network, Node
 from export.derive.surgery import Opened, Surgery
-
-Record = dict[str, Any]
+from transform.strict_json import Record
 
 
 def against_torch(staged: Path, opened: Opened, surgery: Surgery) -> Record | str:
@@ -16,10 +15,10 @@ def against_torch(staged: Path, opened: Opened, surgery: Surgery) -> Record | st
     directory = staged.parent
     if not all((directory / name).is_file() for name in ("io.json", "config.json")):
         return "not compared with PyTorch: the directory is no knobcast variant"
-    from export.gate import quiet_transformers
-    from export.machine import FLOAT32, free_memory
-    from transform.checkpoint import read_checkpoint
+    from transform.load import quiet_transformers
+    from transform.machine import FLOAT32, free_memory
     from transform.plan import parameters
+    from transform.read import read_checkpoint
 
     checkpoint = read_checkpoint(directory)
     kept = _blocks_of(opened, checkpoint)
@@ -28,8 +27,8 @@ def against_torch(staged: Path, opened: Opened, surgery: Surgery) -> Record | st
     needed, free = parameters(checkpoint) * FLOAT32, free_memory()
     if needed > free / 3:
         return f"not compared with PyTorch: the model takes {needed:,} bytes, {free:,} are free"
+    from export.gate.compare import find_probe, onnx_vs_torch
     from export.numpy_run.graphs import checking_graphs
-    from export.verify import find_probe, onnx_vs_torch
     from transform.depth import drop_blocks
     from transform.load import align, load_model
     from transform.runtime import BlockMaskWrapper, moe_top_k

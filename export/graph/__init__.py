@@ -9,8 +9,8 @@ from export.graph.builder import Graph
 from export.graph.decoder import text_graph
 from export.graph.embedding import embedding_graph
 from export.graph.vision import vision_graph
-from export.special_tokens import image_token_ids
 from transform.checkpoint import Checkpoint
+from transform.special_tokens import image_token_ids
 
 
 def emit_graphs(checkpoint: Checkpoint, directory: Path, crops: int | None, form: str = "cpu") -> list[Path]:

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from export.graph.shapes import fused_shapes
 from transform.checkpoint import Pack, Tensor
 from transform.errors import CheckpointError
+from transform.strict_json import Record
 
 OPSET = 18  # ordinary ai.onnx operators only, old enough for every onnxruntime in use
 IR_VERSION = 9
@@ -42,7 +43,7 @@ class Graph:
         self._nodes: list[Any] = []
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
-        self._initializers: dict[str, Any] = {}
+        self._initializers: Record = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._values = self._operators = 0
 

@@ -6,20 +6,20 @@ share them. What the graph doesn't read isn't copied.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from export.external import External, check_external, place_of
-from export.graph_facts import Facts, read_facts
+from export.run.external import External, check_external, place_of
+from export.run.graph_facts import Facts, read_facts
 from transform.checkpoint import Checkpoint
 from transform.copying import RangeCopier
 from transform.errors import VerificationError
+from transform.progress import Progress
+from transform.strict_json import Record
 
 PAGE = 4096
 SCHEMA = 1
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Moved:
         """Bytes of weights that are copied or shared."""
         return sum(run.length for run in self.runs)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Record:
         """For `--json` and the manifest."""
         return {"graph": self.target, "from": self.source.name, "weight_bytes": self.nbytes}
 
@@ -80,7 +80,7 @@ class Layout:
         """Bytes of weights, all graphs together."""
         return sum(moved.nbytes for moved in self.moved)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Record:
         """For `--json` and the manifest: no absolute path."""
         return {
             "schema": SCHEMA,
@@ -118,7 +118,7 @@ def write_move(moved: Moved, stage: Path, progress: Progress) -> dict[str, int]:
     """Write graph and weights below `stage`; returns bytes by the way they went (reflink, copy_file_range, …)."""
     import onnx
 
-    from export.integrity import external_tensors
+    from export.files.integrity import external_tensors
 
     path = stage / moved.target
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,13 +6,13 @@ can't be laid out: it has no class that feeds MolmoE's vision and embedding grap
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from export.graph_facts import Facts
 from export.layout.moved import Layout, Moved, plan_move
+from export.run.graph_facts import Facts
 from transform.checkpoint import Checkpoint
 from transform.errors import KnobError
 from transform.side_files import copy_side_files
+from transform.strict_json import Record
 from transform.write import write_json
 
 GRAPH = "onnx/model.onnx"
@@ -47,7 +47,7 @@ def write_files(layout: Layout, stage: Path) -> None:
     copy_side_files(variant.path, variant.side_files, stage)
 
 
-def config(variant: Checkpoint, layers: int) -> dict[str, Any]:
+def config(variant: Checkpoint, layers: int) -> Record:
     """The variant's config with what transformers.js reads from it written out."""
     settings = variant.settings
     kept = {key: value for key, value in variant.config.items() if key != "auto_map"}

@@ -7,11 +7,11 @@ so what io.json disables by name is disabled here with all graph optimisations w
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from export.layout.moved import Layout, Moved, plan_move
-from export.providers import CUDA, TENSORRT
+from export.run.providers import CUDA, TENSORRT
 from transform.checkpoint import Checkpoint
+from transform.strict_json import Record
 
 # By the names io.json uses.
 TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "int64": "TYPE_INT64"}
@@ -33,7 +33,7 @@ def plan(_: Checkpoint, graphs: Mapping[str, Path]) -> tuple[Moved, ...]:
 
 def write_files(layout: Layout, stage: Path) -> None:
     """config.pbtxt of every model, from the graphs' own signatures."""
-    from export.io_spec import signature
+    from export.files.io_spec import signature
 
     for moved in layout.moved:
         name = moved.target.split("/")[0]
@@ -44,7 +44,7 @@ def write_files(layout: Layout, stage: Path) -> None:
         (stage / name / "config.pbtxt").write_text(text, "utf-8")
 
 
-def config_pbtxt(name: str, signature: dict[str, Any], provider: str, options: Options, folds: bool) -> str:
+def config_pbtxt(name: str, signature: Record, provider: str, options: Options, folds: bool) -> str:
     """The model's configuration; `folds`: 16-bit weights would be widened at load if graphs were optimised."""
     lines = [f'name: "{name}"', 'platform: "onnxruntime_onnx"', "max_batch_size: 0"]
     for part in ("input", "output"):
@@ -76,7 +76,7 @@ def config_pbtxt(name: str, signature: dict[str, Any], provider: str, options: O
     return "\n".join(lines) + "\n"
 
 
-def _value(value: dict[str, Any]) -> str:
+def _value(value: Record) -> str:
     dims = ", ".join(str(d) if isinstance(d, int) else "-1" for d in value["shape"])
     return f'  {{ name: "{value["name"]}" data_type: {TYPES[value["dtype"]]} dims: [ {dims} ] }}'
 

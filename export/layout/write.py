@@ -2,21 +2,22 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from export.layout import transformers_js, triton
 from export.layout.moved import Layout, Moved, write_move
-from export.onnx_run import Graphs, member_graph
-from export.session import RunError
-from transform.checkpoint import Checkpoint, read_checkpoint
+from export.run.graphs import Graphs, member_graph
+from export.run.session import RunError
+from transform.checkpoint import Checkpoint
 from transform.errors import KnobError, WriteError
 from transform.ownership import MANIFEST, visible_files
+from transform.progress import Progress, Say
+from transform.read import read_checkpoint
 from transform.stage import check_target, staged
+from transform.strict_json import Record
 from transform.write import write_json
 
 GRAPHS = ("vision", "embedding", "text")
-Say = Callable[[str], None]
-Progress = Callable[[int], None]
 
 
 class Runtime(NamedTuple):
@@ -66,7 +67,7 @@ def write_layout(
     force: bool = False,
     say: Say = lambda _: None,
     progress: Progress = lambda _: None,
-) -> dict[str, Any]:
+) -> Record:
     """Write it to `out` and return what was written, with the bytes each way of copying moved.
 
     On any error `out` is as it was.

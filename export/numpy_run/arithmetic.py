@@ -4,12 +4,12 @@ Weights are read a few rows at a time, so that a mapped file stays where it is. 
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from ml_dtypes import bfloat16
 
-Array = np.ndarray[Any, Any]
+from transform.arrays import Array
+
 HALVES = (np.dtype(np.float16), np.dtype(bfloat16))
 FLOATS = (*HALVES, np.dtype(np.float32), np.dtype(np.float64))
 CHUNK = 1 << 22  # weights widened at once: 16 MB

@@ -4,8 +4,9 @@ import numpy as np
 from onnx.reference.op_run import OpRun
 
 from export.graph.builder import CONTRIB
-from export.numpy_run.arithmetic import Array, Packed, linear, sigmoid, wide
+from export.numpy_run.arithmetic import Packed, linear, sigmoid, wide
 from export.numpy_run.experts import MoE, QMoE
+from transform.arrays import Array
 from transform.errors import VerificationError
 
 

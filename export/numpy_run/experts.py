@@ -10,7 +10,8 @@ import numpy as np
 from onnx.reference.op_run import OpRun
 
 from export.graph.builder import CONTRIB
-from export.numpy_run.arithmetic import Array, Packed, linear, sigmoid, softmax, wide
+from export.numpy_run.arithmetic import Packed, linear, sigmoid, softmax, wide
+from transform.arrays import Array
 from transform.errors import VerificationError
 
 Weights = Callable[[int], Array | Packed]  # expert -> its matrix

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from export.numpy_run.session import NumpySession
-from export.onnx_run import Array, Graphs
+from export.run.graphs import Graphs
+from transform.arrays import Array
 from transform.errors import VerificationError
 
 ROUNDING = 2e-2  # of the largest logit, at a typical position; 1e-3 to 3e-3 was seen

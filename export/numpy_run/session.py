@@ -8,11 +8,13 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from export.numpy_run.arithmetic import FLOATS, Array, wide
+from export.numpy_run.arithmetic import FLOATS, wide
 from export.numpy_run.contrib import OPERATORS
 from export.numpy_run.standard import STANDARD
 from export.numpy_run.weights import take_external
+from transform.arrays import Array
 from transform.errors import VerificationError
+from transform.strict_json import Record
 
 # Operators that may be given floats of two types; all others onnxruntime refuses, where numpy would widen silently.
 MIXED = ("Cast", "MatMulNBits", "Pow", "QMoE", "SimplifiedLayerNormalization")
@@ -95,7 +97,7 @@ class _Evaluator(ReferenceEvaluator):
     widen = False
 
     def run(self, output_names: Sequence[str] | None, feed_inputs: Mapping[str, Any], **_: Any) -> list[Any]:
-        values: dict[str, Any] = {"": None, **self.rt_inits_, **feed_inputs}
+        values: Record = {"": None, **self.rt_inits_, **feed_inputs}
         names = self.output_names if output_names is None else output_names
         for node, finished in zip(self.rt_nodes_, self._finished(), strict=True):
             given = [values[name] for name in node.input]

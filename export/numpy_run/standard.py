@@ -10,7 +10,8 @@ from onnx.reference.op_run import OpRun
 from onnx.reference.ops import load_op
 
 from export.graph.builder import OPSET
-from export.numpy_run.arithmetic import HALVES, Array, linear, sigmoid, wide
+from export.numpy_run.arithmetic import HALVES, linear, sigmoid, wide
+from transform.arrays import Array
 
 # They add up along an axis; in 16 bits a sum over 1024 values has no digit left.
 SUMMING = ("LayerNormalization", "ReduceMean", "ReduceSum", "Softmax")

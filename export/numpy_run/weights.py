@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from export.external import External, check_external
-from export.numpy_run.arithmetic import Array
+from export.run.external import External, check_external
+from transform.arrays import Array
 from transform.errors import VerificationError
 
 

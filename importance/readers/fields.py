@@ -4,14 +4,15 @@ import ast
 import json
 import math
 from decimal import Decimal
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from importance.samples import SamplesError
+from transform.strict_json import Record
 
 MAX_LETTERS = 26
 
 
-def json_object(text: bytes, where: str, form: str) -> dict[str, Any]:
+def json_object(text: bytes, where: str, form: str) -> Record:
     """One JSON object in UTF-8, with or without a byte order mark."""
     try:
         value = json.loads(text.decode("utf-8-sig"))

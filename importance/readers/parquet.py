@@ -16,6 +16,7 @@ from importance.readers.columns import Reading
 from importance.readers.fields import identifier, kind_of, short, text_of
 from importance.readers.images import Images
 from importance.samples import Picture, Sample, SamplesError
+from transform.strict_json import Record
 
 MAX_GROUP = 8_000_000_000  # bytes of a row group when unpacked
 BATCH = 16  # rows that are unpacked at a time
@@ -59,7 +60,7 @@ def read(path: Path, images: Images, annotations: Path | None, reading: Reading)
             yield place, _sample(row, columns, where, images, reading)
 
 
-def _rows(path: Path, reading: Reading) -> Iterator[tuple[dict[str, Any], Columns]]:
+def _rows(path: Path, reading: Reading) -> Iterator[tuple[Record, Columns]]:
     """(row, the columns of the table)."""
     try:
         import pyarrow as pa
@@ -137,7 +138,7 @@ def _take(columns: Columns, there: Sequence[str], reading: Reading) -> None:
         reading.take("id", ["the sample's number"])
 
 
-def _sample(row: dict[str, Any], columns: Columns, where: str, images: Images, reading: Reading) -> Sample:
+def _sample(row: Record, columns: Columns, where: str, images: Images, reading: Reading) -> Sample:
     choices = known.choices_in(row, columns.choices, where)
     holding = known.holding_answers(row, columns.answers)
     column, answers = known.answers_in(row, holding, choices, columns.numbered, where)
@@ -149,7 +150,7 @@ def _sample(row: dict[str, Any], columns: Columns, where: str, images: Images, r
     return Sample(_id(row, columns, where), _pictures(row, columns, where, images), prompt, answers, kind, choices)
 
 
-def _turns(row: dict[str, Any], columns: Columns, where: str, images: Images) -> Iterator[Sample]:
+def _turns(row: Record, columns: Columns, where: str, images: Images) -> Iterator[Sample]:
     """Each question of a row with its answer, asked alone."""
     turns = row[columns.turns[0]]
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
@@ -163,11 +164,11 @@ def _turns(row: dict[str, Any], columns: Columns, where: str, images: Images) ->
         yield Sample(own, pictures, prompt, answers_of(turn.get("assistant"), "assistant", where))
 
 
-def _id(row: dict[str, Any], columns: Columns, where: str) -> str:
+def _id(row: Record, columns: Columns, where: str) -> str:
     return identifier(row[columns.id[0]], columns.id[0], where) if columns.id else ""
 
 
-def _pictures(row: dict[str, Any], columns: Columns, where: str, images: Images) -> tuple[Picture, ...]:
+def _pictures(row: Record, columns: Columns, where: str, images: Images) -> tuple[Picture, ...]:
     if columns.image_id:
         return images.named(row[columns.image_id[0]], columns.image_id[0], where)
     if len(columns.image) > 1:

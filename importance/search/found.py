@@ -4,7 +4,7 @@
 of every size. A strategy only decides what is asked next.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import comb
@@ -14,9 +14,9 @@ import numpy as np
 
 from importance.configurations import Config, Cost, Measure, free_blocks, kept, measured, up_to, without
 from transform.errors import KnobError
+from transform.progress import Progress
 
 Set = tuple[int, ...]  # blocks that are dropped, ascending
-Progress = Callable[[int], None]
 
 
 class Options(TypedDict, total=False):

@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from export.facts import check_facts
-from export.integrity import check_graph_bounds, check_sums
+from export.files.facts import check_facts
+from export.files.integrity import check_graph_bounds, check_sums
 from tests.faults import library
 from tests.faults.campaigns import Campaign
-from transform.checkpoint import read_checkpoint, read_json
 from transform.errors import KnobcastError
+from transform.read import read_checkpoint
+from transform.strict_json import read_json
 
 Tree = dict[str, str]
 
@@ -89,7 +90,7 @@ def run_command(arguments: list[str], folder: Path, point: Point | None = None) 
 
 
 def _child(arguments: list[str], folder: Path, point: Point | None, log: Path, pipe: int) -> int:
-    from export.cli import main
+    from export.command.main import main
 
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):

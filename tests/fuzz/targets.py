@@ -12,20 +12,21 @@ from safetensors.numpy import save
 
 from export.derive import load_graph
 from export.derive.surgery import operate
-from export.golden import FILE as GOLDEN
-from export.golden_file import load_golden
-from export.graph_facts import check_ranges, read_facts
-from export.integrity import check_graph_bounds
-from export.io_file import read_io
+from export.files.integrity import check_graph_bounds
+from export.gate.golden import FILE as GOLDEN
+from export.gate.golden_file import load_golden
+from export.run.graph_facts import check_ranges, read_facts
+from export.run.io_file import read_io
 from importance.choose import choose_blocks
-from importance.samples import read_samples
+from importance.readers.read import read_samples
 from tests.fuzz.mutate import Mutate, in_header, in_json, in_lines, in_protobuf
 from tests.onnx_support import FIXTURES, write_variant
 from tests.test_onnx_olmoe import save_source
 from tests.test_readers import ANNOTATIONS, QUESTIONS, png
-from transform.checkpoint import Checkpoint, read_checkpoint
+from transform.checkpoint import Checkpoint
 from transform.knobs import Knobs
 from transform.plan import make_plan
+from transform.read import read_checkpoint
 from transform.safetensors_header import read_header
 
 INDEX = "model.safetensors.index.json"

@@ -13,7 +13,7 @@ from tests.gpu.rows import Context, Row, load_libraries
 QUERY = "name,driver_version,memory.total,memory.used,compute_cap"
 PACKAGES = ("onnxruntime-gpu", "onnxruntime", "torch", "transformers", "onnx", "numpy")
 PLAIN = (
-    "from export.providers import CUDA; from export.session import check_loads; import onnxruntime;"
+    "from export.run.providers import CUDA; from export.run.session import check_loads; import onnxruntime;"
     "onnxruntime.set_default_logger_severity(4); check_loads([(CUDA, {})])"
 )
 
@@ -49,8 +49,8 @@ def missing() -> list[str]:
     """What a machine lacks to run the checks, in words; nothing where all is there."""
     import onnxruntime
 
-    from export.op_checks import missing_cuda
-    from export.providers import CUDA
+    from export.gate.op_checks import missing_cuda
+    from export.run.providers import CUDA
 
     lacks = []
     if nvidia() is None:
@@ -84,6 +84,6 @@ def measure(ctx: Context) -> Iterator[Row]:
         done = subprocess.run([sys.executable, "-c", PLAIN], capture_output=True, text=True, check=False)
         lines = done.stderr.strip().splitlines()
         yield Row("CUDA provider in a process without torch", "loads" if done.returncode == 0 else lines[-1][:200])
-        from export.op_checks import missing_cuda
+        from export.gate.op_checks import missing_cuda
 
         yield Row("CUDA provider with pip's CUDA libraries preloaded", missing_cuda() or "loads")

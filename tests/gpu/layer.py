@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from export.op_checks import run_checks
-from export.op_rig import block_graph
-from export.providers import CPU, CUDA
-from tests.gpu.rows import Array, Context, Row, open_graph
+from export.gate.op_checks import run_checks
+from export.gate.op_rig import block_graph
+from export.run.providers import CPU, CUDA
+from tests.gpu.rows import Context, Row, open_graph
 from tests.gpu.synthetic import Sizes, write_noise
-from transform.checkpoint import Checkpoint, Tensor, read_checkpoint
-from transform.width import set_top_k
+from transform.arrays import Array
+from transform.checkpoint import Checkpoint, Tensor
+from transform.read import read_checkpoint
+from transform.top_k import set_top_k
 
 LIMIT = 5e-3  # of the largest value that the experts add
 WIDTHS, COUNTS = (8, 4, 2, 1), (1, 9, 512)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.gpu.rows import Array, Context, NotAvailableError, Row
+from tests.gpu.rows import Context, NotAvailableError, Row
+from transform.arrays import Array
 
 ROOT = Path(__file__).parents[2]
 TOKENS, PROMPT = 64, 48
@@ -19,7 +20,7 @@ COMMON = ("--k", "4", "--tokens", "432", "--drop-blocks", "2,5,9,11")
 
 def knobcast(*arguments: str) -> str:
     """stdout of a command; NotAvailableError where the command or option isn't there, RuntimeError where it fails."""
-    command = [sys.executable, "-m", "export.cli", *arguments]
+    command = [sys.executable, "-m", "export.command.main", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode == 2:
         raise NotAvailableError(f"knobcast {arguments[0]}: " + " ".join(done.stderr.split())[-200:])
@@ -79,10 +80,11 @@ def compare(ours: Array, theirs: Array, what: str) -> Iterator[Row]:
 
 def measure(ctx: Context) -> Iterator[Row]:
     """Prefill, then decoding with the cache, then a picture's embeddings."""
-    from export.golden_file import load_golden
-    from export.image_probe import image_probe
-    from export.onnx_run import Graphs
-    from transform.checkpoint import read_checkpoint, read_json
+    from export.gate.golden_file import load_golden
+    from export.gate.image_probe import image_probe
+    from export.run.graphs import Graphs
+    from transform.read import read_checkpoint
+    from transform.strict_json import read_json
 
     directory = exported(ctx)
     yield Row("gate at the export", str(read_json(directory / "manifest.json")["verification"]["mode"]))

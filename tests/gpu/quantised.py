@@ -16,8 +16,9 @@ from onnx import helper
 from export.graph.builder import CONTRIB
 from export.numpy_run.arithmetic import softmax
 from export.numpy_run.experts import mixed, top_k
-from export.session import open_session
-from tests.gpu.rows import PROVIDER, Array, Context, Row
+from export.run.session import open_session
+from tests.gpu.rows import PROVIDER, Context, Row
+from transform.arrays import Array
 from transform.packing import pack, unpack
 
 E, H, I, K, N = 8, 256, 128, 2, 5  # noqa: E741

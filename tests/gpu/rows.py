@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from export.providers import CUDA, cuda_options
+from export.run.providers import CUDA, cuda_options
 
-Array = np.ndarray[Any, Any]
 PROVIDER = [CUDA, cuda_options(static=False)]
 
 
@@ -65,9 +64,9 @@ class Context:
 
 def open_graph(path: Path, ctx: Context) -> Any:
     """A session on the CUDA device; without one, numpy computes what a device would."""
-    from export.io_spec import session_options
     from export.numpy_run import NumpySession
-    from export.session import open_session
+    from export.run.session import open_session
+    from export.run.session_options import session_options
 
     if not ctx.cuda:
         return NumpySession(path)

@@ -13,15 +13,16 @@ from time import perf_counter
 
 import numpy as np
 
+from export.files.io_spec import write_io
 from export.graph import emit_graphs
-from export.io_spec import write_io
-from export.machine import free_memory
 from tests.gpu.environment import used_memory
 from tests.gpu.rows import Context, NotAvailableError, Row
 from tests.gpu.synthetic import Sizes, write_noise
-from transform.checkpoint import Checkpoint, read_checkpoint
+from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
-from transform.width import set_top_k
+from transform.machine import free_memory
+from transform.read import read_checkpoint
+from transform.top_k import set_top_k
 
 DEPTHS, WIDTHS = (16, 12, 8, 4, 2), (8, 4, 2, 1)
 PROMPT, WARM, STEPS = 512, 8, 48
@@ -74,8 +75,8 @@ def whole_bytes(checkpoint: Checkpoint) -> int:
 
 def one(ctx: Context, variant: Checkpoint, what: str) -> Iterator[Row]:
     """Load, memory, prefill and decode of one setting, with the cache left on the device."""
-    from export.bound import Bound
-    from export.onnx_run import Graphs
+    from export.run.bound import Bound
+    from export.run.graphs import Graphs
 
     directory: Path = variant.path
     emit_graphs(variant, directory, None, ctx.form)

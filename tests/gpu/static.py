@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from tests.gpu.model import PROMPT, TOKENS, compare, exported, probe_ids, torch_logits
-from tests.gpu.rows import Array, Context, NotAvailableError, Row
+from tests.gpu.rows import Context, NotAvailableError, Row
 from tests.gpu.speed import STEPS, WARM, fitting
 from tests.gpu.synthetic import write_noise
-from transform.checkpoint import read_checkpoint
+from transform.arrays import Array
+from transform.read import read_checkpoint
 
 CACHE = 640
 SAME = 1e-3  # replayed or launched one by one, the kernels are the same
@@ -22,7 +23,7 @@ SAME = 1e-3  # replayed or launched one by one, the kernels are the same
 def measure(ctx: Context) -> Iterator[Row]:
     """The embedded model against PyTorch, then steps at real widths."""
     try:
-        import export.static_run  # noqa: F401
+        import export.run.static  # noqa: F401
     except ImportError as error:
         raise NotAvailableError("there are no static graphs in this version") from error
     directory = exported(ctx, "--static", str(CACHE))
@@ -50,9 +51,10 @@ def steps(graphs: Any, ids: Array) -> Array:
 
 def measure_steps(ctx: Context) -> Iterator[Row]:
     """Decode steps of the model of noise, as static graphs."""
+    from export.files.io_spec import write_io
     from export.graph import emit_graphs
-    from export.io_spec import write_io
-    from export.static import Prefill, StaticPlan, write_static
+    from export.graph.static import write_static
+    from export.run.static_plan import Prefill, StaticPlan
 
     sizes = fitting(ctx)
     checkpoint = read_checkpoint(write_noise(ctx.work / f"noise-{sizes.layers}", sizes))
@@ -80,7 +82,7 @@ def measure_steps(ctx: Context) -> Iterator[Row]:
 
 def opened(directory: Path, ctx: Context, captured: bool) -> Any:
     """StaticGraphs that do or don't replay a captured CUDA graph."""
-    from export.static_run import StaticGraphs
+    from export.run.static import StaticGraphs
 
     graphs = StaticGraphs(directory, ctx.provider, ctx.threads)
     for _, options in graphs.io["providers"][ctx.provider]:

@@ -44,7 +44,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Command:
     def run(*arguments: str) -> None:
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
         done = subprocess.run(
-            [sys.executable, "-m", "export.cli", *arguments], cwd=folder, capture_output=True, text=True,
+            [sys.executable, "-m", "export.command.main", *arguments], cwd=folder, capture_output=True, text=True,
             env={**environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]

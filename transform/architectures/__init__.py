@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from transform.errors import CheckpointError
+from transform.strict_json import Record
 
 _HERE = Path(__file__).parent
 # Far above any model, far below what would fill memory: configs are read before weights can contradict them.
@@ -95,7 +96,7 @@ class Architecture:
 
     def settings(self, config: Mapping[str, Any]) -> Settings:
         """Read the decoder's numbers from the config; a missing, mistyped or impossible one is an error."""
-        found: dict[str, Any] = dict(self.constants)
+        found: Record = dict(self.constants)
         for name, keys in self.keys.items():
             for key in keys:
                 value = lookup(config, key)

@@ -1,0 +1,184 @@
+"""`knobcast bench`: what is refused, who takes part, and where the numbers go."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from export.command.options import Json, print_json, stderr
+from transform.errors import KnobcastError, KnobError, VerificationError, WriteError
+from transform.strict_json import Record
+
+SCHEMA = 1
+AGAINST = "eager,grouped_mm,exporter"
+
+
+def bench(
+    directory: Annotated[Path, typer.Argument(help="A variant, or a family with --member.")],
+    provider: Annotated[str, typer.Option("--provider", help="cpu, cuda or tensorrt.")] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="For every contestant; absent: physical cores.")
+    ] = None,
+    prompt_tokens: Annotated[
+        int | None, typer.Option("--prompt-tokens", help="Absent: 512, or what a larger picture needs.")
+    ] = None,
+    new_tokens: Annotated[int, typer.Option("--new-tokens", help="Always as many; N make N - 1 steps.")] = 64,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Rounds that count.")] = 5,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Rounds before them.")] = 1,
+    member: Annotated[str | None, typer.Option("--member", help="Of a family, this member: k4-b12.")] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--against", help="The first that runs is the baseline; none: the graphs alone.", show_default=AGAINST
+        ),
+    ] = None,
+    image: Annotated[Path | None, typer.Option("--image", help="A picture file; absent: a drawn one.")] = None,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=1, help="Seconds one load, export or run may take.")
+    ] = 3600.0,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the record here too (.json).")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show who can be measured here, and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a variant's speed and memory beside PyTorch and transformers' exporter."""
+    from export.bench.contestants import GRAPHS, WHAT, parse_against, unavailable
+    from export.bench.machine import machine_facts, physical_cores
+    from export.bench.show import show_bench, show_contestants
+    from export.command.show import turn_bar
+    from export.run.graph_facts import read_facts
+    from export.run.session import check_provider
+    from transform.plan import parameters
+    from transform.read import read_checkpoint
+
+    baselines = parse_against(AGAINST if against is None else ",".join(against))
+    io, entry = _open(directory, provider, member)
+    _check_out(out, force or dry_run)
+    from export.bench.workload import make_workload
+
+    workload = make_workload(directory, io, prompt_tokens, new_tokens, image)
+    names = (GRAPHS, *baselines)
+    reasons = unavailable(names, parameters(read_checkpoint(directory)), provider)
+    graph = directory / (entry["graph"] if entry else "text.onnx")
+    try:
+        check_provider(graph, read_facts(graph), _named(provider))
+    except VerificationError:
+        pass  # a damaged graph is one contestant's failure, listed with the others' figures
+    except KnobcastError as error:
+        if not dry_run:
+            raise
+        reasons[GRAPHS] = str(error)
+    facts: Record = {
+        "schema": SCHEMA,
+        "directory": str(directory),
+        "member": member,
+        "form": io.get("form", "cpu"),
+        "model_type": io["model_type"],
+        "layers": len(entry["blocks_kept"]) if entry else io["layers"],
+        "top_k": entry["top_k"] if entry else io["top_k"],
+        "provider": provider,
+    }
+    if dry_run:
+        listed = {name: reasons.get(name) for name in names}
+        if as_json:
+            states = [
+                {"name": n, "what": WHAT[n], "status": "unavailable" if reason else "available", "reason": reason}
+                for n, reason in listed.items()
+            ]
+            print_json({**facts, "workload": workload.as_dict(), "contestants": states})
+        else:
+            show_contestants(listed, WHAT, Console(highlight=False))
+        return
+    from export.bench.measure import Bench, first_baseline, measure, tokens_equal
+
+    count = threads or physical_cores()
+    job = {
+        "directory": str(directory.resolve()),
+        "graph": entry["graph"] if entry else "text.onnx",
+        "member": entry,
+        "provider": provider,
+        "threads": count,
+        "dtype": "float16" if provider != "cpu" and io.get("form") == "cuda" else "float32",
+    }
+    plan = Bench(job, workload, names, reasons, runs, warmup, timeout)
+    machine = machine_facts(count, provider != "cpu")  # the load before, not our own
+    if machine["load"] is not None and machine["load"] > machine["cores"] / 2:
+        stderr.print(
+            f"[yellow]warning:[/yellow] others use this machine: load {machine['load']:g} on {machine['cores']} cores. "
+            f"PyTorch's threads suffer most from that; wait until it is quiet{', or take --threads 1' * (count > 1)}.",
+            soft_wrap=True,
+        )
+    with turn_bar(stderr, plan.turns) as (say, advance):
+        found = measure(plan, say, advance)
+    record = facts | {
+        "machine": machine,
+        "workload": workload.as_dict(),
+        "runs": runs,
+        "warmup": warmup,
+        "baseline": first_baseline(found),
+        "tokens_equal": tokens_equal(found),
+        "contestants": found,
+    }
+    if out is not None:
+        from transform.write import write_json
+
+        write_json(out, record)
+    if as_json:
+        print_json(record)
+    else:
+        show_bench(record, Console(highlight=False))
+    if found[0]["status"] != "measured":
+        raise typer.Exit(1)
+
+
+def _open(directory: Path, provider: str, member: str | None) -> tuple[Record, Record | None]:
+    """(io.json, the member's entry in family.json); refuses what has no graphs, and a provider that isn't there."""
+    import onnxruntime
+
+    from export.files.integrity import check_before_torch
+    from export.run.io_file import read_io
+    from export.run.providers import PROVIDERS
+
+    check_before_torch(directory)
+    if provider not in PROVIDERS:
+        raise KnobError(f"--provider must be one of {', '.join(PROVIDERS)}, got {provider[:40]!r}. Choose one of them.")
+    wanted = _named(provider)
+    if wanted not in onnxruntime.get_available_providers():
+        raise KnobError(
+            f"--provider {provider} must be built into onnxruntime: {onnxruntime.__version__} has "
+            f"{', '.join(onnxruntime.get_available_providers())}. Install onnxruntime-gpu, or bench on the cpu."
+        )
+    entry = None
+    if member is not None:
+        from export.family.family import read_family
+
+        entries = read_family(directory)["members"]
+        entry = next((e for e in entries if e["name"] == member), None)
+        if entry is None:
+            names = ", ".join(e["name"] for e in entries)
+            raise KnobError(f"--member must be one of the family's members, {names}; got {member[:40]!r}.")
+    for name in ("io.json", entry["graph"] if entry else "text.onnx"):
+        if not (directory / name).is_file():
+            raise KnobError(
+                f"a variant to bench must have {name}: {directory} has none. Export it with its graphs "
+                "(without --no-onnx)."
+            )
+    return read_io(directory), entry
+
+
+def _named(provider: str) -> str:
+    """onnxruntime's name of a provider."""
+    from export.run.providers import CPU, CUDA, PROVIDERS, TENSORRT
+
+    return dict(zip(PROVIDERS, (CPU, CUDA, TENSORRT), strict=True))[provider]
+
+
+def _check_out(out: Path | None, force: bool) -> None:
+    """Find out before the work that nothing can be written."""
+    if out is None:
+        return
+    if not out.resolve().parent.is_dir():
+        raise WriteError(f"{out} must lie in an existing folder, {out.resolve().parent} is none. Choose another --out.")
+    if out.exists() and not force:
+        raise WriteError(f"{out} exists; pass --force or choose another --out.")

@@ -1,0 +1,76 @@
+"""The command line: `knobcast export|plan|verify|run|…`. A module per verb, each a few lines around one function.
+
+`--json` prints one JSON object on stdout; progress and messages go to stderr. Nothing here imports torch.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.markup import escape
+
+from export.command.bench import bench
+from export.command.derive import derive
+from export.command.evaluate import evaluate
+from export.command.export import export, plan
+from export.command.layout import layout
+from export.command.once import OnceCommand
+from export.command.options import stderr
+from export.command.run import run
+from export.command.score import score
+from export.command.verify import verify
+from transform.errors import KnobcastError
+
+HELP = """Fixed, verified, smaller variants of mixture-of-experts checkpoints, with ONNX graphs.
+
+`--json` prints one JSON object on stdout; progress and messages go to stderr.
+"""
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=HELP)
+for verb in (score, derive, bench, layout, plan, export, verify, run, evaluate):
+    app.command(cls=OnceCommand)(verb)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """One message on stderr and exit code 1 for everything knobcast refuses; 130 for Ctrl-C."""
+    try:
+        yield
+    except KnobcastError as error:
+        _refuse(error)
+    except BaseException as error:
+        if _interrupted(error):
+            stderr.print("interrupted; nothing was written")
+            sys.exit(130)
+        if not isinstance(error, ValueError):
+            raise
+        # the travelling files have errors of their own; importing them takes longer than most commands
+        from transform.molmoe.preprocessing import ImageError
+        from transform.molmoe.tiling import BudgetError
+
+        if not isinstance(error, BudgetError | ImageError):
+            raise
+        _refuse(error)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Ctrl-C as it arrives here: typer makes an exit code of it, and some imports an error of their own."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return error is not None
+
+
+def _refuse(error: Exception) -> None:
+    stderr.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+    sys.exit(1)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    with plain_errors():
+        app()
+
+
+if __name__ == "__main__":
+    main()

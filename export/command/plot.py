@@ -1,0 +1,92 @@
+"""Scores as a picture: one bar per block with its interval, SVG or PNG. Needs the extra [plot].
+
+The same scores give the same bytes (with one version of matplotlib). Colours are told apart by everyone (Okabe and
+Ito), and what a colour says is hatched too. The same as a table: `show_scores.py`.
+"""
+
+import io
+from pathlib import Path
+
+from importance.atomic import write_atomically
+from importance.scores import Scores
+from importance.tasks import Z95
+from transform.errors import KnobcastError
+
+FORMATS = (".svg", ".png")
+BLUE, ORANGE, BLACK = "#0072B2", "#E69F00", "#000000"
+
+
+class PlotError(KnobcastError):
+    """A plot that can't be drawn: matplotlib is missing, or the file's name says no format."""
+
+
+def plot_scores(scores: Scores, path: Path, *, layers: int | None = None, force: bool = False) -> None:
+    """Draw the scores into `path`, an .svg or .png; an existing file is refused unless `force`.
+
+    layers: how many blocks the model has, so that the first and the last, which selections keep, are marked; without
+    it they are marked where the scores have every index from 0. Bars: the scores in their own direction and unit;
+    whiskers: the interval where there is one, else 1.96 standard errors.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise PlotError(f"a plot is {' or '.join(FORMATS)} by its name, got {path.name!r}. Choose another name.")
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Patch
+    except ImportError as error:
+        raise PlotError(
+            f'a plot needs the extra [plot], which isn\'t complete here ({error}). Run pip install -e ".[plot]".'
+        ) from error
+    blocks = sorted(scores.values)
+    held = protected_blocks(scores, layers)
+    values = [scores.values[block] for block in blocks]
+    with matplotlib.rc_context({"svg.hashsalt": "knobcast", "text.parse_math": False}):
+        figure = Figure(figsize=(max(5.0, 1.5 + 0.32 * len(blocks)), 4.0), layout="constrained")
+        axis = figure.add_subplot()
+        colours = [ORANGE if block in held else BLUE for block in blocks]
+        bars = axis.bar(range(len(blocks)), values, color=colours, edgecolor=BLACK, linewidth=0.6)
+        for block, bar in zip(blocks, bars, strict=True):
+            bar.set_hatch("//" if block in held else "")
+        for place, block in enumerate(blocks):
+            bounds = whisker(scores, block)
+            if bounds:
+                axis.plot([place, place], bounds, color=BLACK, linewidth=1, marker="_", markersize=5)
+        axis.axhline(0, color=BLACK, linewidth=0.8)
+        axis.set_xticks(range(len(blocks)), [f"{block}{'*' * (block in held)}" for block in blocks])
+        axis.set_xlabel("block")
+        axis.set_ylabel(f"{scores.unit}; higher = {scores.higher_means}")
+        axis.set_title(heading(scores), fontsize="medium", wrap=True)
+        axis.grid(axis="y", alpha=0.3)
+        axis.set_axisbelow(True)
+        if held & set(blocks):
+            axis.legend(handles=[Patch(facecolor=ORANGE, edgecolor=BLACK, hatch="//", label="* kept by default")])
+        buffer = io.BytesIO()
+        kind = path.suffix.lower().removeprefix(".")
+        metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+    write_atomically(path, buffer.getvalue(), force)
+
+
+def heading(scores: Scores) -> str:
+    """Metric, unit and samples in one line, and what whiskers mean."""
+    count = "unknown number of samples" if scores.samples is None else f"{scores.samples:,} samples"
+    kinds = ["interval"] * bool(scores.interval)
+    kinds += ["1.96 standard errors"] * any(b not in scores.interval for b in scores.stderr if b in scores.values)
+    return f"{scores.metric} ({scores.unit}), {count}" + (f"\nwhiskers: {', else '.join(kinds)}" if kinds else "")
+
+
+def whisker(scores: Scores, block: int) -> tuple[float, float] | None:
+    """(low, high) of a block's score: its interval, else score ± 1.96 stderr, else None."""
+    if block in scores.interval:
+        return scores.interval[block]
+    if block in scores.stderr:
+        half = Z95 * scores.stderr[block]
+        return scores.values[block] - half, scores.values[block] + half
+    return None
+
+
+def protected_blocks(scores: Scores, layers: int | None = None) -> set[int]:
+    """The first and the last block, which selections keep by default, as far as the scores tell which these are."""
+    whole = sorted(scores.values) == list(range(len(scores.values)))
+    count = layers if layers is not None else len(scores.values) if whole else None
+    return {0, count - 1} if count else {0}

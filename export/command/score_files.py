@@ -1,0 +1,119 @@
+"""What `knobcast score` writes and shows: scores, block sets, experts per block, merged scores, tables, the chart."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+
+from export.command.options import print_json
+from transform.errors import ScoresError
+from transform.strict_json import Record
+
+if TYPE_CHECKING:
+    from importance.score import Scorer, Setting
+    from importance.scores import Scores
+    from transform.checkpoint import Checkpoint
+
+
+def score_blocks(scorer: "Scorer", other: "Setting | None", target: Path, force: bool, plot: Path | None) -> Record:
+    """Score blocks, with `other` samples as a check of the ranking."""
+    from importance.score import Scorer
+    from importance.scores import write_scores
+    from importance.statistics import agreement
+
+    found = scorer.scores()
+    if other is not None:
+        theirs = Scorer(other, scorer.store, scorer.executor, scorer.progress).scores()
+        blocks = sorted(found.values)
+        agreed: Record = {"data": ", ".join(file.name for file in other.files), "samples": theirs.samples}
+        try:
+            rho, agreed["band"] = agreement([found.values[b] for b in blocks], [theirs.values[b] for b in blocks])
+            agreed["spearman"] = round(rho, 6)
+        except ScoresError as error:  # all blocks alike: there is no ranking to compare
+            agreed |= {"band": f"undefined: {error}", "spearman": None}
+        found = replace(found, notes={**found.notes, "validation": agreed})
+    write_scores(found, target, force)
+    if plot is not None:
+        write_plot(found, plot, len(scorer.setting.full))
+    return found.to_json()
+
+
+def search_sets(scorer: "Scorer", name: str, max_drop: int, options: Record, target: Path, force: bool) -> Record:
+    """Search sets of blocks and write them as `--scores` reads them."""
+    from importance.results import found_sets
+    from importance.search import strategy
+    from importance.sets import write_sets
+
+    full = scorer.setting.full
+    found = strategy(name).search(scorer.measure, full, max_drop, **options)
+    drop, notes = found_sets(found, scorer)
+    noise = f"{len(scorer.setting.samples)} samples; the best of {found.cost.sets} sets looks better than it is"
+    sets = write_sets(
+        target, len(full), drop, model_digest=scorer.model_digest, notes=notes, force=force, noise=noise,
+        provenance=f"knobcast score --search {name}, {scorer.setting.chosen.name}",
+    )  # fmt: skip
+    return sets.to_json()
+
+
+def share_experts(scorer: "Scorer", mean_k: float, ks: list[int], target: Path, force: bool) -> Record:
+    """Allocate experts to blocks."""
+    from importance.results import widths
+    from importance.scores import write_object
+
+    found = widths(scorer, mean_k, ks)
+    write_object(found, target, lambda _: None, force)
+    return found
+
+
+def merge_files(
+    files: list[Path],
+    how: str,
+    weights: list[float] | None,
+    checkpoint: "Checkpoint",
+    target: Path,
+    force: bool,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Merge scores files of this model."""
+    from importance.merge import merge_scores
+    from importance.scores import model_digest, read_scores, write_scores
+
+    layers, digest = checkpoint.settings.layers, model_digest(checkpoint)
+    found = merge_scores([read_scores(file, layers, digest) for file in files], how=how, weights=weights)
+    write_scores(found, target, force)
+    if plot is not None:
+        write_plot(found, plot, layers)
+    if as_json:
+        print_json({**found.to_json(), "out": str(target)})
+    else:
+        show_result(found.to_json(), target, layers)
+
+
+def show_result(result: Record, target: Path, layers: int) -> None:
+    """The table of whatever was written."""
+    from export.command.show_scores import show_scores
+    from export.command.show_sets import show_sets, show_widths
+    from importance.scores import parse_scores
+
+    console = Console(highlight=False)
+    if "sets" in result:
+        show_sets(result, console)
+    elif "allocation" in result:
+        show_widths(result, console)
+    else:
+        show_scores(parse_scores(result, target.name, layers), console, layers)
+        if "validation" in result:
+            agreed = result["validation"]
+            rho = "–" if agreed["spearman"] is None else f"{agreed['spearman']:.3f}"
+            console.print(escape(f"Spearman {rho} with {agreed['data']}: {agreed['band']}"), soft_wrap=True)
+    console.print(f"[green]written[/green] {escape(str(target))}", soft_wrap=True)
+
+
+def write_plot(found: "Scores", path: Path, layers: int) -> None:
+    """The bar chart."""
+    from export.command.plot import plot_scores
+
+    plot_scores(found, path, layers=layers, force=True)

@@ -1,0 +1,1 @@
+"""Families: a graph per setting over one set of weights, each proven."""

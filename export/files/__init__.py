@@ -1,0 +1,1 @@
+"""What lies beside the weights: card, manifest, sums, `io.json`, `genai_config.json`; and whether they are true."""

@@ -1,0 +1,163 @@
+"""`README.md` of a variant: what it is, how it was made, what was measured, how to run it."""
+
+from pathlib import Path
+
+from transform.molmoe.versions import tested_range
+from transform.plan import Plan, form_of
+from transform.strict_json import Record
+
+
+def write_card(directory: Path, plan: Plan, verification: Record | str, onnx: bool) -> None:
+    """Write the card; the numbers are the plan's and the gate's."""
+    facts = plan.as_dict()
+    source = facts["source"]
+    k = facts["top_k"]
+    lines = [
+        "---",
+        f"library_name: {'onnx' if plan.packing else 'transformers'}",
+        f"tags: [knobcast, {facts['model_type']}, mixture-of-experts]",
+        "---",
+        "",
+        f"# {facts['name']}",
+        "",
+        *_what(plan, verified=not isinstance(verification, str)),
+        "",
+        "| | source | variant |",
+        "|---|---|---|",
+        f"| blocks | {source['blocks']} | {len(k)} (removed: {_list(facts['blocks_removed'])}) |",
+        f"| experts per token | {_k(source['top_k'])} | {_k(k)} |",
+        f"| parameters | {source['parameters']:,} | {facts['parameters']:,} |",
+        f"| parameters active per token | {source['active_parameters']:,} | {facts['active_parameters']:,} |",
+        f"| weight bytes | {source['bytes']:,} | {facts['bytes']:,} |",
+        "",
+    ]
+    if facts["vision"]:
+        lines += _vision(facts["vision"])
+    lines += ["## Verification", "", *_verification(plan, verification), ""]
+    lines += ["## Use", "", *_use(plan, directory, onnx), ""]
+    if facts["warnings"]:
+        lines += ["## Warnings", "", *(f"- {warning}" for warning in facts["warnings"]), ""]
+    (directory / "README.md").write_text("\n".join(lines), "utf-8")
+
+
+def _what(plan: Plan, verified: bool) -> list[str]:
+    """What it was made of, and what it equals."""
+    lines = [
+        f"A fixed variant of {_source(plan)}, made by knobcast: fewer experts per token"
+        + (", fewer blocks or" if plan.vision else " or fewer blocks,"),
+        "fewer vision tokens, without masks or run-time switches." if plan.vision else "without masks or switches.",
+    ]
+    if rounded := _rounded(plan):
+        lines += [f"Its weights are the source's, {rounded}: what that costs, `knobcast evaluate .` measures."]
+    elif plan.packing:
+        lines += [f"Its weights are quantised to {plan.packing[0]} bits, as the source's are."]
+    if verified:
+        same = f", its weights {_alike(plan)} in the same way" if rounded else ""
+        lines += [f"In PyTorch it equals the source with the same knobs at run time{same}."]
+    return [*lines, f"The graphs are of the `{plan.form}` form."]
+
+
+def _source(plan: Plan) -> str:
+    about = plan.as_dict()["source"]
+    return f"`{about['name']}`" + (f" (revision `{about['revision']}`)" if about["revision"] else "")
+
+
+def _rounded(plan: Plan) -> str:
+    """How the stored weights differ from the source's; empty: they don't."""
+    if plan.packing and form_of(plan.source) != plan.form:
+        bits, block = plan.packing
+        return f"quantised to {bits} bits in blocks of {block} (attention, head and experts)"
+    dtype = "float16" if plan.form == "cuda" else plan.knobs.dtype
+    return "" if dtype in ("source", "float32") else f"as {dtype}"
+
+
+def _alike(plan: Plan) -> str:
+    return "quantised" if plan.packing else "rounded"
+
+
+def _list(values: list[int]) -> str:
+    return ", ".join(map(str, values)) or "none"
+
+
+def _k(values: list[int]) -> str:
+    return str(values[0]) if len(set(values)) == 1 else _list(values)
+
+
+def _vision(vision: Record) -> list[str]:
+    tilings = vision["tilings"]
+    if vision["tokens"] is None:
+        return [f"Images: stock tiling, at most {vision['max_crops']} crops and the global view.", ""]
+    rows = [
+        f"| {t['rows']}×{t['columns']} | {t['nominal_tokens']} | {t['patch_tokens']} | {t['image_tokens']} |"
+        for t in tilings
+    ]
+    return [
+        f"Images: budget {vision['tokens']}, resize `{vision['resize']}`, tiling by the `{vision['rule']}` rule.",
+        "",
+        "| tiling (rows×columns) | nominal tokens | image-patch tokens | whole image stream |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+    ]
+
+
+def _verification(plan: Plan, verification: Record | str) -> list[str]:
+    if isinstance(verification, str):
+        return [f"`{verification}`: this variant was **not** verified."]
+    lines = [f"Mode `{verification['mode']}`. Fresh reload: 0 missing, 0 unexpected, 0 mismatched tensors."]
+    if "graphs_computed_by" in verification:
+        lines += [f"Graphs computed by {verification['graphs_computed_by']}."]
+    lines += [
+        "",
+        "| comparison | largest difference |",
+        "|---|---|",
+    ]
+    alike = f", {_alike(plan)} alike," if _rounded(plan) else ""
+    for name, found in verification["as_user"]["generate"].items():
+        lines.append(f"| as users load it, generate == no cache: {name} | {found['difference']:.3g} |")
+    for group, title in (
+        ("static_vs_dynamic", f"variant == source{alike} with dynamic knobs"),
+        ("onnx_vs_torch", "ONNX == PyTorch"),
+        ("static_vs_torch", "graphs of fixed sizes == PyTorch"),
+    ):
+        for name, value in verification.get(group, {}).items():
+            if name not in ("relative_tolerance", "largest_value") and value is not None:
+                lines.append(f"| {title}: {name} | {value:.3g} |")
+    other = verification.get("other_k", {}).get("difference")
+    if other is not None:
+        lines.append(f"| another k (must differ) | {other:.3g} |")
+    return lines
+
+
+def _published() -> list[str]:
+    """What programs written for the published Molmo find here."""
+    return [
+        "",
+        "Programs for the published Molmo run as they are; what they call is here under two names:",
+        "",
+        "| published | the same here |",
+        "|---|---|",
+        "| `AutoModelForCausalLM` | `AutoModelForImageTextToText` |",
+        "| `processor.process(images=[image], text=prompt)` | `processor(text=prompt, images=image)`, or batches |",
+        "| `model.generate_from_batch(inputs, config, tokenizer=…)` | `model.generate(**inputs, max_new_tokens=…)` |",
+        "",
+        "`images` may stay float32 whatever the model's dtype. `max_crops` below a fixed image budget is refused.",
+    ]
+
+
+def _use(plan: Plan, directory: Path, onnx: bool) -> list[str]:
+    image = plan.vision is not None
+    auto = "AutoModelForImageTextToText" if image else "AutoModelForCausalLM"
+    trust = ", trust_remote_code=True" if image else ""
+    lines = ["```python", f"from transformers import {auto}", f'model = {auto}.from_pretrained("."{trust})', "```"]
+    if plan.packing:
+        lines = ["The weights are for the graphs, on a CPU; transformers can't load them, and says so."]
+    else:
+        lines += ["", f"Tested with {tested_range()}."]
+        if image:
+            lines += _published()
+    if onnx and (directory / "tokenizer.json").is_file():
+        flag = " --image photo.jpg" if image else ""
+        flag += " --provider cuda" if plan.form == "cuda" else ""
+        lines += ["", "```", f'knobcast run .{flag} --prompt "What is this?"', "```"]
+    return lines

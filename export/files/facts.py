@@ -1,0 +1,148 @@
+"""What a manifest says about its variant, computed again from what is there: config, headers, io.json, sums.
+
+Of the source only what follows from the variant can be: all blocks of a model have the same shapes.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from export.files.integrity import pending_of, read_sums
+from transform.checkpoint import Checkpoint
+from transform.errors import KnobcastError, VerificationError
+from transform.knobs import PACKED_BITS
+from transform.molmoe.tiling import BudgetError
+from transform.ownership import MANIFEST, SCHEMA
+from transform.plan import active_parameters, form_of, own_policy, parameters, plan_vision, weight_bytes
+from transform.strict_json import Record, read_json
+
+MODES = ("resident", "blockwise")
+_STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
+Fact = tuple[str, Any, Any]  # name, what it must be, what the manifest says
+
+
+def check_facts(manifest: Record, checkpoint: Checkpoint) -> int:
+    """Compare every fact of the manifest with the variant in `checkpoint`; returns how many there were."""
+    count = 0
+    try:
+        for name, wanted, said in _facts(manifest, checkpoint):
+            if json.dumps(wanted, sort_keys=True) != json.dumps(said, sort_keys=True):  # 1.0 and True are not 1
+                raise VerificationError(
+                    f"{MANIFEST} must say what the variant is: {name} is {_brief(wanted)}, it says {_brief(said)}. "
+                    "Export the variant again."
+                )
+            count += 1
+    except _MALFORMED as error:
+        raise VerificationError(
+            f"{MANIFEST} must be a variant's, of schema {SCHEMA}: {type(error).__name__} {str(error)[:80]}. "
+            "Export the variant again."
+        ) from error
+    return count
+
+
+def mode_of(manifest: Record) -> str:
+    """How a variant was verified: of MODES."""
+    verification = manifest.get("verification")
+    mode = verification.get("mode") if isinstance(verification, dict) else None
+    if mode not in MODES:
+        raise VerificationError(
+            f"{MANIFEST}: verification.mode must be one of {', '.join(MODES)}, it is {_brief(mode)}. "
+            "Export the variant again."
+        )
+    return str(mode)
+
+
+def _facts(manifest: Record, checkpoint: Checkpoint) -> Iterator[Fact]:
+    yield "schema", SCHEMA, manifest["schema"]
+    yield "model_type", checkpoint.architecture.model_type, manifest["model_type"]
+    yield "top_k", list(checkpoint.settings.top_k), manifest["top_k"]
+    yield "parameters", parameters(checkpoint), manifest["parameters"]
+    yield "active_parameters", active_parameters(checkpoint), manifest["active_parameters"]
+    yield "bytes", weight_bytes(checkpoint), manifest["bytes"]
+    if "layout_digest" in manifest["files"]:  # manifests of 0.1.0 have none
+        yield "files.layout_digest", checkpoint.layout_digest, manifest["files"]["layout_digest"]
+    yield from _blocks(manifest, checkpoint)
+    yield from _knobs(manifest, checkpoint)
+    yield from _vision(manifest, checkpoint)
+    yield from _derived(manifest, checkpoint)
+
+
+def _blocks(manifest: Record, checkpoint: Checkpoint) -> Iterator[Fact]:
+    settings, source, kept = checkpoint.settings, manifest["source"], manifest["blocks_kept"]
+    total, before = source["blocks"], source["top_k"]
+    yield "the number of blocks_kept", settings.layers, len(kept)
+    if not 1 <= total <= 10_000:
+        raise ValueError(f"source.blocks {total}")
+    yield "blocks_kept", [i for i in range(total) if i in set(kept)], kept
+    yield "blocks_removed", [i for i in range(total) if i not in set(kept)], manifest["blocks_removed"]
+    yield "the number of source.top_k", total, len(before)
+    if not all(type(k) is int and 1 <= k <= settings.experts for k in before):
+        raise ValueError(f"source.top_k {before}")
+    if manifest["knobs"]["k"] is None:
+        yield "top_k, as no k was set,", [before[i] for i in kept], manifest["top_k"]
+    each = _block_parameters(checkpoint)
+    whole = parameters(checkpoint) + (total - settings.layers) * each
+    expert = sum(math.prod(checkpoint.tensor(f"expert.{part}").shape) for part in ("gate", "up", "down"))
+    idle = sum(settings.experts - k for k in before) * expert
+    yield "source.parameters", whole, source["parameters"]
+    yield "source.active_parameters", whole - idle, source["active_parameters"]
+
+
+def _block_parameters(checkpoint: Checkpoint) -> int:
+    roles = checkpoint.architecture.roles
+    names = [name for name, (role, _) in checkpoint.expected().items() if "{i}" in roles[role][0][0]]
+    return sum(math.prod(checkpoint.tensors[name].shape) for name in names) // checkpoint.settings.layers
+
+
+def _knobs(manifest: Record, checkpoint: Checkpoint) -> Iterator[Fact]:
+    knobs, k = manifest["knobs"], manifest["knobs"]["k"]
+    yield "knobs.blocks", checkpoint.settings.layers, knobs["blocks"]
+    if k is not None:
+        layers = checkpoint.settings.layers
+        yield "top_k by knobs.k", k if isinstance(k, list) else [k] * layers, list(checkpoint.settings.top_k)
+    form = knobs.get("form", "cpu")
+    own = form_of(checkpoint)
+    if own in PACKED_BITS or form in PACKED_BITS:
+        yield "knobs.form", own, form
+        return
+    dtype = "float16" if form == "cuda" else knobs["dtype"]
+    if dtype != "source":
+        stored = sorted({tensor.stored for tensor in checkpoint.tensors.values()})
+        yield f"the dtype by knobs ({dtype})", [_STORED[dtype]], stored
+
+
+def _vision(manifest: Record, checkpoint: Checkpoint) -> Iterator[Fact]:
+    said = manifest["vision"]
+    if not checkpoint.architecture.multimodal:
+        yield "vision", None, said
+        return
+    policy = said["tokens"], said["resize"], said["rule"]
+    if "processor_config.json" in checkpoint.side_files:
+        yield "the policy of images", list(own_policy(checkpoint)), list(policy)
+    try:
+        yield "vision", plan_vision(checkpoint, *policy).as_dict(), said
+    except (KnobcastError, BudgetError) as error:
+        raise ValueError(f"vision: {error}") from error
+    if (checkpoint.path / "io.json").is_file():
+        yield "vision by io.json", read_json(checkpoint.path / "io.json").get("vision"), said
+    if manifest["knobs"]["tokens"] is not None:
+        yield "vision.tokens by knobs", manifest["knobs"]["tokens"], said["tokens"]
+
+
+def _derived(manifest: Record, checkpoint: Checkpoint) -> Iterator[Fact]:
+    derived = manifest.get("derived", {})
+    if not derived:
+        return
+    _, listed = read_sums(checkpoint.path)
+    _, added = pending_of(manifest)
+    for name, entry in derived.items():
+        yield f"derived: the graph of {name}", name, entry["graph"]
+        if name not in added:  # else another run is replacing it, or was
+            yield f"derived: the sum of {name}", listed.get(name), entry["sha256"]
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"

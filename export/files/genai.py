@@ -1,0 +1,88 @@
+"""`genai_config.json`: lets onnxruntime-genai generate with a variant's graphs.
+
+Its runtime knows neither family by name; it accepts any decoder with the usual inputs as `olmo`, and any
+vision/embedding/text triple as `gemma3`, whose vision inputs may carry other names.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from export.run.providers import cuda_options
+from export.run.session_options import SESSION_OPTIONS, session_options
+from transform.checkpoint import Checkpoint
+from transform.special_tokens import begin_id, end_ids, image_token_ids
+from transform.strict_json import Record
+from transform.write import write_json
+
+TEXT_TYPE, IMAGE_TYPE = "olmo", "gemma3"
+
+
+def genai_config(checkpoint: Checkpoint, directory: Path, form: str = "cpu") -> Record:
+    """The content of genai_config.json for the graphs of a finished variant."""
+    settings = checkpoint.settings
+    multimodal = checkpoint.architecture.multimodal
+    ends = end_ids(checkpoint, directory)
+    given = "inputs_embeds" if multimodal else "input_ids"
+    decoder = {
+        "filename": "text.onnx",
+        "session_options": _session_options(form),
+        "head_size": settings.head_dim,
+        "hidden_size": settings.hidden,
+        "num_attention_heads": settings.heads,
+        "num_hidden_layers": settings.layers,
+        "num_key_value_heads": settings.kv_heads,
+        "inputs": {
+            given: given,
+            "attention_mask": "attention_mask",
+            "past_key_names": "past_key_values.%d.key",
+            "past_value_names": "past_key_values.%d.value",
+        },
+        "outputs": {
+            "logits": "logits",
+            "present_key_names": "present.%d.key",
+            "present_value_names": "present.%d.value",
+        },
+    }
+    pad = checkpoint.config.get("pad_token_id")
+    model: Record = {
+        "type": IMAGE_TYPE if multimodal else TEXT_TYPE,
+        "bos_token_id": begin_id(checkpoint, directory),
+        "eos_token_id": list(ends) if len(ends) > 1 else ends[0],
+        "pad_token_id": pad if isinstance(pad, int) else ends[0],
+        "context_length": settings.max_positions,
+        "vocab_size": checkpoint.tensor("head").shape[0],
+        "decoder": decoder,
+    }
+    if multimodal:
+        model["image_token_id"] = image_token_ids(directory, settings).patch
+        model["vision"] = {
+            "filename": "vision.onnx",
+            "session_options": _session_options(form, SESSION_OPTIONS),
+            "inputs": {"pixel_values": "images"},
+            "outputs": {"image_features": "image_features"},
+        }
+        model["embedding"] = {
+            "filename": "embedding.onnx",
+            "session_options": _session_options(form),
+            "inputs": {"input_ids": "input_ids", "image_features": "image_features"},
+            "outputs": {"inputs_embeds": "inputs_embeds"},
+        }
+    search = {
+        "do_sample": False,
+        "max_length": settings.max_positions,
+        "num_beams": 1,
+        "past_present_share_buffer": False,  # the graphs append to the cache; a shared buffer needs a fused operator
+    }
+    return {"model": model, "search": search}
+
+
+def write_genai_config(checkpoint: Checkpoint, directory: Path, form: str = "cpu") -> Path:
+    """Write genai_config.json beside the graphs."""
+    path = directory / "genai_config.json"
+    write_json(path, genai_config(checkpoint, directory, form))
+    return path
+
+
+def _session_options(form: str, options: Mapping[str, str] | None = None) -> Record:
+    providers = [{"cuda": cuda_options(static=False)}] if form == "cuda" else []
+    return {"log_id": "knobcast", "provider_options": providers, **(options or session_options(form))}

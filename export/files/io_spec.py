@@ -1,0 +1,92 @@
+"""`io.json`: all that a runtime needs to know about a variant's graphs. Names, dtypes, shapes, options, special ids.
+
+Inputs and outputs are read back from the graphs themselves, so the file can't say anything else than they do.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from export.run.oldest import FORMS
+from export.run.providers import SESSION_ATTRIBUTES, provider_options
+from export.run.session_options import SESSION_OPTIONS, session_options
+from export.run.static_plan import StaticPlan
+from transform.checkpoint import Checkpoint
+from transform.errors import CheckpointError
+from transform.special_tokens import begin_id, end_ids, image_token_ids
+from transform.strict_json import Record
+from transform.tokenizer_file import embedding_rows
+from transform.write import write_json
+
+FILES = ("vision.onnx", "embedding.onnx", "text.onnx")
+DTYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.INT64: "int64"}
+
+
+def io_spec(
+    checkpoint: Checkpoint,
+    directory: Path,
+    vision: Mapping[str, object] | None = None,
+    form: str = "cpu",
+    static: StaticPlan | None = None,
+) -> Record:
+    """The content of io.json for the graphs in `directory`; `vision` is the preprocessing policy of image models."""
+    ends = end_ids(checkpoint, directory)
+    ids: dict[str, object] = {"bos": begin_id(checkpoint, directory), "eos": list(ends)}
+    if checkpoint.architecture.multimodal:
+        start, end, patch, column = image_token_ids(directory, checkpoint.settings)
+        ids |= {"image_start": start, "image_end": end, "image_patch": patch, "image_column": column}
+    spec: Record = {
+        "schema": 1,
+        "form": form,
+        "onnxruntime": f">={FORMS[form]}",
+        "model_type": checkpoint.architecture.model_type,
+        "layers": checkpoint.settings.layers,
+        "top_k": list(checkpoint.settings.top_k),
+        "max_positions": checkpoint.settings.max_positions,
+        "embedding_rows": embedding_rows(checkpoint),
+        "session_options": session_options(form),
+        "vision_session_options": dict(SESSION_OPTIONS),
+        "session_attributes": SESSION_ATTRIBUTES,
+        "special_ids": ids,
+        "graphs": {name: signature(directory / name) for name in FILES if (directory / name).is_file()},
+    }
+    values = [v for graph in spec["graphs"].values() for part in graph.values() for v in part]
+    spec["providers"] = provider_options(form, static=all(type(d) is int for v in values for d in v["shape"]))
+    if checkpoint.architecture.multimodal:
+        spec["vision"] = dict(vision or {})
+    if static is not None:
+        graphs = {name: signature(directory / name) for name in static.files}
+        # the cpu form's experts get as many rows as the routers say: nothing that could be captured
+        providers = provider_options(form, static=form != "cpu")
+        spec["static"] = {**static.as_dict(), "providers": providers, "graphs": graphs}
+    return spec
+
+
+def write_io(
+    checkpoint: Checkpoint,
+    directory: Path,
+    vision: Mapping[str, object] | None = None,
+    form: str = "cpu",
+    static: StaticPlan | None = None,
+) -> Path:
+    """Write io.json beside the graphs."""
+    path = directory / "io.json"
+    write_json(path, io_spec(checkpoint, directory, vision, form, static))
+    return path
+
+
+def signature(path: Path) -> Record:
+    """Names, types and shapes of a graph's inputs and outputs, as io.json has them."""
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except Exception as error:  # protobuf's own exception type depends on its implementation
+        raise CheckpointError(f"{path.name}: not an ONNX file ({error}). Export the variant again.") from error
+    return {"inputs": [_value(v) for v in graph.input], "outputs": [_value(v) for v in graph.output]}
+
+
+def _value(info: Any) -> dict[str, object]:
+    tensor = info.type.tensor_type
+    shape = [d.dim_param or d.dim_value for d in tensor.shape.dim]
+    return {"name": info.name, "dtype": DTYPES[tensor.elem_type], "shape": shape}

@@ -1,0 +1,45 @@
+"""`manifest.json`: what a variant is, where it comes from, and the differences that were measured.
+
+Same input, versions and machine give the same bytes: no clock, no host, no absolute path.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from transform.molmoe.versions import TESTED_TRANSFORMERS
+from transform.ownership import MANIFEST, SCHEMA, visible_files
+from transform.plan import Plan
+from transform.read import read_checkpoint
+from transform.strict_json import Record
+from transform.write import write_json
+
+_TOOLS = ("knobcast", "torch", "transformers", "safetensors", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy")
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of what computed the numbers."""
+    found = {}
+    for name in _TOOLS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write_manifest(directory: Path, plan: Plan, verification: Record | str, sums: str) -> Record:
+    """Write the manifest, the last file of a variant; `sums` is the digest of SHA256SUMS, or "not computed".
+
+    What no sums name, the manifest does: --force replaces a directory only where every file is known.
+    """
+    names = {"names": visible_files(directory)} if sums == "not computed" else {}
+    manifest = {
+        "schema": SCHEMA,
+        **plan.as_dict(),
+        "verification": verification,
+        "files": {"sha256sums": sums, "layout_digest": read_checkpoint(directory).layout_digest, **names},
+        "tools": tool_versions(),
+        "tested": {"transformers": list(TESTED_TRANSFORMERS)},
+    }
+    write_json(directory / MANIFEST, manifest)
+    return manifest

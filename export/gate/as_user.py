@@ -1,0 +1,105 @@
+"""The user's way: a variant loaded and run where nothing of knobcast can be imported.
+
+A process of its own runs `user_process.py`: transformers' Auto classes with the code that travels along, the
+tokenizer, cached `generate` beside one pass without a cache. A variant larger than what fits keeps its first blocks,
+over the same weight files.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from export.gate.tolerance import LEAST_SCALE
+from transform import molmoe
+from transform.checkpoint import Checkpoint
+from transform.depth import drop_blocks
+from transform.errors import VerificationError
+from transform.machine import SMALL
+from transform.plan import parameters
+from transform.scratch import scratch
+from transform.strict_json import Record
+from transform.write import write_json
+
+SCRIPT = Path(__file__).with_name("user_process.py")
+NEW_TOKENS, PROMPT = 6, 12
+# Of the largest logit. Two float32 programs differ by 4e-6 here; an expert choice that float32 can't decide costs more,
+# and a swallowed argument 0.1 and up.
+TOLERANCE = 1e-3
+Report = Record
+
+
+def check_as_user(variant: Checkpoint, blocks: int | None = None) -> Report:
+    """What the process found, with the first `blocks` blocks or all of them.
+
+    Raises VerificationError where nothing loads, or where generation with and without a cache differ.
+    """
+    blocks = variant.settings.layers if blocks is None else blocks
+    request = {
+        "ids": [1 + 7 * n % (variant.settings.vocab - 1) for n in range(PROMPT)],  # where there is no tokenizer
+        "new_tokens": NEW_TOKENS,
+        "pictures": variant.architecture.multimodal,
+        "tokenizer": (variant.path / "tokenizer.json").is_file(),
+        "model": not any(tensor.pack for tensor in variant.tensors.values()),
+    }
+    with scratch("user") as home:
+        place = _linked(variant, home / "variant", blocks)
+        threads = {"OMP_NUM_THREADS": "1"} if parameters(variant) < SMALL else {}
+        report = _run(place, request, home, threads)
+    for name, found in report["generate"].items():
+        scale = max(LEAST_SCALE, found["largest_value"])
+        if not (found["same_tokens"] and found["difference"] <= TOLERANCE * scale):
+            raise VerificationError(
+                f"generate with a cache must give what one pass without it gives, {name}: tokens "
+                f"{'the same' if found['same_tokens'] else 'others'}, logits differ by {found['difference']:.3g} where "
+                f"{TOLERANCE * scale:.3g} is allowed (transformers {report['transformers']}). "
+                "No variant was written: please report this."
+            )
+    return report | {"blocks": blocks}
+
+
+def code_of_others(variant: Checkpoint) -> list[str]:
+    """Python files of a variant that aren't this version's, byte for byte: loading it as users do would run them."""
+    if not variant.architecture.multimodal:
+        return []  # stock classes: nothing of the directory is run
+    own = Path(molmoe.__file__).parent
+    return sorted(
+        path.name
+        for path in variant.path.glob("*.py")
+        if path.name not in molmoe.TRAVELLING_FILES or path.read_bytes() != (own / path.name).read_bytes()
+    )
+
+
+def _linked(variant: Checkpoint, place: Path, blocks: int) -> Path:
+    """The variant under a name that is a module's too; its code may then leave a cache here and nowhere else."""
+    short = blocks < variant.settings.layers
+    place.mkdir()
+    for file in variant.path.iterdir():
+        if file.is_file() and not (short and file.name == "config.json"):
+            (place / file.name).symlink_to(file.resolve())
+    if short:
+        write_json(place / "config.json", drop_blocks(variant, range(blocks)).config)
+    return place
+
+
+def run_process(place: Path, request: Report, home: Path, threads: dict[str, str]) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of a process that looks at the variant in `place`."""
+    env = os.environ | threads | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(home / "modules")}
+    done = subprocess.run(
+        [sys.executable, "-P", str(SCRIPT), str(place)],
+        input=json.dumps(request), cwd=home, env=env, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def _run(place: Path, request: Report, home: Path, threads: dict[str, str]) -> Report:
+    code, printed, errors = run_process(place, request, home, threads)
+    if code:
+        lines = errors.strip().splitlines() or [f"it ended with {code}"]
+        raise VerificationError(
+            "the variant must load and generate in a process without knobcast, as its users do: "
+            f"{lines[-1].replace(str(place), 'it')[:400]}. No variant was written."
+        )
+    report: Report = json.loads(printed.splitlines()[-1])
+    return report

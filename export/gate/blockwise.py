@@ -1,0 +1,154 @@
+"""The gate for models that don't fit twice into memory: one block at a time, everything else once.
+
+A one-block model (embedding, that block, norm, head, vision tower) is loaded from the source and from the variant in
+turn; prefill, cached decode and a padded batch must differ by exactly 0, and the block's own ONNX graph must agree.
+Together with byte-for-byte equality of all tensors this covers what the resident gate covers, except the sum of
+float32 rounding over all blocks in one graph.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from export.files.integrity import check_graph_bounds
+from export.gate.as_user import check_as_user
+from export.gate.compare import TOLERANCE, exactly_equal, find_probe, onnx_vs_torch, other_k, run_text
+from export.gate.golden import check_graphs, record, torch_image
+from export.gate.image_probe import image_probe
+from export.gate.probe import TextProbe
+from export.gate.resident import rounding
+from export.gate.static import verify_static_block
+from export.numpy_run.graphs import checking_graphs
+from export.run.graphs import Graphs
+from transform.checkpoint import Checkpoint
+from transform.depth import drop_blocks
+from transform.errors import VerificationError
+from transform.load import building, load_view, model_class, plain_config
+from transform.machine import fitting_blocks, release_memory
+from transform.plan import Plan, form_of, parameters
+from transform.progress import Say
+from transform.read import read_checkpoint
+from transform.runtime import set_moe_top_k
+from transform.strict_json import Record
+
+_CHUNK = 16 << 20
+GRAPH = "text.onnx"
+
+
+def blockwise_gate(plan: Plan, directory: Path, onnx: bool, say: Say) -> Record:
+    """Prove a freshly written variant block by block; raises VerificationError."""
+    variant = read_checkpoint(directory)
+    results: Record = {"mode": "blockwise"}
+    say("names and shapes")
+    results["parameters_on_meta"] = _check_meta(variant)
+    if any(_copied(plan.target, variant, name) for name in variant.tensors):
+        say("bytes")
+        results["identical_tensors"] = _check_bytes(plan.target, variant)
+    blocks = fitting_blocks(variant)
+    say(f"as users load it, {blocks} of {variant.settings.layers} blocks")
+    results["as_user"] = check_as_user(variant, blocks)
+    differences: dict[str, float] = {}
+    graphs: dict[str, float] = {}
+    static_graphs: dict[str, float] = {}
+    counts: dict[str, float] = {}
+    for new, old in enumerate(plan.keep):
+        say(f"block {old} ({new + 1} of {len(plan.keep)})")
+        view = drop_blocks(variant, (new,))
+        model, report = load_view(view)
+        keep_largest(counts, report.counts())
+        probe = find_probe(model, view)
+        ours = run_text(model, probe)
+        image = None
+        if new == 0:
+            results["probe_seed"] = probe.seed
+            results["other_k"] = other_k(model, view, probe)
+            if plan.vision:
+                image = image_probe(plan.target, directory, plan.vision.as_dict(), probe.seed)
+                ours["image"] = torch.from_numpy(torch_image(model, image)[2])
+        if onnx:
+            block_graphs = one_block_graphs(view, directory, plan.form)
+            keep_largest(graphs, onnx_vs_torch(model, block_graphs, probe))
+            if image is not None:
+                golden = record(model, probe.ids.numpy(), image)
+                keep_largest(graphs, check_graphs(block_graphs, golden, image, TOLERANCE))
+            if block_graphs.io.get("static"):
+                found = verify_static_block(model, view, directory, probe.ids.numpy(), new == 0, TOLERANCE)
+                keep_largest(static_graphs, found)
+            del block_graphs
+        del model
+        release_memory()
+        keep_largest(differences, exactly_equal(ours, _source_block(plan, old, new, probe, image)))
+        release_memory()
+    results["reload"] = counts
+    results["static_vs_dynamic"] = differences
+    if onnx:
+        results["graph_ranges"] = check_graph_bounds(directory)
+        results["onnx_vs_torch"] = graphs
+        if static_graphs:
+            results["static_vs_torch"] = static_graphs
+    return results
+
+
+def _source_block(plan: Plan, old: int, new: int, probe: TextProbe, image: Any) -> dict[str, torch.Tensor]:
+    packing = plan.packing if form_of(plan.source) != plan.form else None
+    model, _ = load_view(drop_blocks(plan.source, (old,)), rounding(plan), packing)
+    set_moe_top_k(model, plan.target.settings.top_k[new])
+    theirs = run_text(model, probe)
+    if image is not None:
+        theirs["image"] = torch.from_numpy(torch_image(model, image)[2])
+    return theirs
+
+
+def _check_meta(variant: Checkpoint) -> int:
+    """The model that the new config describes has exactly the parameters that were written."""
+    kind = model_class(variant.config)
+    with building(str(variant.path)), torch.device("meta"):
+        model = kind(kind.config_class.from_dict(plain_config(variant.config)))
+    count = sum(p.numel() for p in model.parameters())
+    if count != parameters(variant):
+        raise VerificationError(
+            f"config.json describes a model of {count:,} parameters, {parameters(variant):,} were written."
+        )
+    return count
+
+
+def _check_bytes(planned: Checkpoint, variant: Checkpoint) -> int:
+    """Every tensor that was neither cast nor quantised holds the bytes of its origin; returns how many these are."""
+    names = [name for name in variant.tensors if _copied(planned, variant, name)]
+    for name in names:
+        origin, written = planned.tensors[name], variant.tensors[name]
+        with origin.file.open("rb") as a, written.file.open("rb") as b:
+            for offset in range(0, origin.nbytes, _CHUNK):
+                count = min(_CHUNK, origin.nbytes - offset)
+                left = os.pread(a.fileno(), count, origin.start + offset)
+                if left != os.pread(b.fileno(), count, written.start + offset):
+                    raise VerificationError(f"{name} must hold the source's bytes; the written ones differ.")
+    return len(names)
+
+
+def _copied(planned: Checkpoint, variant: Checkpoint, name: str) -> bool:
+    origin = planned.tensors[name]
+    return origin.dtype == origin.stored and variant.tensors[name].pack is None
+
+
+def one_block_graphs(view: Checkpoint, directory: Path, form: str) -> Graphs:
+    """The graphs of one block over the variant's own weight files; io.json and the other graphs stay the variant's."""
+    from export.graph.decoder import text_graph
+
+    name = f".block-{GRAPH}"
+    text_graph(view, form).write(directory / name)
+    try:
+        graphs = checking_graphs(directory, text=name)
+        _ = graphs.text  # opened now: the file can go
+    finally:
+        (directory / name).unlink()
+    return graphs
+
+
+def keep_largest(total: dict[str, float], more: Mapping[str, float]) -> None:
+    """Add measurements under their names; of two under one name the larger stays."""
+    for name, value in more.items():
+        total[name] = max(total.get(name, 0.0), value)

@@ -1,0 +1,124 @@
+"""The gate's comparisons: what is fed to both sides, and how far they may differ."""
+
+from typing import Any
+
+import torch
+
+from export.gate.probe import DECODE, MIN_MARGIN, PROMPT, SEEDS, MarginWatch, TextProbe, text_probe
+from export.gate.tolerance import LEAST_SCALE, scale_of
+from export.run.graphs import Graphs
+from transform.checkpoint import Checkpoint
+from transform.errors import VerificationError
+from transform.molmoe.compatibility import CACHE
+from transform.runtime import moe_top_k
+from transform.strict_json import Record
+
+# Two float32 programs of the same arithmetic in another order: 4e-6 was seen at |logits| of 8.
+TOLERANCE = 1e-5
+
+
+def find_probe(model: Any, checkpoint: Checkpoint) -> TextProbe:
+    """The first seed whose every expert choice is decidable in float32."""
+    for seed in SEEDS:
+        probe = text_probe(checkpoint.settings.vocab, seed)
+        try:
+            with torch.no_grad(), MarginWatch(model) as watch:
+                model(input_ids=probe.ids)
+                watch.mask = probe.mask
+                model(input_ids=probe.batch, attention_mask=probe.mask)
+        except RuntimeError as error:  # such as widths that torch's grouped matrix product can't take
+            raise VerificationError(
+                f"the gate needs a model that PyTorch can run: {str(error).splitlines()[0][:200]}. "
+                "Use --no-verify to export it unverified."
+            ) from error
+        if watch.smallest >= MIN_MARGIN:
+            return probe
+    raise VerificationError(
+        f"the gate needs a probe whose router margins are at least {MIN_MARGIN}, none of {len(SEEDS)} seeds has one: "
+        "the routers choose between equal experts, so no two programs would agree. Check the checkpoint's routers."
+    )
+
+
+@torch.no_grad()
+def run_text(model: Any, probe: TextProbe) -> dict[str, torch.Tensor]:
+    """Logits of the three ways a decoder is used: prefill, decode with a cache, a padded batch."""
+    prefill = model(input_ids=probe.ids[:, :PROMPT], use_cache=True)
+    cache, steps = prefill[CACHE], []
+    for at in range(PROMPT, PROMPT + DECODE):
+        step = model(
+            input_ids=probe.ids[:, at : at + 1],
+            attention_mask=torch.ones(1, at + 1, dtype=torch.int64),
+            use_cache=True,
+            **{CACHE: cache},
+        )
+        cache = step[CACHE]
+        steps.append(step.logits)
+    padded = model(input_ids=probe.batch, attention_mask=probe.mask).logits
+    return {
+        "prefill": prefill.logits,
+        "decode": torch.cat(steps, 1),
+        "padded": padded[probe.mask == 1],
+    }
+
+
+def largest_difference(ours: torch.Tensor, theirs: torch.Tensor, what: str) -> float:
+    """Largest absolute difference; NaN and infinity are failures, never agreement."""
+    if ours.shape != theirs.shape or not (torch.isfinite(ours).all() and torch.isfinite(theirs).all()):
+        raise VerificationError(
+            f"{what}: both sides must give finite values of one shape, got {tuple(ours.shape)} and "
+            f"{tuple(theirs.shape)}. The weights hold NaN or infinity, or the files are damaged."
+        )
+    return float((ours - theirs).abs().max())
+
+
+def exactly_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> dict[str, float]:
+    """All differences, which must be 0."""
+    differences = {name: largest_difference(ours[name], theirs[name], name) for name in ours}
+    wrong = {name: value for name, value in differences.items() if value != 0}
+    if wrong:
+        raise VerificationError(
+            f"the variant must equal the source with the same knobs at run time, difference 0; measured {wrong}. "
+            "No variant was written: please report this with the model's config.json."
+        )
+    return differences
+
+
+def other_k(static: Any, target: Checkpoint, probe: TextProbe) -> Record:
+    """The comparison can tell one k from another: changing it must change the result."""
+    k = target.settings.top_k
+    other = [value - 1 if value > 1 else value + 1 for value in k]
+    if max(other) > target.settings.experts:
+        return {"k": None, "difference": None}  # one expert: there is no other k
+    with torch.no_grad():
+        before = static(input_ids=probe.ids).logits
+        with moe_top_k(static, other if len(set(other)) > 1 else other[0]):
+            after = static(input_ids=probe.ids).logits
+    difference = largest_difference(before, after, "other k")
+    if difference == 0:
+        raise VerificationError(
+            f"k={other} must give another result than k={list(k)}, the difference is 0: the model ignores its top-k."
+        )
+    return {"k": other, "difference": difference}
+
+
+def onnx_vs_torch(model: Any, graphs: Graphs, probe: TextProbe) -> Record:
+    """Compare the graphs with PyTorch for prefill, cached decode and a padded batch, and image embeddings."""
+    theirs = run_text(model, probe)
+    ours = {name: torch.from_numpy(value) for name, value in graphs.run_text(probe).items()}
+    return check_close({name: (ours[name], theirs[name]) for name in ours})
+
+
+def check_close(pairs: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> Record:
+    """Differences relative to the largest value (at least LEAST_SCALE); more than TOLERANCE is an error."""
+    measured, largest = {}, LEAST_SCALE
+    for name, (ours, theirs) in pairs.items():
+        scale = scale_of(theirs)
+        largest = max(largest, scale)
+        difference = largest_difference(ours, theirs, name)
+        if difference > TOLERANCE * scale:
+            raise VerificationError(
+                f"{name}: the graphs must agree with PyTorch to {TOLERANCE} of the largest value ({scale:.4g}), "
+                f"the difference is {difference:.3g}. No variant was written: please report this."
+            )
+        measured[name] = difference
+    return {"relative_tolerance": TOLERANCE, "largest_value": largest, **measured}

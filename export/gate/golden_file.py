@@ -1,0 +1,91 @@
+"""Read `golden.safetensors`, trusting nothing in it: whoever changes outputs may have computed the sums again.
+
+What `golden.py` computes with must be there, of the right types and sizes, with ids that the model has. Values must be
+finite: differences are measured by the largest one, and beside an infinity every difference is small.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from export.gate.golden import FILE
+from export.gate.image_probe import TEXT, ImageProbe
+from export.gate.probe import DECODE
+from transform.arrays import Array
+from transform.checkpoint import Checkpoint
+from transform.errors import CheckpointError, VerificationError
+from transform.safetensors_header import read_header
+
+# name -> dtype as the format spells it, shape: s and t tokens, V vocabulary, r rows, d width
+_TEXT = {"ids": ("I64", "1s"), "logits": ("F32", "1sV")}
+_IMAGE = {
+    "image.input_ids": ("I64", "1t"), "image.rows": ("I64", "r"), "image.embeddings": ("F32", "rd"),
+    "image.logits": ("F32", "1V"),
+}  # fmt: skip
+LEAST = DECODE + 2  # tokens: a prompt of two, which static graphs are given in two calls, and the steps
+
+
+def load_golden(directory: Path, checkpoint: Checkpoint) -> dict[str, Array] | None:
+    """The recorded arrays of a variant, or None where none were; raises VerificationError for anything irregular."""
+    path = directory / FILE
+    if not path.exists():
+        return None
+    if not path.is_file():
+        raise _refused("it must be a plain file")
+    try:
+        header = {entry.name: (entry.dtype, entry.shape) for entry in read_header(path)}
+    except CheckpointError as error:
+        raise VerificationError(str(error)) from error
+    _check_header(header, checkpoint)
+    from safetensors.numpy import load_file
+
+    golden = dict(load_file(path))
+    _check_values(golden, checkpoint)
+    return golden
+
+
+def with_golden_ids(image: ImageProbe, golden: dict[str, Array]) -> ImageProbe:
+    """The picture prompt with the recorded text; its image stream must be the one that the policy gives."""
+    ids, stream = golden["image.input_ids"], image.input_ids[:, :-TEXT]
+    if ids.shape != image.input_ids.shape or not np.array_equal(ids[:, :-TEXT], stream):
+        raise _refused(
+            f"image.input_ids must be the {stream.shape[1]} ids of the drawn picture under the variant's policy and "
+            f"{TEXT} of text, it has {ids.shape[1]} others"
+        )
+    return ImageProbe(ids, image.images, image.image_masks, image.image_input_idx, image.feature_index)
+
+
+def _check_header(header: dict[str, tuple[str, tuple[int, ...]]], checkpoint: Checkpoint) -> None:
+    wanted = _TEXT | (_IMAGE if checkpoint.architecture.multimodal else {})
+    if header.keys() != wanted.keys():
+        raise _refused(f"it must hold {', '.join(wanted)}; it holds {', '.join(sorted(header))[:200]}")
+    sizes = {"1": 1, "d": checkpoint.settings.hidden}
+    for name, (dtype, letters) in wanted.items():
+        found, shape = header[name]
+        fits = len(shape) == len(letters) and 0 not in shape
+        if not fits or found != dtype or any(sizes.setdefault(x, n) != n for x, n in zip(letters, shape, strict=True)):
+            spelled = ", ".join(str(sizes.get(letter, letter)) for letter in letters)
+            raise _refused(f"{name} must be {dtype} [{spelled}], it is {found} {list(shape)}")
+    longest = checkpoint.settings.max_positions
+    if not LEAST <= sizes["s"] <= longest:
+        raise _refused(f"ids must be {LEAST} to {longest:,} tokens, there are {sizes['s']:,}")
+
+
+def _check_values(golden: dict[str, Array], checkpoint: Checkpoint) -> None:
+    settings = checkpoint.settings
+    tables = ("embedding", "embedding.extra") if checkpoint.architecture.multimodal else ("embedding",)
+    below = {"ids": settings.vocab, "image.input_ids": sum(checkpoint.tensor(role).shape[0] for role in tables)}
+    if "image.rows" in golden:
+        below["image.rows"] = golden["image.input_ids"].shape[1]
+    for name, limit in below.items():
+        if name in golden and not (golden[name].min() >= 0 and golden[name].max() < limit):
+            least, most = int(golden[name].min()), int(golden[name].max())
+            raise _refused(f"{name} must be from 0 to {limit - 1:,}, they are from {least:,} to {most:,}")
+    for name, values in golden.items():
+        if not np.isfinite(values).all():
+            count = int((~np.isfinite(values)).sum())
+            raise _refused(f"{name} must be finite, {count:,} of its {values.size:,} values are not")
+
+
+def _refused(why: str) -> VerificationError:
+    return VerificationError(f"{FILE}: {why}. It was changed after it was recorded: export the variant again.")

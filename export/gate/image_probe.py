@@ -1,0 +1,58 @@
+"""The gate's picture as the model sees it: crops, masks, index map and token ids for the variant's own policy."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from export.gate.probe import picture
+from transform.arrays import Array
+from transform.checkpoint import Checkpoint
+from transform.molmoe.preprocessing import preprocess
+from transform.special_tokens import image_token_ids
+from transform.strict_json import Record
+
+TEXT = 6
+
+
+@dataclass(frozen=True)
+class ImageProbe:
+    """One prompt with one picture: `input_ids` [1, s] with BOS, `image_input_idx` [1, n, 144] counting it,
+    `images` [1, n, 576, 588], `image_masks` [1, n, 576], `feature_index` [t] for the vision graph."""
+
+    input_ids: Array
+    images: Array
+    image_masks: Array
+    image_input_idx: Array
+    feature_index: Array
+
+    def for_torch(self) -> Record:
+        """Keyword arguments of the PyTorch model."""
+        import torch
+
+        return {
+            name: torch.from_numpy(getattr(self, name))
+            for name in ("input_ids", "images", "image_masks", "image_input_idx")
+        }
+
+
+def image_probe(
+    checkpoint: Checkpoint, directory: Path, vision: Record, seed: int, size: tuple[int, int] = (150, 110)
+) -> ImageProbe:
+    """The drawn picture, `size` wide and high, under the policy `vision` (as io.json records it), followed by a few
+    random tokens of both embedding tables."""
+    ids = image_token_ids(directory, checkpoint.settings)
+    options = {"resize": vision["resize"], "rule": vision["rule"]}
+    tokens = vision["tokens"]
+    image = preprocess(picture(*size), tokens=tokens, max_crops=vision["max_crops"], **options)
+    stream = image.image_tokens(**ids._asdict())
+    vocab = checkpoint.settings.vocab
+    base, extra = (checkpoint.tensor(name).shape[0] for name in ("embedding", "embedding.extra"))
+    generator = np.random.Generator(np.random.PCG64(seed))
+    text = generator.integers(0, vocab - 1, TEXT)
+    text[::2] = generator.integers(base, base + extra, len(text[::2]))
+    input_ids = np.concatenate(([vocab - 1], stream, text)).astype(np.int64)[None]
+    index = np.where(image.image_input_idx < 0, image.image_input_idx, image.image_input_idx + 1)
+    return ImageProbe(
+        input_ids, image.images[None], image.image_masks[None], index[None].astype(np.int32), image.feature_index
+    )

@@ -1,0 +1,230 @@
+"""Does the installed onnxruntime compute what the graphs mean? Tiny graphs of the same emission, run before any export.
+
+Several of its operators have been silently wrong, and some are missing from older ones. Each check runs one as a
+variant would have it, on tiny weights at the model's own k, and compares it with float64; an export is refused where
+one fails. No torch, and less than half a second.
+"""
+
+import ctypes
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime
+
+from export.gate.op_rig import (
+    WIDTH,
+    Block,
+    Rig,
+    block_graph,
+    linear_graph,
+    make_block,
+    norm_graph,
+    relative,
+    rms_normed,
+)
+from export.graph.builder import CONTRIB, FLOAT16, Graph
+from export.run.oldest import too_old_for
+from export.run.providers import CPU, CUDA, cuda_options
+from export.run.session import RunError, check_loads
+from export.run.session_options import SESSION_OPTIONS, session_options
+from transform.architectures import Settings
+from transform.arrays import Array
+from transform.checkpoint import Checkpoint, Tensor
+from transform.errors import VerificationError
+from transform.knobs import PACKED_BITS
+from transform.packed_layout import BLOCK
+from transform.scratch import scratch
+from transform.strict_json import Record
+
+FLOAT32_LIMIT = 1e-5  # as in the gate
+FLOAT16_LIMIT = 5e-3
+INT8_LIMIT = 3e-2  # the 8-bit QMoE rounds activations to 8 bits; 1e-2 was seen
+_ODD = 77  # no multiple of a block
+
+
+class Check(NamedTuple):
+    """One measured difference, as a part of the largest value; without a limit it is only recorded."""
+
+    operator: str
+    what: str
+    difference: float
+    limit: float | None
+
+    @property
+    def passed(self) -> bool:
+        """NaN isn't."""
+        return self.limit is None or self.difference <= self.limit
+
+
+def check_operators(form: str, settings: Settings, provider: str = "cpu") -> Record:
+    """Run the checks of a form; raises VerificationError at the first that fails.
+
+    -> {"onnxruntime", "provider", "checks": {operator, what: {"difference", "limit"}}}, or "not_run" with the reason
+    where no machine of this kind can run the form's experts.
+    """
+    check_form(form)
+    found: Record = {"onnxruntime": onnxruntime.__version__, "provider": provider}
+    wanted = CPU if provider == "cpu" else CUDA
+    checks: dict[str, dict[str, float | None]] = {}
+    if form == "cuda" and provider == "cpu":
+        reason = missing_cuda()
+        if reason is None:
+            found["provider"], wanted = "cuda", CUDA
+        else:
+            found["not_run"] = f"MoE: {reason}"
+    for check in run_checks(form, settings, wanted):
+        _insist(check, form)
+        limits = {} if check.limit is None else {"limit": check.limit}
+        checks[f"{check.operator}, {check.what}"] = {"difference": float(f"{check.difference:.2g}"), **limits}
+    return {**found, "checks": checks}
+
+
+def check_form(form: str) -> None:
+    """Refuse a form that the installed onnxruntime is too old for; raises VerificationError."""
+    if text := too_old_for(form, onnxruntime.__version__):
+        raise VerificationError(text)
+
+
+def run_checks(form: str, settings: Settings, provider: str = CPU) -> Iterator[Check]:
+    """Measure the checks of a form one by one, judging none; raises VerificationError for what can't run at all."""
+    with scratch("operators") as directory:
+        # whether weights are repacked at load decides which kernels run: codes must be right both ways
+        options = [session_options(form)] + ([SESSION_OPTIONS] if form in PACKED_BITS else [])
+        rig = Rig(directory, CPU if provider == CPU else [provider, cuda_options(static=False)], options)
+        yield from _views(rig, form)
+        yield from _norms(rig, settings, form)
+        for k in sorted(set(settings.top_k)):
+            if form in PACKED_BITS:
+                yield from _quantised(rig, settings, k, form)
+            elif form == "cpu":
+                for stored in ("F32", "BF16"):
+                    yield _block(rig, make_block(rig, settings, k, stored), form, f"{stored}, k {k}")
+            elif provider != CPU:
+                yield _block(rig, make_block(rig, settings, k, "F16"), form, f"FC3, k {k}")
+        if form in PACKED_BITS:
+            yield from _products(rig, form)
+
+
+def missing_cuda() -> str | None:
+    """Why the CUDA provider can't be used here, or None where it loads."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if hasattr(ctypes, "windll") else "libcuda.so.1")
+    except OSError:  # asked first: onnxruntime prints three lines about it
+        return "no CUDA provider (no NVIDIA driver)"
+    try:
+        check_loads([(CUDA, {})])
+    except RunError as error:
+        return f"no CUDA provider ({error})"
+    return None
+
+
+def check_cpu_moe(settings: Settings, rows: int | str = "n") -> Check:
+    """The fused float32 `MoE` of onnxruntime's CPU, between two values inside a graph. No variant has it.
+
+    Until 1.31 it is silently wrong there: its result is written over its input while that is still read.
+    """
+    k = settings.top_k[0]
+    with scratch("operators") as directory:
+        rig = Rig(directory)
+        block = make_block(rig, settings, k)
+        gate, up, down = block.experts
+        both = np.stack((gate, up), axis=2).reshape(len(gate), -1, WIDTH)
+        stacks = rig.store("gate_up", both), rig.store("down.stack", down)
+
+        def fused(g: Graph, checkpoint: Checkpoint, i: int, x: str) -> str:
+            logits = g.linear(x, checkpoint.tensor("router", i))
+            return g.op(
+                "MoE", x, logits, g.stored(stacks[0]), "", g.stored(stacks[1]),
+                domain=CONTRIB, k=k, activation_type="swiglu", swiglu_fusion=1, activation_alpha=1.0,
+                activation_beta=0.0, normalize_routing_weights=int(settings.norm_top_k),
+            )  # fmt: skip
+
+        graph = block_graph(block.checkpoint, "int4", rows, fused)
+        return Check("MoE", f"CPU, k {k}", _difference(rig, block, graph, block.tokens), FLOAT32_LIMIT)
+
+
+def _insist(check: Check, form: str) -> None:
+    if check.passed:
+        return
+    out = "Export with --form cpu, or install" if form != "cpu" else "Install"
+    raise VerificationError(
+        f"{check.operator} ({check.what}) must be computed to {check.limit} of the largest value, onnxruntime "
+        f"{onnxruntime.__version__} differs by {check.difference:.3g}. {out} another onnxruntime; --no-onnx leaves "
+        "the graphs out."
+    )
+
+
+def _views(rig: Rig, form: str) -> Iterator[Check]:
+    """A weight read in place from the middle of a file, at an address that suits no type."""
+    stored = "F16" if form == "cuda" else "F32"
+    for shift in (0, 3):
+        weight = rig.draw(24, WIDTH, scale=WIDTH**-0.5).astype(np.float16 if form == "cuda" else np.float32)
+        tensor = rig.store(f"view{shift}", weight, stored, shift)
+        x = rig.draw(4, WIDTH)
+        yield _compare(rig, "Gemm", f"weight at {shift} bytes of 64", linear_graph(tensor, form), x, x @ weight.T)
+
+
+def _norms(rig: Rig, settings: Settings, form: str) -> Iterator[Check]:
+    """Values as small as epsilon's root, where leaving it out shows."""
+    weight = (1 + rig.draw(WIDTH, scale=0.1)).astype(np.float16 if form == "cuda" else np.float32)
+    tensor = rig.store("norm.weight", weight, "F16" if form == "cuda" else "F32")
+    x = rig.draw(4, WIDTH) * np.float32(settings.eps**0.5) * np.array([[1], [1], [30], [3000]], np.float32)
+    if form == "cuda":
+        x = x.astype(np.float16)
+    operator = "ReduceMean" if form == "cpu" else "SimplifiedLayerNormalization"
+    graph = norm_graph(tensor, settings.eps, form)
+    yield _compare(rig, operator, f"epsilon {settings.eps}", graph, x, rms_normed(x, weight, settings.eps))
+
+
+def _block(rig: Rig, block: Block, form: str, what: str, limit: float = FLOAT32_LIMIT) -> Check:
+    """A block on several tokens and on one; on a GPU with fixed shapes too. The largest difference counts."""
+    kind = {"cpu": "Gemm per expert", "cuda": "MoE"}.get(form, "QMoE")
+    everyone, one = block.tokens, block.tokens[:1]
+    runs: list[tuple[int | str, Array]] = [("n", everyone), ("n", one)]
+    if form == "cuda":
+        runs += [(len(everyone), everyone), (1, one)]
+    found = [_difference(rig, block, block_graph(block.checkpoint, form, rows), x) for rows, x in runs]
+    return Check(kind, what, float(np.max(found)), FLOAT16_LIMIT if form == "cuda" else limit)
+
+
+def _quantised(rig: Rig, settings: Settings, k: int, form: str) -> Iterator[Check]:
+    bits = PACKED_BITS[form]
+    limit = FLOAT32_LIMIT if bits == 4 else INT8_LIMIT
+    block = make_block(rig, settings, k, bits=bits)
+    yield _block(rig, block, form, f"{bits} bits, k {k}", limit)
+    if not settings.norm_top_k:
+        # what the emission guards against; a difference of 0 would say that it needn't any more
+        difference = _difference(rig, block, block_graph(block.checkpoint, form), block.tokens, _no_router_weights)
+        yield Check("QMoE", f"{bits} bits, without router_weights, k {k}", difference, None)
+
+
+def _products(rig: Rig, form: str) -> Iterator[Check]:
+    bits = PACKED_BITS[form]
+    for columns in (2 * BLOCK, _ODD):
+        weight = rig.draw(24, columns, scale=columns**-0.5)
+        pack, meant = rig.pack(f"product{columns}", weight, bits, "F32")
+        tensor = Tensor(f"weight{columns}", "F32", weight.shape, pack.codes.file, 0, 0, f"I{bits}", pack)
+        x = rig.draw(4, columns)
+        expected = x @ meant.T
+        yield _compare(rig, "MatMulNBits", f"{bits} bits, {columns} columns", linear_graph(tensor, form), x, expected)
+
+
+def _no_router_weights(model: Any) -> None:
+    for node in model.graph.node:
+        if node.op_type == "QMoE":
+            del node.input[-1]
+
+
+def _compare(rig: Rig, operator: str, what: str, graph: Graph, x: Array, expected: Array) -> Check:
+    limit = FLOAT16_LIMIT if graph.compute == FLOAT16 else FLOAT32_LIMIT
+    return Check(operator, what, relative(rig.run(graph, x), expected), limit)
+
+
+def _difference(
+    rig: Rig, block: Block, graph: Graph, x: Array, change: Callable[[Any], None] = lambda _: None
+) -> float:
+    """Measured against what the experts add, which is less than the sum that comes out."""
+    x = x.astype(np.float16) if graph.compute == FLOAT16 else x
+    expected = block.expected(x)
+    return relative(rig.run(graph, x, change), expected, float(np.abs(expected - x).max()))

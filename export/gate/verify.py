@@ -1,0 +1,64 @@
+"""The gate: nothing is emitted that was not proven equal to the same knobs applied at run time.
+
+`gate` compares a written variant with its source while both fit in memory (`blockwise.py` is for those that don't);
+`verify_directory` checks a variant later, on its own, against its sums and its recorded golden outputs.
+Every number that was measured is returned and goes into the manifest.
+"""
+
+from pathlib import Path
+
+from export.files.facts import check_facts, mode_of
+from export.files.integrity import check_graph_bounds, check_sums, unreplaced
+from export.gate.as_user import check_as_user, code_of_others
+from export.gate.compare import TOLERANCE
+from export.gate.golden import FILE as GOLDEN
+from export.gate.golden import check_graphs, check_torch
+from export.gate.golden_file import load_golden, with_golden_ids
+from export.gate.image_probe import image_probe
+from export.gate.static import check_static_text, checking_static
+from export.numpy_run.graphs import checking_graphs
+from transform.errors import VerificationError
+from transform.load import load_model, quiet_transformers
+from transform.machine import fitting_threads
+from transform.progress import Say
+from transform.read import read_checkpoint
+from transform.strict_json import Record, read_json
+
+
+def verify_directory(directory: Path, say: Say) -> Record:
+    """Check a variant on its own: sums, facts, bounds, reload, golden outputs in PyTorch and through the graphs."""
+    with unreplaced(directory):
+        return _verify_directory(directory, say)
+
+
+def _verify_directory(directory: Path, say: Say) -> Record:
+    say("sums")
+    manifest = read_json(directory / "manifest.json")
+    results: Record = {"files": check_sums(directory)}
+    checkpoint = read_checkpoint(directory)
+    results["facts"] = check_facts(manifest, checkpoint)
+    results["graph_ranges"] = check_graph_bounds(directory)
+    golden = load_golden(directory, checkpoint)
+    if golden is None:
+        if mode_of(manifest) == "resident":
+            raise VerificationError(f"{directory}: {GOLDEN} is missing, it was recorded. Export the variant again.")
+        return results | {"golden": "none recorded"}
+    image = None
+    if checkpoint.architecture.multimodal:
+        image = with_golden_ids(image_probe(checkpoint, directory, manifest["vision"], 0), golden)
+    if code := code_of_others(checkpoint):
+        results["as_user"] = f"not run: {', '.join(code)} isn't this version's code, and no other is executed"
+    else:
+        say("as users load it")
+        results["as_user"] = check_as_user(checkpoint)
+    say("PyTorch == golden")
+    quiet_transformers()
+    with fitting_threads(checkpoint):
+        results["torch_vs_golden"] = check_torch(load_model(directory), golden, image, TOLERANCE)
+    if (directory / "text.onnx").is_file():
+        say("ONNX == golden")
+        graphs = checking_graphs(directory)
+        results["onnx_vs_golden"] = check_graphs(graphs, golden, image, TOLERANCE)
+        if graphs.io.get("static"):
+            results["static_vs_golden"] = check_static_text(checking_static(directory), golden, TOLERANCE)
+    return results
