@@ -1,6 +1,6 @@
 """A checkpoint becomes a smaller checkpoint, and what a static variant must equal at run time.
 
-The knob documentation's names are here; those that need torch or numpy are resolved when first asked for.
+Names for programs that turn the knobs themselves; those that need torch or numpy are resolved when first asked for.
 """
 
 import os
