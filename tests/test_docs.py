@@ -17,9 +17,9 @@ NAMED = re.compile(rf"`((?:{'|'.join(map(re.escape, HOUSES))})/[\w./*-]*)`")
 HISTORY = re.compile(r"knob documentation|the documentation's|the documentation (?:reads|says)|the issue\b")
 
 
-def exists(pattern: str, base: Path = ROOT) -> bool:
-    """A file, a folder (`search/`), or a pattern that something matches; a module may be named without its end."""
-    return any(base.glob(pattern.rstrip("/"))) or (base / f"{pattern}.py").is_file()
+def exists(pattern: str) -> bool:
+    """A file, a folder (`search/`), or a pattern (`NAME` and `*`) that something matches."""
+    return any(ROOT.glob(pattern.rstrip("/").replace("NAME", "*")))
 
 
 def on_the_map(page: str) -> Iterator[str]:

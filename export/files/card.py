@@ -184,14 +184,15 @@ def _published() -> list[str]:
 
 
 def _use(plan: Plan, directory: Path, onnx: bool) -> list[str]:
-    image, words = plan.vision is not None, (directory / "tokenizer.json").is_file()
+    image = plan.vision is not None
+    lines = ["```python", *_program(image, (directory / "tokenizer.json").is_file()), "```"]
     if plan.packing:
         lines = ["The weights are for the graphs, on a CPU; transformers can't load them, and says so."]
     else:
-        lines = ["```python", *_program(image, words), "```", "", f"Tested with {tested_range()}."]
+        lines += ["", f"Tested with {tested_range()}."]
         if image:
             lines += _published()
-    if onnx and words:
+    if onnx and (directory / "tokenizer.json").is_file():
         flag = " --image photo.jpg" if image else ""
         flag += " --provider cuda" if plan.form == "cuda" else ""
         lines += ["", "```", f'knobcast run .{flag} --prompt "What is this?"', "```"]
