@@ -35,7 +35,7 @@ Resize = Annotated[
 ]
 Rule = Annotated[
     str | None,
-    typer.Option("--rule", help="Tiling: canvas (the shape it fills) or linear (columns / rows); absent: as the model."),
+    typer.Option("--rule", help="Tiling: canvas (the shape it fills) or linear (columns/rows); absent: as the model."),
 ]
 Family = Annotated[
     str | None, typer.Option("--family", help="A grid, 'k=1,2,4 blocks=8,12': one directory, a graph per setting.")

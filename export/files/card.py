@@ -108,8 +108,9 @@ def _vision(vision: Record) -> list[str]:
 
 def _accuracy(plan: Plan) -> list[str]:
     """What was measured of the knobs' cost, and how to measure it."""
+    what = f"the knobs and {_alike(plan)} weights" if _rounded(plan) else "the knobs"
     lines = [
-        "Equal to the same knobs at run time isn't equal to the source. What the knobs cost in accuracy, verification "
+        f"Equal to the same knobs at run time isn't equal to the source. What {what} cost in accuracy, verification "
         "doesn't say; measure it on your own questions, here and on the source: "
         "`knobcast evaluate . --data questions.jsonl`."
     ]
