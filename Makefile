@@ -40,7 +40,7 @@ FORCE:
 setup: $(STAMP)
 
 $(EXTRAS): $(STAMP)
-	$(BIN)/pip install -q -e ".[eval,ray]" "onnxscript>=0.7,<0.8" # transformers' exporter: a source of graphs for tests
+	$(BIN)/pip install $(QUIET) -e ".[eval,ray]" "onnxscript>=0.7,<0.8" # transformers' exporter: a source of graphs for tests
 	@touch $@
 
 export: $(STAMP)
@@ -102,7 +102,7 @@ genai-env: $(GENAI)/.installed
 
 $(GENAI)/.installed:
 	$(PYTHON) -m venv $(GENAI)
-	$(GENAI)/bin/pip install -q "onnxruntime-genai>=0.14,<0.19" "numpy>=2,<3" "safetensors>=0.6,<1"
+	$(GENAI)/bin/pip install $(QUIET) "onnxruntime-genai>=0.14,<0.19" "numpy>=2,<3" "safetensors>=0.6,<1"
 	@touch $@
 
 # transformers.js for the tests under node. Without the flag onnxruntime-node fetches CUDA libraries as well.
@@ -132,11 +132,11 @@ $(ORT)/1.17.3/.installed: NUMPY = numpy<2
 
 $(ORT)/1.17.3/.installed $(ORT_OWN:%=$(ORT)/%/.installed): $(ORT)/%/.installed: | $(STAMP)
 	$(PYTHON) -m venv --without-pip $(@D)
-	$(BIN)/pip --python $(@D)/bin/python install -q --no-deps "onnxruntime$(VERSION)" "$(NUMPY)"
+	$(BIN)/pip --python $(@D)/bin/python install $(QUIET) --no-deps "onnxruntime$(VERSION)" "$(NUMPY)"
 	@touch $@
 
 $(ORT_ALONE:%=$(ORT)/%/.installed): $(ORT)/%/.installed: | $(STAMP)
-	$(BIN)/pip install -q --no-deps --target $(@D) "onnxruntime$(VERSION)"
+	$(BIN)/pip install $(QUIET) --no-deps --target $(@D) "onnxruntime$(VERSION)"
 	@touch $@
 
 # Train the embedded default model from nothing (hours; a stopped run goes on), score its blocks, measure its curves.
