@@ -53,11 +53,11 @@ def export_graph(job: Mapping[str, Any], target: Path) -> None:
 def language_half(model: Any) -> Any:
     """transformers' language model over an image model's decoder and head: the very modules, no copy."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     decoder = model.get_decoder()
     with torch.device("meta"):
-        half = AutoModelForCausalLM.from_config(decoder.config)
+        half = MODEL_FOR_CAUSAL_LM_MAPPING[type(decoder.config)](decoder.config)
     half.model, half.lm_head = decoder, model.lm_head
     return half.eval()
 
