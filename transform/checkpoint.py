@@ -1,7 +1,7 @@
 """A checkpoint as a value: config and tensor table, read from headers. No tensor is loaded, torch isn't needed.
 
-Passes (`depth.py`, `width.py`, `dtype.py`) take a Checkpoint and return another one whose tensors may be fewer or
-have other names, but still know where their bytes lie in the source; `write.py` moves those bytes.
+Passes (`passes.py`) take a Checkpoint and return another one whose tensors may be fewer or have other names, but still
+know where their bytes lie in the source; `write.py` moves those bytes.
 """
 
 import hashlib
@@ -65,6 +65,7 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     side_files: tuple[str, ...]
     joined: bool = False  # to be written as one file in the order of `tensors`, whatever files they come from
+    passes: tuple[str, ...] = ()  # the names of those that changed it since it was read, in order
 
     @cached_property
     def architecture(self) -> Architecture:
