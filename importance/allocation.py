@@ -8,9 +8,9 @@ level of Alloc-MoE (arXiv:2604.08133) is the same idea, sensitivity profiling an
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from importance.configurations import Config, Measure, free_blocks, kept, measured
 from transform.errors import KnobError
@@ -63,7 +63,7 @@ def profile_configs(full: Config, ks: Iterable[int]) -> list[Config]:
     ]
 
 
-def sensitivity(measure: Measure, full: Config, ks: Iterable[int], groups: Sequence[Any] | None = None) -> Profile:
+def sensitivity(measure: Measure, full: Config, ks: Iterable[int], groups: Sequence[Hashable] | None = None) -> Profile:
     """The profile, measured in one call: `full` and all of `profile_configs(full, ks)`. groups: see `paired_drop`."""
     configs = profile_configs(full, ks)
     baseline, *rows = measured(measure, [full, *configs])
@@ -77,7 +77,7 @@ def sensitivity(measure: Measure, full: Config, ks: Iterable[int], groups: Seque
     return Profile(full, tuple(increase), tuple(stderr))
 
 
-def _stderr(paired: "np.ndarray", groups: Sequence[Any] | None) -> float:
+def _stderr(paired: "np.ndarray", groups: Sequence[Hashable] | None) -> float:
     from importance.statistics import paired_drop
 
     if len(paired) < 2:

@@ -7,7 +7,7 @@ Legend: B questions, P prefix, Q longest question.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from transformers import DynamicCache
 
 from transform.errors import KnobcastError
 from transform.molmoe.compatibility import CACHE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 MAX_ROWS = 32
 CACHE_BYTES = 1 << 30  # of all rows of a batch
@@ -24,14 +27,14 @@ class EvaluationError(KnobcastError):
     """A model that can't be evaluated."""
 
 
-def rows_that_fit(model: Any, length: int) -> int:
+def rows_that_fit(model: "PreTrainedModel", length: int) -> int:
     """How many rows of this length a batch takes; key-value heads are counted as wide as the model, the most."""
     config = model.config.get_text_config(decoder=True)
     row = 2 * config.num_hidden_layers * config.hidden_size * model.dtype.itemsize * length
     return max(1, min(MAX_ROWS, CACHE_BYTES // row))
 
 
-def prefill(model: Any, embeddings: Tensor) -> DynamicCache:
+def prefill(model: "PreTrainedModel", embeddings: Tensor) -> DynamicCache:
     """The cache of a prefix [1, P, d]; P may be 0."""
     cache = DynamicCache()
     if embeddings.shape[1]:
@@ -41,7 +44,11 @@ def prefill(model: Any, embeddings: Tensor) -> DynamicCache:
 
 
 def answer_batch(
-    model: Any, prefix: DynamicCache, questions: Sequence[Sequence[int]], ends: frozenset[int], max_new_tokens: int
+    model: "PreTrainedModel",
+    prefix: DynamicCache,
+    questions: Sequence[Sequence[int]],
+    ends: frozenset[int],
+    max_new_tokens: int,
 ) -> list[list[int]]:
     """New ids of each question, without the end token; `prefix` stays as it is."""
     device, past = model.device, prefix.get_seq_length()
@@ -76,7 +83,9 @@ def answer_batch(
     return made
 
 
-def _step(model: Any, cache: DynamicCache, ids: Tensor, mask: Tensor, positions: Tensor, keep: int | Tensor) -> Tensor:
+def _step(
+    model: "PreTrainedModel", cache: DynamicCache, ids: Tensor, mask: Tensor, positions: Tensor, keep: int | Tensor
+) -> Tensor:
     with _runnable():
         logits = model(
             input_ids=ids,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -29,6 +29,12 @@ from transform.molmoe.pictures import ImageError
 from transform.plan import Plan
 from transform.progress import Progress
 from transform.runtime import BlockMaskWrapper, moe_top_k
+from transform.strict_json import Record
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from importance.prompts import Processor
 
 MAX_NEW_TOKENS = 16
 EXACT_MATCH = METRICS["exact_match"]
@@ -47,7 +53,7 @@ class Share:
         """The mean of scores from 0 to 1."""
         return cls(math.fsum(scores) / len(scores), standard_error(scores), len(scores))
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Record:
         """For `--json`."""
         return {"accuracy": self.accuracy, "stderr": self.stderr, "samples": self.samples}
 
@@ -61,7 +67,7 @@ class Evaluation(Share):
     answers: tuple[str, ...]
     scores: tuple[float, ...]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Record:
         """For `--json`: the numbers without the single answers."""
         return {**super().as_dict(), "by_kind": {kind: share.as_dict() for kind, share in self.by_kind.items()}}
 
@@ -81,13 +87,19 @@ class Prepared:
     made when its turn comes. They depend on the vision budget, not on k or blocks.
     """
 
-    def __init__(self, model: Any, prompts: Prompts, samples: Iterable[Sample], hold: bool) -> None:
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        prompts: Prompts,
+        samples: Iterable[Sample],
+        hold: bool,
+        max_positions: int | None = None,
+    ) -> None:
         self.samples = tuple(samples)
         if not self.samples:
             raise SamplesError("at least one sample is needed, got 0.")
         self.prompts, self._model = prompts, model
-        config = model.config.to_dict()
-        self.max_positions = architecture_of(config).settings(config).max_positions
+        self.max_positions = max_positions or _max_positions(model)
         self.groups = self._grouped()
         self._held = [self._embed(group) for group in self.groups] if hold else None
 
@@ -128,16 +140,28 @@ class Prepared:
 
 
 def prepare(
-    model: Any, processor: Any, samples: Iterable[Sample], tokens: int | str | None = None, *, hold: bool = True
+    model: "PreTrainedModel",
+    processor: "Processor",
+    samples: Iterable[Sample],
+    tokens: int | str | None = None,
+    *,
+    hold: bool = True,
+    max_positions: int | None = None,
 ) -> Prepared:
     """Everything that doesn't depend on k and blocks. `processor`: see `prompts.load_processor`; `tokens` None is its
-    own budget. `hold`: keep the pictures' embeddings, for many evaluations; else memory doesn't grow with samples."""
-    return Prepared(model, prompts_for(processor, tokens), samples, hold)
+    own budget. `hold`: keep the pictures' embeddings, for many evaluations; else memory doesn't grow with samples.
+    `max_positions`: what prompt and answer must fit; None: by the model's config."""
+    return Prepared(model, prompts_for(processor, tokens), samples, hold, max_positions)
+
+
+def _max_positions(model: "PreTrainedModel") -> int:
+    config = model.config.to_dict()
+    return architecture_of(config).settings(config).max_positions
 
 
 @torch.inference_mode()
 def evaluate(
-    model: Any,
+    model: "PreTrainedModel",
     prepared: Prepared,
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
@@ -203,7 +227,7 @@ def evaluate_plan(
 
 
 @contextmanager
-def knobs_applied(model: Any, plan: Plan) -> Iterator[None]:
+def knobs_applied(model: "PreTrainedModel", plan: Plan) -> Iterator[None]:
     """The source model with the plan's k and blocks for the length of a `with` block."""
     source = plan.source.settings
     k = list(source.top_k)

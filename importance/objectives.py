@@ -6,7 +6,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -14,6 +14,9 @@ from importance.blocks import Blocks
 from importance.chunks import Chunk
 from importance.engine import State
 from importance.greedy import greedy_answers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Objective(Protocol):
@@ -140,7 +143,7 @@ class Generated:
 
     blocks: Blocks
     grade: Callable[[Sequence[int], int], float]
-    model: Any
+    model: "PreTrainedModel"
     ends: frozenset[int]
     max_new_tokens: int
     name: ClassVar[str] = "accuracy"

@@ -6,14 +6,18 @@
 their position.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from importance.ablation import chunks_of, watch
+from importance.chunks import Batch
 from importance.engine import Step
 from importance.metrics._stream import Stream
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Activation(Stream):
@@ -29,7 +33,7 @@ watcher = Activation
 
 
 def compute_activation_importance(
-    model: Any, batches: Mapping[str, Any] | Iterable[Mapping[str, Any]], num_samples: int = 100
+    model: "PreTrainedModel", batches: Batch | Iterable[Batch], num_samples: int = 100
 ) -> list[float]:
     """One score per block, over at most `num_samples` different rows of a batch or of several."""
     return watch(model, chunks_of(model, batches, limit=num_samples), Activation())

@@ -7,17 +7,21 @@ comparison with the accuracy drop to say. Tokens that see one key only are left 
 the eager attention, since fused kernels never show them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from importance.ablation import chunks_of, watch
 from importance.calling import ScoringError
+from importance.chunks import Batch
 from importance.engine import Step
 from importance.metrics._stream import Stream
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class AttentionEntropy(Stream):
@@ -34,7 +38,7 @@ class AttentionEntropy(Stream):
 
 
 @contextmanager
-def _weights(block: Any) -> Any:
+def _weights(block: nn.Module) -> Iterator[list[Tensor]]:
     """The attention weights of the calls inside, one tensor each."""
     attention = getattr(block, "self_attn", None)
     config = getattr(attention, "config", None)
@@ -57,6 +61,6 @@ def _weights(block: Any) -> Any:
 watcher = AttentionEntropy
 
 
-def compute_attention_importance(model: Any, batches: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> list[float]:
+def compute_attention_importance(model: "PreTrainedModel", batches: Batch | Iterable[Batch]) -> list[float]:
     """One score per block, over the rows of a batch or of several."""
     return watch(model, chunks_of(model, batches), AttentionEntropy())

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import comb
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 
 from importance.configurations import Config, Cost, Measure, free_blocks, kept, measured, up_to, without
+from importance.search.top_k import BlockScores
 from transform.errors import KnobError
 from transform.progress import Progress
 
@@ -29,7 +30,7 @@ class Options(TypedDict, total=False):
     """
 
     protected: Iterable[int] | None
-    scores: Any
+    scores: BlockScores | None
     nested: bool
     width: int
     progress: Progress | None
@@ -117,7 +118,7 @@ class Ledger:
         max_drop: int,
         *,
         protected: Iterable[int] | None = None,
-        scores: Any = None,
+        scores: BlockScores | None = None,
         nested: bool = False,
         width: int = 3,
         progress: Progress | None = None,

@@ -5,14 +5,13 @@ score, half of the blocks are below). `relative=False` compares with the thresho
 """
 
 import math
-from typing import Any
 
-from importance.search.top_k import as_mapping, mask, protected, ranked
+from importance.search.top_k import BlockScores, as_mapping, mask, protected, ranked
 from transform.errors import KnobError
 
 
 def select_by_threshold(
-    scores: Any,
+    scores: BlockScores,
     threshold: float,
     keep_first: bool = True,
     keep_last: bool = True,
