@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from transform import packed_layout
 from transform.checkpoint import Checkpoint, Tensor
 from transform.depth import DropBlocks, drop_blocks
 from transform.dtype import Cast, cast
 from transform.errors import CheckpointError, KnobError
 from transform.knobs import Knobs
+from transform.packed_layout import Stack
 from transform.passes import Changes, Pass, PassError
 from transform.plan import make_plan
 from transform.read import read_checkpoint
@@ -142,6 +144,27 @@ def test_a_list_of_another_length_is_the_sources_fault(source: Checkpoint) -> No
     damaged = replace(source, config={**source.config, "layer_types": ["full_attention"]})
     with pytest.raises(CheckpointError, match="must list one value per block, it has 1 for 6"):
         drop_blocks(damaged, range(6))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda stack: [stack, stack], "after pack, .* matrices lie in two stacks"),
+        (
+            lambda stack: [stack._replace(members=stack.members[1:])],
+            "after pack, '.*' has room for .* values",
+        ),
+    ],
+)
+def test_packing_gives_each_matrix_one_place(
+    source: Checkpoint, damage: Callable[[Stack], list[Stack]], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(source, Knobs(form="int4"))
+    assert plan.bytes > 0
+    right = list(packed_layout.stacks(plan.target, 32))
+    monkeypatch.setattr(packed_layout, "stacks", lambda *_: [*right[:-1], *damage(right[-1])])
+    with pytest.raises(PassError, match=message):
+        _ = plan.bytes
 
 
 def test_what_changes_nothing_gives_the_source_itself(source: Checkpoint) -> None:

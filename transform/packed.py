@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from transform.packing import pack, unpack
 from transform.progress import Progress
 from transform.safetensors_header import Entry, read_header
 from transform.side_files import copy_side_files, side_files
+from transform.strict_json import Record
 from transform.write import convert, insist_on_space, nothing, read_range, refuse_packed, rounded, write_json
 
 _KINDS = {"F32": "<f4", "F16": "<f2"}
@@ -110,7 +111,7 @@ def dequantise(tensor: Tensor) -> Array:
     return unpack(taken(codes, "u1"), taken(scales, _KINDS[scales.stored]), bits, columns)
 
 
-def read_packed(directory: Path, config: Mapping[str, Any]) -> Checkpoint:
+def read_packed(directory: Path, config: Record) -> Checkpoint:
     """The packed checkpoint in a directory, strictly checked; raises CheckpointError.
 
     `nbytes` of a packed tensor is its share of codes and scales, so that all tensors together make up the file's data.
@@ -140,7 +141,7 @@ def read_packed(directory: Path, config: Mapping[str, Any]) -> Checkpoint:
     return checkpoint
 
 
-def _floats(directory: Path, config: Mapping[str, Any], held: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def _floats(directory: Path, config: Record, held: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The table of the float checkpoint: its names and shapes, with bytes only for what isn't packed."""
     stems = {name.removesuffix(".codes"): tensor for name, tensor in held.items() if name.endswith(".codes")}
     named = Checkpoint(directory, config, {**held, **stems}, ())

@@ -18,6 +18,14 @@ class PassError(KnobcastError):
     """A pass that didn't give what it ensures: its own fault, not its caller's."""
 
 
+def broken_word(name: str, what: str) -> PassError:
+    """For a pass of this name after which this holds and mustn't."""
+    return PassError(
+        f"a pass must give what it ensures: after {name}, {what}. Nothing was written; this is a fault of knobcast, "
+        "please report it with the command."
+    )
+
+
 class Changes(NamedTuple):
     """What a pass changes of a checkpoint. All else stays: tensors with their names, dtypes, places and order, and the
     other keys of the config."""
@@ -42,10 +50,7 @@ class Pass(ABC):
             return source
         broken = next(_broken(self.changes(source), source, target), None) or self.ensures(target)
         if broken:
-            raise PassError(
-                f"a pass must give what it ensures: after {self.name}, {broken}. Nothing was written; this is a fault "
-                "of knobcast, please report it with the command."
-            )
+            raise broken_word(self.name, broken)
         return replace(target, passes=(*source.passes, self.name))
 
     @abstractmethod
