@@ -22,7 +22,7 @@ from importance.batch import answer_batch, prefill, rows_that_fit
 from importance.look import check_room, look, opened
 from importance.prompts import Prompts, load_processor, prompts_for
 from importance.samples import EncodedImage, Picture, Sample, SamplesError
-from importance.tasks import METRICS, Metric, check_samples, standard_error
+from importance.tasks import METRICS, Grade, check_samples, standard_error
 from transform.architectures import architecture_of
 from transform.load import load_model
 from transform.molmoe.pictures import ImageError
@@ -165,7 +165,7 @@ def evaluate(
     prepared: Prepared,
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
-    metric: Metric = EXACT_MATCH,
+    metric: Grade = EXACT_MATCH,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Ask every question of `prepared` and compare. The model runs as it is now: k set, blocks masked, or neither.
@@ -204,7 +204,7 @@ def evaluate_plan(
     samples: Iterable[Sample],
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
-    metric: Metric = EXACT_MATCH,
+    metric: Grade = EXACT_MATCH,
     say: Callable[[str], None] = lambda _: None,
     progress: Progress | None = None,
 ) -> Evaluation:

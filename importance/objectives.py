@@ -113,7 +113,7 @@ class TeacherForced:
 
 
 @dataclass
-class Choice:
+class LikeliestChoice:
     """1 - accuracy of choosing the likeliest of the sample's choices, by the mean log-probability of their tokens.
 
     `right[sample]`: which of its candidates are right, by position.

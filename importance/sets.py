@@ -34,7 +34,7 @@ class BlockSets:
     scores: Scores | None = None
     notes: Record = field(default_factory=dict)
 
-    def kept(self, blocks: int) -> tuple[int, ...]:
+    def keep_blocks(self, blocks: int) -> tuple[int, ...]:
         """The blocks that stay when `blocks` are left."""
         if blocks == self.layers:
             return tuple(range(self.layers))

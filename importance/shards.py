@@ -22,9 +22,9 @@ from importance.evaluate import Prepared, prepare
 from importance.jobs import pack
 from importance.metrics import metric
 from importance.objectives import (
-    Choice,
     Divergence,
     Generated,
+    LikeliestChoice,
     NegativeLogLikelihood,
     Objective,
     TeacherForced,
@@ -168,7 +168,7 @@ def objective_of(
     if spec["metric"] != "accuracy":
         raise KnobError(f"sets of blocks are measured by accuracy, nll or kl; {spec['metric']!r} scores blocks alone.")
     if spec["scoring"] == "choices":
-        return Choice(dict(enumerate(_right_choices(samples))))
+        return LikeliestChoice(dict(enumerate(_right_choices(samples))))
     if spec["scoring"] == "likelihood":
         return TeacherForced(prepared.prompts.ends(model))
     task, prompts = metric_named(spec["task"]), prepared.prompts

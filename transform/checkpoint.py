@@ -165,7 +165,7 @@ def check_tensors(checkpoint: Checkpoint) -> None:
     bound = checkpoint.bound()
     for symbol, key in checkpoint.architecture.config_dims.items():
         value = lookup(checkpoint.config, key)
-        if value is not None and not (type(value) is int and value > 0 and fits(symbol, value, bound)):
+        if value is not None and not (type(value) is int and value > 0 and agrees(symbol, value, bound)):
             raise CheckpointError(
                 f"config.json: {key} does not fit the other sizes ({symbol} = {value!r}, {bound}). "
                 "Restore the original config.json."
@@ -173,7 +173,7 @@ def check_tensors(checkpoint: Checkpoint) -> None:
     for name, (_, symbols) in expected.items():
         shape = checkpoint.tensors[name].shape
         if len(shape) != len(symbols) or not all(
-            fits(symbol, size, bound) for symbol, size in zip(symbols, shape, strict=True)
+            agrees(symbol, size, bound) for symbol, size in zip(symbols, shape, strict=True)
         ):
             raise CheckpointError(
                 f"{name!r} must have the shape [{', '.join(symbols)}] with {bound}, it has {list(shape)}. "
@@ -186,7 +186,7 @@ def check_tensors(checkpoint: Checkpoint) -> None:
         )
 
 
-def fits(symbol: str, size: int, bound: dict[str, int]) -> bool:
+def agrees(symbol: str, size: int, bound: dict[str, int]) -> bool:
     """Whether a size agrees with a symbol such as `d` or `3*d`; a symbol met first is bound to it. No size is 0."""
     if size < 1:
         return False

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Activation(Stream):
     """A watcher: relative update of each token."""
 
-    def measure(self, step: Step) -> Tensor:
+    def per_token(self, step: Step) -> Tensor:
         """[B, S]."""
         before = step.state.hidden.double()
         return (step.after.double() - before).norm(dim=-1) / before.norm(dim=-1).clamp(min=1e-300)

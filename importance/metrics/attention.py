@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class AttentionEntropy(Stream):
     """A watcher: normalised entropy of each token, averaged over heads."""
 
-    def measure(self, step: Step) -> Tensor:
+    def per_token(self, step: Step) -> Tensor:
         """[B, S]; NaN where a token sees a single key."""
         with _weights(step.block) as seen:
             step.again()

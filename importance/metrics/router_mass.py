@@ -25,7 +25,7 @@ class RouterMass(Stream):
 
     k: int | None = None
 
-    def measure(self, step: Step) -> Tensor:
+    def per_token(self, step: Step) -> Tensor:
         """[B, S]."""
         routers = find_routers(step.block)
         if len(routers) != 1:

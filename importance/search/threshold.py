@@ -36,10 +36,10 @@ def select_by_threshold(
                 "Pass relative=False with a threshold in the scores' own unit."
             )
         bar = threshold * max(values.values())
-    kept = held | {block for block in ranked(values, layers, held) if values[block] >= bar}
-    if not kept:
+    keep_blocks = held | {block for block in ranked(values, layers, held) if values[block] >= bar}
+    if not keep_blocks:
         raise KnobError(
             f"at least one block must stay; no score reaches {bar}, the highest is {max(values.values())}. "
             "Lower the threshold."
         )
-    return mask(sorted(kept), layers)
+    return mask(sorted(keep_blocks), layers)

@@ -86,9 +86,9 @@ def as_mapping(scores: BlockScores, n_layers: int | None) -> tuple[dict[int, flo
     return values, layers
 
 
-def mask(kept: Sequence[int], layers: int) -> list[bool]:
+def mask(keep_blocks: Sequence[int], layers: int) -> list[bool]:
     """One bool per block, True where it stays."""
-    return [block in set(kept) for block in range(layers)]
+    return [block in set(keep_blocks) for block in range(layers)]
 
 
 def _finite(value: float, block: object) -> float:
