@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from importance.blocks import Blocks, ResidentBlocks
 from importance.chunks import Batch, Chunk, from_batch
@@ -13,9 +13,6 @@ from importance.configurations import Config, without
 from importance.engine import Engine, Report, State, Step, full_config
 from importance.objectives import Objective
 from importance.samples import SamplesError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ def single_ablations(full: Config) -> list[Config]:
     return [full, *(without(full, [block]) for block in range(len(full)))]
 
 
-def ablate(model: "PreTrainedModel", chunks: Iterable[Chunk], objective: Objective) -> Ablation:
+def ablate(model: nn.Module, chunks: Iterable[Chunk], objective: Objective) -> Ablation:
     """The full model and every single-block ablation on all samples of the chunks."""
     full = full_config(model)
     engine = Engine(ResidentBlocks(model), full, remember=objective.remembers)
@@ -75,7 +72,7 @@ def measure(
     return losses[[row[config] for config in configs]]
 
 
-def watch(model: "PreTrainedModel", chunks: Iterable[Chunk], watcher: Watching) -> list[float]:
+def watch(model: nn.Module, chunks: Iterable[Chunk], watcher: Watching) -> list[float]:
     """The mean of a watcher's values, one per block."""
     observe(ResidentBlocks(model), full_config(model), chunks, [watcher])
     return [float(np.mean(watcher.values[block])) for block in sorted(watcher.values)]
@@ -91,7 +88,7 @@ def observe(
 
 
 def chunks_of(
-    model: "PreTrainedModel",
+    model: nn.Module,
     batches: Batch | Iterable[Batch],
     limit: int | None = None,
     labels: str | None = None,

@@ -7,17 +7,13 @@ Legend: B questions, P prefix, Q longest question.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from transform.errors import KnobcastError
 from transform.molmoe.compatibility import CACHE
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 MAX_ROWS = 32
 CACHE_BYTES = 1 << 30  # of all rows of a batch
@@ -27,14 +23,14 @@ class EvaluationError(KnobcastError):
     """A model that can't be evaluated."""
 
 
-def rows_that_fit(model: "PreTrainedModel", length: int) -> int:
+def rows_that_fit(model: nn.Module, length: int) -> int:
     """How many rows of this length a batch takes; key-value heads are counted as wide as the model, the most."""
     config = model.config.get_text_config(decoder=True)
     row = 2 * config.num_hidden_layers * config.hidden_size * model.dtype.itemsize * length
     return max(1, min(MAX_ROWS, CACHE_BYTES // row))
 
 
-def prefill(model: "PreTrainedModel", embeddings: Tensor) -> DynamicCache:
+def prefill(model: nn.Module, embeddings: Tensor) -> DynamicCache:
     """The cache of a prefix [1, P, d]; P may be 0."""
     cache = DynamicCache()
     if embeddings.shape[1]:
@@ -44,7 +40,7 @@ def prefill(model: "PreTrainedModel", embeddings: Tensor) -> DynamicCache:
 
 
 def answer_batch(
-    model: "PreTrainedModel",
+    model: nn.Module,
     prefix: DynamicCache,
     questions: Sequence[Sequence[int]],
     ends: frozenset[int],
@@ -84,7 +80,7 @@ def answer_batch(
 
 
 def _step(
-    model: "PreTrainedModel", cache: DynamicCache, ids: Tensor, mask: Tensor, positions: Tensor, keep: int | Tensor
+    model: nn.Module, cache: DynamicCache, ids: Tensor, mask: Tensor, positions: Tensor, keep: int | Tensor
 ) -> Tensor:
     with _runnable():
         logits = model(

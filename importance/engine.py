@@ -8,7 +8,7 @@ would not fit into memory the level is split and walked half by half, in the lim
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,6 @@ from importance.chunks import Chunk
 from importance.configurations import Config
 from importance.self_check import insist_on_agreement
 from transform.runtime import find_decoder, find_routers
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 TOKENS_PER_CALL = {"cpu": 256, "cuda": 4096}  # beyond, stacking gains nothing: the call is bound by arithmetic
 LIVE_BYTES = 1 << 30  # of all states that are kept at a time
@@ -267,7 +264,7 @@ def extend(
         return head(hidden[0]), tuple(longer)
 
 
-def full_config(model: "PreTrainedModel") -> Config:
+def full_config(model: nn.Module) -> Config:
     """The model as it is: each block's k, 1 for a block without router."""
     found = []
     for block in find_decoder(model).layers:

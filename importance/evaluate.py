@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from importance.batch import answer_batch, prefill, rows_that_fit
 from importance.look import check_room, look, opened
-from importance.prompts import Prompts, load_processor, prompts_for
+from importance.prompts import Processor, Prompts, load_processor, prompts_for
 from importance.samples import EncodedImage, Picture, Sample, SamplesError
 from importance.tasks import METRICS, Grade, check_samples, standard_error
 from transform.architectures import architecture_of
@@ -30,11 +29,6 @@ from transform.plan import Plan
 from transform.progress import Progress
 from transform.runtime import BlockMaskWrapper, moe_top_k
 from transform.strict_json import Record
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from importance.prompts import Processor
 
 MAX_NEW_TOKENS = 16
 EXACT_MATCH = METRICS["exact_match"]
@@ -89,7 +83,7 @@ class Prepared:
 
     def __init__(
         self,
-        model: "PreTrainedModel",
+        model: nn.Module,
         prompts: Prompts,
         samples: Iterable[Sample],
         hold: bool,
@@ -140,8 +134,8 @@ class Prepared:
 
 
 def prepare(
-    model: "PreTrainedModel",
-    processor: "Processor",
+    model: nn.Module,
+    processor: Processor,
     samples: Iterable[Sample],
     tokens: int | str | None = None,
     *,
@@ -154,14 +148,14 @@ def prepare(
     return Prepared(model, prompts_for(processor, tokens), samples, hold, max_positions)
 
 
-def _max_positions(model: "PreTrainedModel") -> int:
+def _max_positions(model: nn.Module) -> int:
     config = model.config.to_dict()
     return architecture_of(config).settings(config).max_positions
 
 
 @torch.inference_mode()
 def evaluate(
-    model: "PreTrainedModel",
+    model: nn.Module,
     prepared: Prepared,
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
@@ -227,7 +221,7 @@ def evaluate_plan(
 
 
 @contextmanager
-def knobs_applied(model: "PreTrainedModel", plan: Plan) -> Iterator[None]:
+def knobs_applied(model: nn.Module, plan: Plan) -> Iterator[None]:
     """The source model with the plan's k and blocks for the length of a `with` block."""
     source = plan.source.settings
     k = list(source.top_k)

@@ -7,18 +7,14 @@ that the state remembers. Equal to decoding from the start, up to float32 roundi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from importance.blocks import Blocks
 from importance.calling import additive
 from importance.chunks import Candidate
 from importance.engine import State, extend
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass
@@ -31,7 +27,7 @@ class _Open:
 
 
 def greedy_answers(
-    blocks: Blocks, state: State, logits: Tensor, model: "PreTrainedModel", ends: frozenset[int], max_new_tokens: int
+    blocks: Blocks, state: State, logits: Tensor, model: nn.Module, ends: frozenset[int], max_new_tokens: int
 ) -> dict[int, list[int]]:
     """{sample: new ids without the end token}, for a chunk of one row whose keys and values were remembered."""
     assert len(state.hidden) == 1, "packed chunks have one row"
@@ -67,7 +63,7 @@ def _follow(candidate: Candidate, best: Sequence[int], ends: frozenset[int]) -> 
 def _decode(
     blocks: Blocks,
     state: State,
-    model: "PreTrainedModel",
+    model: nn.Module,
     answers: list[_Open],
     ends: frozenset[int],
     max_new_tokens: int,

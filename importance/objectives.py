@@ -6,17 +6,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from importance.blocks import Blocks
 from importance.chunks import Chunk
 from importance.engine import State
 from importance.greedy import greedy_answers
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 class Objective(Protocol):
@@ -143,7 +140,7 @@ class Generated:
 
     blocks: Blocks
     grade: Callable[[Sequence[int], int], float]
-    model: "PreTrainedModel"
+    model: nn.Module
     ends: frozenset[int]
     max_new_tokens: int
     name: ClassVar[str] = "accuracy"

@@ -8,10 +8,9 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from importance.ablation import measure, observe
 from importance.blocks import Blocks, ResidentBlocks
@@ -29,7 +28,7 @@ from importance.objectives import (
     Objective,
     TeacherForced,
 )
-from importance.prompts import load_processor
+from importance.prompts import Processor, load_processor
 from importance.readers.read import read_samples
 from importance.samples import Sample, SamplesError, samples_digest
 from importance.scores import model_digest
@@ -40,11 +39,6 @@ from transform.errors import KnobError
 from transform.load import load_model
 from transform.read import read_checkpoint
 from transform.strict_json import Record
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from importance.prompts import Processor
 
 HELD_BYTES = 2 << 30  # of embedded pictures kept between jobs
 
@@ -158,7 +152,7 @@ class _Streamed(_Shard):
 
 
 def objective_of(
-    spec: Record, samples: Sequence[Sample], prepared: Prepared, model: "PreTrainedModel", blocks: Blocks
+    spec: Record, samples: Sequence[Sample], prepared: Prepared, model: nn.Module, blocks: Blocks
 ) -> Objective:
     """What `metric` and `scoring` of a spec stand for."""
     if spec["metric"] == "nll":
@@ -213,7 +207,7 @@ def _samples(
 
 
 @lru_cache(maxsize=1)
-def _model(path: str, digest: str) -> "PreTrainedModel":
+def _model(path: str, digest: str) -> nn.Module:
     _same_model(read_checkpoint(Path(path)), digest)
     return load_model(Path(path))
 
@@ -226,7 +220,7 @@ def _same_model(checkpoint: Checkpoint, digest: str) -> None:
 
 
 @lru_cache(maxsize=1)
-def _processor(path: str) -> "Processor":
+def _processor(path: str) -> Processor:
     return load_processor(read_checkpoint(Path(path)))
 
 

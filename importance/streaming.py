@@ -7,7 +7,6 @@ float32, the output head and the activations. Reads are counted; nothing is mapp
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +18,6 @@ from transform.load import TORCH_DTYPES, building, load_view, model_class, plain
 from transform.packed import dequantise
 from transform.runtime import find_decoder, find_routers
 from transform.strict_json import Record
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _VECTORS = {
     "attention.norm": "input_layernorm.weight",
@@ -125,7 +121,7 @@ class StreamedBlocks:
         target.copy_(torch.frombuffer(raw, dtype=TORCH_DTYPES[tensor.stored]).view(tensor.shape))
 
 
-def _without_blocks(checkpoint: Checkpoint) -> tuple["PreTrainedModel", int]:
+def _without_blocks(checkpoint: Checkpoint) -> tuple[nn.Module, int]:
     """(the model of a checkpoint with 0 blocks, bytes of its tensors)."""
     architecture = checkpoint.architecture
     prefix = architecture.block.partition("{i}")[0]

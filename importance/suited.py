@@ -12,7 +12,7 @@ from importance.calling import ScoringError
 from transform.runtime import find_decoder, find_routers
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig
 
 INSTEAD = "Measure this model with transform.BlockMaskWrapper instead, under which it runs as it always does."
 _LISTS = ("layer_types", "layers_block_type")
@@ -30,7 +30,7 @@ _SCALES = {
 }
 
 
-def insist_on_suited(model: "PreTrainedModel") -> None:
+def insist_on_suited(model: nn.Module) -> None:
     """Raise ScoringError for a model with windows, recurrent blocks, scaled embeddings or logits, or experts whose
     number can't be set."""
     decoder = find_decoder(model)

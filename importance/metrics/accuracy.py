@@ -8,7 +8,8 @@ and the last too: keeping them is the selection's business. The reference for al
 
 from collections.abc import Iterable, Mapping
 from itertools import chain
-from typing import TYPE_CHECKING
+
+from torch import nn
 
 from importance.ablation import ablate, chunks_of
 from importance.chunks import Batch
@@ -16,14 +17,11 @@ from importance.objectives import TeacherForced
 from importance.samples import SamplesError
 from transform.errors import KnobError
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 TOLERANCE = 0.5  # samples by which a given baseline may differ
 
 
 def compute_accuracy_drop_importance(
-    model: "PreTrainedModel",
+    model: nn.Module,
     dataloader: Iterable[Batch],
     baseline_accuracy: float | None = None,
     num_samples: int = 5000,
@@ -45,7 +43,7 @@ def compute_accuracy_drop_importance(
     return result.drops.mean(1).tolist()
 
 
-def compute_importance(model: "PreTrainedModel", batch: Batch | Iterable[Batch]) -> list[float]:
+def compute_importance(model: nn.Module, batch: Batch | Iterable[Batch]) -> list[float]:
     """One score per block for a batch or several: accuracy drop where they have labels, else KL to the full model."""
     batches: Iterable[Batch] = [batch] if isinstance(batch, Mapping) else batch
     iterator = iter(batches)

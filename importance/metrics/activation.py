@@ -7,17 +7,13 @@ their position.
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from importance.ablation import chunks_of, watch
 from importance.chunks import Batch
 from importance.engine import Step
 from importance.metrics._stream import Stream
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 class Activation(Stream):
@@ -33,7 +29,7 @@ watcher = Activation
 
 
 def compute_activation_importance(
-    model: "PreTrainedModel", batches: Batch | Iterable[Batch], num_samples: int = 100
+    model: nn.Module, batches: Batch | Iterable[Batch], num_samples: int = 100
 ) -> list[float]:
     """One score per block, over at most `num_samples` different rows of a batch or of several."""
     return watch(model, chunks_of(model, batches, limit=num_samples), Activation())

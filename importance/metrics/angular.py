@@ -10,18 +10,14 @@ import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from importance.ablation import chunks_of, watch
 from importance.chunks import Batch
 from importance.engine import Step
 from importance.metrics._stream import cosine
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass
@@ -49,8 +45,6 @@ class Angular:
 watcher = Angular
 
 
-def compute_angular_importance(
-    model: "PreTrainedModel", batches: Batch | Iterable[Batch], window: int = 1
-) -> list[float]:
+def compute_angular_importance(model: nn.Module, batches: Batch | Iterable[Batch], window: int = 1) -> list[float]:
     """Mean distance of each window of `window` blocks, by its first block: L + 1 - window numbers."""
     return watch(model, chunks_of(model, batches), Angular(window))

@@ -9,7 +9,6 @@ the eager attention, since fused kernels never show them.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +18,6 @@ from importance.calling import ScoringError
 from importance.chunks import Batch
 from importance.engine import Step
 from importance.metrics._stream import Stream
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 class AttentionEntropy(Stream):
@@ -61,6 +57,6 @@ def _weights(block: nn.Module) -> Iterator[list[Tensor]]:
 watcher = AttentionEntropy
 
 
-def compute_attention_importance(model: "PreTrainedModel", batches: Batch | Iterable[Batch]) -> list[float]:
+def compute_attention_importance(model: nn.Module, batches: Batch | Iterable[Batch]) -> list[float]:
     """One score per block, over the rows of a batch or of several."""
     return watch(model, chunks_of(model, batches), AttentionEntropy())

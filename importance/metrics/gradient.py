@@ -8,10 +8,9 @@ absolute gradients. After Molchanov et al., Importance Estimation for Neural Net
 """
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from importance.ablation import chunks_of
 from importance.blocks import Blocks, ResidentBlocks
@@ -22,16 +21,13 @@ from importance.engine import full_config
 from importance.samples import SamplesError
 from importance.self_check import insist_on_agreement
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits [T, V], ids [T]) -> scalar: the loss of one answer."""
 LOSS: Loss = torch.nn.functional.cross_entropy
 
 
 def compute_gradient_importance(
-    model: "PreTrainedModel", batches: Batch | Iterable[Batch], loss_fn: Loss | None = None
+    model: nn.Module, batches: Batch | Iterable[Batch], loss_fn: Loss | None = None
 ) -> list[float]:
     """One score per block, from batches with `labels`. `loss_fn`: of one row's logits [T, V] and labels [T]; by default
     cross-entropy."""

@@ -7,17 +7,15 @@ the full model's own greedy answer, or the first answer position where blocks ar
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+
+from torch import nn
 
 from importance.ablation import ablate, chunks_of
 from importance.chunks import Batch
 from importance.objectives import Divergence
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
-
-def compute_kl_importance(model: "PreTrainedModel", batches: Iterable[Batch]) -> list[float]:
+def compute_kl_importance(model: nn.Module, batches: Iterable[Batch]) -> list[float]:
     """One score per block, at the labelled positions of the batches, or at each row's last token."""
     chunks = chunks_of(model, batches)
     return ablate(model, chunks, Divergence()).drops.mean(1).tolist()

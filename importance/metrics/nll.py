@@ -8,17 +8,15 @@ model's own greedy answers take their place.
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+
+from torch import nn
 
 from importance.ablation import ablate, chunks_of
 from importance.chunks import Batch
 from importance.objectives import NegativeLogLikelihood
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
-
-def compute_nll_importance(model: "PreTrainedModel", batches: Iterable[Batch]) -> list[float]:
+def compute_nll_importance(model: nn.Module, batches: Iterable[Batch]) -> list[float]:
     """One score per block, from batches with `labels` [B, S], -100 where nothing is scored."""
     chunks = chunks_of(model, batches, labels="nll")
     return ablate(model, chunks, NegativeLogLikelihood()).drops.mean(1).tolist()
