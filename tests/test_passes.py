@@ -106,7 +106,7 @@ DROP, K, CAST, STACK = DropBlocks((1, 2, 4)), SetTopK(2), Cast("float16"), Stack
         (K, tensors(reverse), "the tensors have another order"),
         (K, config(num_experts_per_tok=3), "the blocks have k (3, 3, 3, 3, 3, 3), not (2, 2, 2, 2, 2, 2)"),
         (K, config(vocab_size=64), "the config has another vocab_size"),
-        (K, lambda made: replace(made, joined=True), "the tensors have another order"),
+        (K, lambda made: replace(made, joined=True), "the tensors go into other files"),
         (K, lambda made: replace(made, side_files=("notes.txt",)), "other files travel along"),
         (CAST, tensors(retype), "'model.norm.weight' hasn't the bytes, the shape and the dtype"),
         (CAST, config(dtype="bfloat16"), "the tensors are float16, the config says bfloat16"),

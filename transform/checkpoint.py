@@ -100,8 +100,12 @@ class Checkpoint:
             raise CheckpointError(f"tensor {name!r} ({role}) is missing. The checkpoint is incomplete.")
         return self.tensors[name]
 
-    def expected(self) -> dict[str, tuple[str, tuple[str, ...]]]:
+    def expected(self) -> Mapping[str, tuple[str, tuple[str, ...]]]:
         """Every tensor name the architecture and the config ask for -> (role, shape in symbols)."""
+        return self._expected
+
+    @cached_property
+    def _expected(self) -> Mapping[str, tuple[str, tuple[str, ...]]]:
         wanted = {}
         vision = self.count("j")
         for role, (_, shape) in self.architecture.roles.items():
