@@ -11,7 +11,7 @@ from typing import Any
 from export.files.integrity import pending_of, read_sums
 from transform.checkpoint import Checkpoint
 from transform.errors import KnobcastError, VerificationError
-from transform.knobs import PACKED_BITS
+from transform.forms import REFERENCE, form_named
 from transform.molmoe.tiling import BudgetError
 from transform.ownership import MANIFEST, SCHEMA
 from transform.plan import active_parameters, form_of, own_policy, parameters, plan_vision, weight_bytes
@@ -102,12 +102,15 @@ def _knobs(manifest: Record, checkpoint: Checkpoint) -> Iterator[Fact]:
     if k is not None:
         layers = checkpoint.settings.layers
         yield "top_k by knobs.k", k if isinstance(k, list) else [k] * layers, list(checkpoint.settings.top_k)
-    form = knobs.get("form", "cpu")
+    try:
+        form = form_named(knobs.get("form", REFERENCE.name))
+    except KnobcastError as error:
+        raise ValueError(f"knobs: {error}") from error
     own = form_of(checkpoint)
-    if own in PACKED_BITS or form in PACKED_BITS:
-        yield "knobs.form", own, form
+    if own.bits or form.bits:
+        yield "knobs.form", own.name, form.name
         return
-    dtype = "float16" if form == "cuda" else knobs["dtype"]
+    dtype = form.dtype(knobs["dtype"])
     if dtype != "source":
         stored = sorted({tensor.stored for tensor in checkpoint.tensors.values()})
         yield f"the dtype by knobs ({dtype})", [_STORED[dtype]], stored
