@@ -1,7 +1,7 @@
 """Which static graphs a variant gets, and writing them: every size fixed, over the same weight bytes as the others.
 
 One prompt length per tiling for image models, one for text-only models; one cache length for all. The decoder for one
-token more is shared. `static_run.py` runs them, `static_verify.py` proves them, `docs/static.md` tells how to.
+token more is shared. `export/run/static.py` runs them, `export/gate/static.py` proves them; see `docs/static.md`.
 """
 
 from pathlib import Path

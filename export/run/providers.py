@@ -19,7 +19,8 @@ ENGINE_CACHE = "trt-cache"  # relative: engines belong to one device, so never t
 # results, and no more memory at the peak. On a GPU that wasn't measured.
 SESSION_ATTRIBUTES = {"cpu": {"enable_mem_reuse": False}}
 
-Providers = dict[str, list[list[Any]]]
+Entry = list[Any]  # [provider, options], as io.json has it
+Providers = dict[str, list[Entry]]
 
 
 def provider_options(form: Form, static: bool) -> Providers:
@@ -28,9 +29,9 @@ def provider_options(form: Form, static: bool) -> Providers:
     The CPU is listed for every form: some graphs have no experts. `static`: all graphs have fixed shapes only, so that
     a CUDA graph can be captured.
     """
-    cpu: list[Any] = [CPU, {}]
-    cuda: list[Any] = [CUDA, cuda_options(static)]
-    tensorrt: list[Any] = [TENSORRT, tensorrt_options(form, static)]
+    cpu: Entry = [CPU, {}]
+    cuda: Entry = [CUDA, cuda_options(static)]
+    tensorrt: Entry = [TENSORRT, tensorrt_options(form, static)]
     known = {"cpu": [cpu], "cuda": [cuda, cpu], "tensorrt": [tensorrt, cuda, cpu]}
     return {"cpu": [cpu]} | {word: known[word] for word in form.providers}
 
