@@ -12,13 +12,13 @@ from export.files.integrity import pending_of, read_sums
 from transform.checkpoint import Checkpoint
 from transform.errors import KnobcastError, VerificationError
 from transform.forms import REFERENCE, form_named
+from transform.knobs import DTYPES
 from transform.molmoe.tiling import BudgetError
 from transform.ownership import MANIFEST, SCHEMA
 from transform.plan import active_parameters, form_of, own_policy, parameters, plan_vision, weight_bytes
 from transform.strict_json import Record, read_json
 
 MODES = ("resident", "blockwise")
-_STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
 Fact = tuple[str, Any, Any]  # name, what it must be, what the manifest says
 
@@ -113,7 +113,7 @@ def _knobs(manifest: Record, checkpoint: Checkpoint) -> Iterator[Fact]:
     dtype = form.dtype(knobs["dtype"])
     if dtype != "source":
         stored = sorted({tensor.stored for tensor in checkpoint.tensors.values()})
-        yield f"the dtype by knobs ({dtype})", [_STORED[dtype]], stored
+        yield f"the dtype by knobs ({dtype})", [DTYPES[dtype]], stored
 
 
 def _vision(manifest: Record, checkpoint: Checkpoint) -> Iterator[Fact]:
