@@ -376,7 +376,7 @@ def test_a_family_in_another_form(form: str, molmo: Path, scores: str, tmp_path:
         assert entry["verification"]["onnx_vs_torch"]["decode"] < 1e-4
     verify_family(tmp_path / "family", lambda _: None)
     plan, name = plan_member(tmp_path / "family", "k2-b3")
-    assert plan.form == form
+    assert plan.form.name == form
     assert name == f"molmo-k2-b3-t288-{form}"
     export_variant(plan, tmp_path / name)
     keep = next(entry["blocks_kept"] for entry in record["members"] if entry["name"] == "k2-b3")

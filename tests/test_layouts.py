@@ -28,6 +28,7 @@ from tests.onnx_support import FIXTURES, write_variant
 from tests.test_onnx_olmoe import random_ids, save_source
 from transform.arrays import Array
 from transform.errors import KnobError, VerificationError, WriteError
+from transform.forms import form_named
 from transform.knobs import Knobs
 from transform.plan import make_plan
 from transform.read import read_checkpoint
@@ -244,7 +245,8 @@ def test_views_that_overlap_are_carried_once(tmp_path: Path) -> None:
 
 def test_accelerators_of_a_gpu(tmp_path: Path) -> None:
     signature = {"inputs": [{"name": "x", "dtype": "float16", "shape": ["b", 3]}], "outputs": []}
-    options: dict[str, Any] = {str(pair[0]): pair[1] for pair in provider_options("cuda", static=False)["tensorrt"]}
+    known = provider_options(form_named("cuda"), static=False)["tensorrt"]
+    options: dict[str, Any] = {str(pair[0]): pair[1] for pair in known}
     (tmp_path / "c").write_text(config_pbtxt("text", signature, "tensorrt", options, folds=False))
     config = parse(tmp_path / "c")
     tensorrt, cuda = config.optimization.execution_accelerators.gpu_execution_accelerator

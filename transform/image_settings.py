@@ -47,7 +47,9 @@ def max_crops(source: Checkpoint) -> int:
     Raises CheckpointError for any setting of the image processor that preprocessing doesn't have.
     """
     stored = variant_policy(source)
-    places = [(PROCESSOR, stored)] if stored is not None else list(_stock_settings(source))
+    places: list[tuple[str, Mapping[str, object]]] = (
+        [(PROCESSOR, stored)] if stored is not None else list(_stock_settings(source))
+    )
     if stored is None:
         for file, settings in places:
             _check_fixed(file, settings)

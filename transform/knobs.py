@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from transform.errors import KnobError
+from transform.forms import form_named
 
 MOST_DIGITS = 9
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-FORMS = ("cpu", "cuda", "int4", "int8")  # how graphs compute, and what that asks of the weights
-PACKED_BITS = {"int4": 4, "int8": 8}
 
 
 @dataclass(frozen=True)
 class Knobs:
     """One setting. `k`: global or one value per kept block; `keep`: kept block indices of the source, ascending;
-    `tokens`: nominal vision tokens per image, or a tier; `dtype`: `source` or a key of DTYPES; `form`: of FORMS,
-    None: the one that the source's weights are for."""
+    `tokens`: nominal vision tokens per image, or a tier; `dtype`: `source` or a key of DTYPES; `form`: a name
+    of FORMS, None: the one that the source's weights are for."""
 
     k: int | tuple[int, ...] | None = None
     keep: tuple[int, ...] | None = None
@@ -29,10 +28,9 @@ class Knobs:
     def __post_init__(self) -> None:
         if self.dtype != "source" and self.dtype not in DTYPES:
             raise KnobError(f"dtype must be source, {', '.join(DTYPES)}, got {self.dtype!r}.")
-        if self.form is not None and self.form not in FORMS:
-            raise KnobError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}.")
-        if self.form == "cuda" and self.dtype not in ("source", "float16"):
-            raise KnobError(f"the cuda form is float16, got dtype {self.dtype!r}. Leave the dtype out.")
+        form = None if self.form is None else form_named(self.form)
+        if form and not form.takes(self.dtype):
+            raise KnobError(f"the {form.name} form is {form.stored}, got dtype {self.dtype!r}. Leave the dtype out.")
 
 
 def parse_k(text: str | int | None) -> int | tuple[int, ...] | None:

@@ -48,12 +48,14 @@ def bench(
     from export.bench.show import show_bench, show_contestants
     from export.command.show import turn_bar
     from export.run.graph_facts import read_facts
+    from export.run.io_file import form_in
     from export.run.session import check_provider
     from transform.plan import parameters
     from transform.read import read_checkpoint
 
     baselines = parse_against(AGAINST if against is None else ",".join(against))
     io, entry = _open(directory, provider, member)
+    form = form_in(io)
     _check_out(out, force or dry_run)
     from export.bench.workload import make_workload
 
@@ -73,7 +75,7 @@ def bench(
         "schema": SCHEMA,
         "directory": str(directory),
         "member": member,
-        "form": io.get("form", "cpu"),
+        "form": form.name,
         "model_type": io["model_type"],
         "layers": len(entry["blocks_kept"]) if entry else io["layers"],
         "top_k": entry["top_k"] if entry else io["top_k"],
@@ -99,7 +101,7 @@ def bench(
         "member": entry,
         "provider": provider,
         "threads": count,
-        "dtype": "float16" if provider != "cpu" and io.get("form") == "cuda" else "float32",
+        "dtype": "float32" if provider == "cpu" else form.compute,
     }
     plan = Bench(job, workload, names, reasons, runs, warmup, timeout)
     machine = machine_facts(count, provider != "cpu")  # the load before, not our own

@@ -49,7 +49,7 @@ def show_plan(plan: Plan, console: Console) -> None:
 def _stored(plan: Plan) -> str:
     if plan.packing:
         return f"{plan.packing[0]}-bit codes and scales"
-    return f"{'float16' if plan.form == 'cuda' else plan.knobs.dtype} dtype"
+    return f"{plan.dtype} dtype"
 
 
 def _k(values: list[int]) -> str:

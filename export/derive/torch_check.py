@@ -27,8 +27,8 @@ def against_torch(staged: Path, opened: Opened, surgery: Surgery) -> Record | st
     needed, free = parameters(checkpoint) * FLOAT32, free_memory()
     if needed > free / 3:
         return f"not compared with PyTorch: the model takes {needed:,} bytes, {free:,} are free"
+    from export.gate.checking import checking_graphs
     from export.gate.compare import find_probe, onnx_vs_torch
-    from export.numpy_run.graphs import checking_graphs
     from transform.depth import drop_blocks
     from transform.load import align, load_model
     from transform.runtime import BlockMaskWrapper, moe_top_k

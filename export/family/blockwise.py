@@ -14,6 +14,7 @@ from export.gate.compare import find_probe, onnx_vs_torch, other_k
 from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
 from transform.errors import VerificationError
+from transform.forms import Form
 from transform.load import load_view
 from transform.machine import release_memory
 from transform.progress import Say
@@ -30,7 +31,7 @@ class Pair(NamedTuple):
     k: int
 
 
-def verify_members_blockwise(directory: Path, form: str, entries: Sequence[Record], say: Say) -> list[Record]:
+def verify_members_blockwise(directory: Path, form: Form, entries: Sequence[Record], say: Say) -> list[Record]:
     """What was measured per member, in their order; raises VerificationError for the first that isn't what it says."""
     written = read_checkpoint(directory)
     for entry in entries:
@@ -40,7 +41,7 @@ def verify_members_blockwise(directory: Path, form: str, entries: Sequence[Recor
     return [_of_member(entry, measured) for entry in entries]
 
 
-def check_emission(written: Checkpoint, directory: Path, form: str, entry: Record) -> None:
+def check_emission(written: Checkpoint, directory: Path, form: Form, entry: Record) -> None:
     """A member's graph file must be what is emitted for its blocks and k over the weights of `directory`."""
     from export.graph.decoder import text_graph
 
@@ -54,7 +55,7 @@ def check_emission(written: Checkpoint, directory: Path, form: str, entry: Recor
 
 
 def measure_pairs(
-    written: Checkpoint, directory: Path, form: str, pairs: set[Pair], say: Say
+    written: Checkpoint, directory: Path, form: Form, pairs: set[Pair], say: Say
 ) -> dict[Pair, tuple[Record, Record]]:
     """{pair: (differences of its graph from PyTorch, result with another k)}; each block is loaded once."""
     found: dict[Pair, tuple[Record, Record]] = {}

@@ -18,8 +18,9 @@ from importance.scores import model_digest
 from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
 from transform.errors import KnobError, VerificationError
+from transform.forms import NAMES, form_named
 from transform.hub_cache import name_of
-from transform.knobs import FORMS, Knobs, canonical_name
+from transform.knobs import Knobs, canonical_name
 from transform.load import quiet_transformers
 from transform.machine import fits, fitting_threads
 from transform.plan import Plan, active_parameters, make_plan, parameters, weight_bytes
@@ -133,7 +134,7 @@ def write_members(base: Plan, members: Sequence[Plan], stage: Path) -> Record:
     return {
         "schema": SCHEMA,
         "model": name_of(base.source.path),
-        "form": base.form,
+        "form": base.form.name,
         "extras": list(base.extras),
         "vision": {"tokens": vision.tokens, "resize": vision.resize, "rule": vision.rule} if vision else None,
         "members": entries,
@@ -149,14 +150,15 @@ def _verify_members(source: Checkpoint, load: Callable[[], Any], directory: Path
         return
     from export.family.blockwise import verify_members_blockwise
 
-    for entry, found in zip(entries, verify_members_blockwise(directory, record["form"], entries, say), strict=True):
+    form = form_named(record["form"])
+    for entry, found in zip(entries, verify_members_blockwise(directory, form, entries, say), strict=True):
         entry["verification"] = found
 
 
 def _verify_resident(model: Any, directory: Path, entries: Sequence[Record], say: Say) -> None:
     """Each member's graph against `model`, the source in PyTorch, with the member's knobs applied at run time."""
+    from export.gate.checking import checking_graphs
     from export.gate.compare import find_probe, onnx_vs_torch, other_k
-    from export.numpy_run.graphs import checking_graphs
     from transform.runtime import BlockMaskWrapper, moe_top_k
 
     written = read_checkpoint(directory)
@@ -243,7 +245,7 @@ def _is_head(record: Record) -> bool:
     words = isinstance(extras, list) and all(isinstance(word, str) and _WORD.fullmatch(word) for word in extras)
     return (
         record.get("schema") == SCHEMA
-        and record.get("form") in FORMS
+        and record.get("form") in NAMES
         and named
         and words
         and seen

@@ -9,7 +9,7 @@ from transform.checkpoint import Checkpoint
 from transform.errors import ScoresError
 from transform.modality import Modality
 from transform.molmoe.versions import tested_range
-from transform.plan import Plan, form_of
+from transform.plan import Plan
 from transform.strict_json import Record
 
 
@@ -61,7 +61,7 @@ def _what(plan: Plan, verified: bool) -> list[str]:
     if verified:
         same = f", its weights {_alike(plan)} in the same way" if rounded else ""
         lines += [f"In PyTorch it equals the source with the same knobs at run time{same}."]
-    return [*lines, f"The graphs are of the `{plan.form}` form."]
+    return [*lines, f"The graphs are of the `{plan.form.name}` form."]
 
 
 def _source(plan: Plan) -> str:
@@ -71,11 +71,10 @@ def _source(plan: Plan) -> str:
 
 def _rounded(plan: Plan) -> str:
     """How the stored weights differ from the source's; empty: they don't."""
-    if plan.packing and form_of(plan.source) != plan.form:
-        bits, block = plan.packing
+    if plan.new_packing:
+        bits, block = plan.new_packing
         return f"quantised to {bits} bits in blocks of {block} (attention, head and experts)"
-    dtype = "float16" if plan.form == "cuda" else plan.knobs.dtype
-    return "" if dtype in ("source", "float32") else f"as {dtype}"
+    return "" if plan.dtype in ("source", "float32") else f"as {plan.dtype}"
 
 
 def _alike(plan: Plan) -> str:
@@ -195,7 +194,7 @@ def _use(plan: Plan, directory: Path, onnx: bool) -> list[str]:
             lines += _published(family.published)
     if onnx and (directory / "tokenizer.json").is_file():
         flag = " --image photo.jpg" if image else ""
-        flag += " --provider cuda" if plan.form == "cuda" else ""
+        flag += "" if plan.form.runs_on_cpu else f" --provider {plan.form.usual_provider}"
         lines += ["", "```", f'knobcast run .{flag} --prompt "What is this?"', "```"]
     return lines
 

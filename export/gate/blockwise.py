@@ -15,20 +15,21 @@ import torch
 
 from export.files.integrity import check_graph_bounds
 from export.gate.as_user import check_as_user
+from export.gate.checking import checking_graphs
 from export.gate.compare import TOLERANCE, exactly_equal, find_probe, onnx_vs_torch, other_k, run_text
 from export.gate.golden import check_graphs, record, torch_image
 from export.gate.image_probe import image_probe
 from export.gate.probe import TextProbe
 from export.gate.resident import rounding
 from export.gate.static import verify_static_block
-from export.numpy_run.graphs import checking_graphs
 from export.run.graphs import Graphs
 from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
 from transform.errors import VerificationError
+from transform.forms import Form
 from transform.load import building, load_view, model_class, plain_config
 from transform.machine import fitting_blocks, release_memory
-from transform.plan import Plan, form_of, parameters
+from transform.plan import Plan, parameters
 from transform.progress import Say
 from transform.read import read_checkpoint
 from transform.runtime import set_moe_top_k
@@ -93,8 +94,7 @@ def blockwise_gate(plan: Plan, directory: Path, onnx: bool, say: Say) -> Record:
 
 
 def _source_block(plan: Plan, old: int, new: int, probe: TextProbe, image: Any) -> dict[str, torch.Tensor]:
-    packing = plan.packing if form_of(plan.source) != plan.form else None
-    model, _ = load_view(drop_blocks(plan.source, (old,)), rounding(plan), packing)
+    model, _ = load_view(drop_blocks(plan.source, (old,)), rounding(plan), plan.new_packing)
     set_moe_top_k(model, plan.target.settings.top_k[new])
     theirs = run_text(model, probe)
     if image is not None:
@@ -134,7 +134,7 @@ def _copied(planned: Checkpoint, variant: Checkpoint, name: str) -> bool:
     return origin.dtype == origin.stored and variant.tensors[name].pack is None
 
 
-def one_block_graphs(view: Checkpoint, directory: Path, form: str) -> Graphs:
+def one_block_graphs(view: Checkpoint, directory: Path, form: Form) -> Graphs:
     """The graphs of one block over the variant's own weight files; io.json and the other graphs stay the variant's."""
     from export.graph.decoder import text_graph
 

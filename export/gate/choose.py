@@ -14,8 +14,8 @@ def run_gate(plan: Plan, directory: Path, onnx: bool, say: Say) -> Record:
     quiet_transformers()
     tried: Record = {}
     if onnx:
+        from export.gate.checking import computed_by
         from export.gate.op_checks import check_operators
-        from export.numpy_run.graphs import computed_by
 
         say("operators")
         tried = {

@@ -10,14 +10,15 @@ import torch
 
 from export.files.integrity import check_graph_bounds
 from export.gate.as_user import check_as_user
+from export.gate.checking import checking_graphs
 from export.gate.compare import TOLERANCE, exactly_equal, find_probe, onnx_vs_torch, other_k, run_text
 from export.gate.golden import check_graphs, record, torch_image, write_golden
 from export.gate.image_probe import ImageProbe, image_probe
 from export.gate.probe import TextProbe
 from export.gate.static import verify_static
-from export.numpy_run.graphs import check_rounding, checking_graphs
+from export.numpy_run.graphs import check_rounding
 from transform.load import align, load_model, load_view, load_with_report
-from transform.plan import Plan, form_of
+from transform.plan import Plan
 from transform.progress import Say
 from transform.read import read_checkpoint
 from transform.runtime import BlockMaskWrapper, set_moe_top_k
@@ -58,7 +59,7 @@ def gate(plan: Plan, directory: Path, onnx: bool, say: Say) -> Record:
         graphs = checking_graphs(directory)
         results["onnx_vs_torch"] = onnx_vs_torch(static, graphs, probe)
         results["onnx_vs_torch"] |= check_graphs(graphs, golden, image, TOLERANCE)
-        if plan.form == "cuda":
+        if plan.form.compute != "float32":  # which the comparison above did not see
             results["float16_rounding"] = check_rounding(directory, golden["ids"], golden["logits"])
         if graphs.io.get("static"):
             say("static graphs == PyTorch")
@@ -69,8 +70,8 @@ def gate(plan: Plan, directory: Path, onnx: bool, say: Say) -> Record:
 
 def dynamic_twin(plan: Plan) -> Any:
     """The source with the knobs applied at run time, its weights rounded as the variant's are."""
-    if plan.packing and form_of(plan.source) != plan.form:
-        model, _ = load_view(plan.source, rounding(plan), plan.packing)
+    if plan.new_packing:
+        model, _ = load_view(plan.source, rounding(plan), plan.new_packing)
     else:
         model = align(load_model(plan.source.path, dtype=rounding(plan)).float())
     k = list(plan.source.settings.top_k)
@@ -84,9 +85,7 @@ def dynamic_twin(plan: Plan) -> Any:
 
 def rounding(plan: Plan) -> str:
     """The dtype, as torch spells it, to which the plan rounds the source's weights; float32 where it doesn't."""
-    if plan.form == "cuda":
-        return "float16"
-    return "float32" if plan.knobs.dtype == "source" else plan.knobs.dtype
+    return "float32" if plan.dtype == "source" else plan.dtype
 
 
 def _static_vs_dynamic(static: Any, dynamic: Any, probe: TextProbe, image: ImageProbe | None) -> dict[str, float]:

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from export.gate.checking import checking_static
 from export.gate.golden import Differences, compare, record, torch_image
 from export.gate.image_probe import ImageProbe, image_probe
 from export.gate.probe import DECODE, MarginWatch
 from export.graph.static import write_decoders
-from export.numpy_run.session import NumpySession
-from export.run.static import Call, StaticGraphs
+from export.run.io_file import form_in
+from export.run.static import StaticGraphs
 from export.run.static_plan import Prefill, StaticPlan, read_static
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint
@@ -26,37 +27,6 @@ PREFIX = ".block-"  # of the decoders that are written for the gate alone
 LEFTOVER = 1e4  # what stands in unused slots; float16 holds it
 # Of hundreds of tokens in two programs: wider than for the text probe, for the differences grow with the sum's length.
 IMAGE_MARGIN = 1e-6
-
-
-class NumpyCall(Call):
-    """A call computed by numpy."""
-
-    def _bind(self, capture: str | None) -> None:
-        pass
-
-    def run(self, **arrays: Array) -> None:
-        """As onnxruntime's."""
-        for name, array in arrays.items():
-            self.write(name, array)
-        given = {name: value.numpy() for name, value in self.inputs.items()}
-        for name, array in zip(self.outputs, self.session.run(list(self.outputs), given), strict=True):
-            self.outputs[name].update_inplace(np.ascontiguousarray(array))
-
-
-class NumpyStaticGraphs(StaticGraphs):
-    """Static graphs run by numpy, in float32 throughout."""
-
-    _call_type = NumpyCall
-
-    def _open(self, name: str) -> Any:
-        return NumpySession(self.directory / name, widen=True)
-
-
-def checking_static(directory: Path, prefix: str = "") -> StaticGraphs:
-    """onnxruntime on the CPU, or numpy for the cuda form, and for int8, whose repacked kernels round activations."""
-    form = read_json(directory / "io.json").get("form")
-    kind = NumpyStaticGraphs if form in ("cuda", "int8") else StaticGraphs
-    return kind(directory, prefix=prefix)
 
 
 def check_static_text(graphs: StaticGraphs, golden: dict[str, Array], tolerance: float) -> Differences:
@@ -152,7 +122,7 @@ def verify_static_block(
     io = read_json(directory / "io.json")
     static = read_static(io)
     assert static is not None
-    files = write_decoders(view, directory, static, io["form"], PREFIX)
+    files = write_decoders(view, directory, static, form_in(io), PREFIX)
     try:
         graphs = checking_static(directory, PREFIX)
         found = check_static_text(graphs, record(model, ids, None), tolerance)

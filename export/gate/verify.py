@@ -10,13 +10,13 @@ from pathlib import Path
 from export.files.facts import check_facts, mode_of
 from export.files.integrity import check_graph_bounds, check_sums, unreplaced
 from export.gate.as_user import check_as_user, code_of_others
+from export.gate.checking import checking_graphs, checking_static
 from export.gate.compare import TOLERANCE
 from export.gate.golden import FILE as GOLDEN
 from export.gate.golden import check_graphs, check_torch
 from export.gate.golden_file import load_golden, with_golden_ids
 from export.gate.image_probe import image_probe
-from export.gate.static import check_static_text, checking_static
-from export.numpy_run.graphs import checking_graphs
+from export.gate.static import check_static_text
 from transform.errors import VerificationError
 from transform.load import load_model, quiet_transformers
 from transform.machine import fitting_threads

@@ -17,6 +17,7 @@ from transform.architectures import lookup, shown
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError
+from transform.forms import REFERENCE, Form
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def _number(config: Mapping[str, object], key: str) -> int:
     return value
 
 
-def vision_graph(checkpoint: Checkpoint, crops: int | None, form: str = "cpu", kept: Array | None = None) -> Graph:
+def vision_graph(checkpoint: Checkpoint, crops: int | None, form: Form = REFERENCE, kept: Array | None = None) -> Graph:
     """Tower, pooling and projector; `crops` fixes the number of crops, the global view included, `kept` the index."""
     tower = read_tower(checkpoint)
     patches = tower.grid**2

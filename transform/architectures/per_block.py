@@ -17,20 +17,22 @@ PER_BLOCK = (
 )  # fmt: skip
 
 
-def select_blocks(config: Mapping[str, object], depth_key: str, keep: Sequence[int]) -> dict[str, object]:
-    """The config of the blocks `keep` alone: their number, and of each list per block their values.
+def check_block_lists(config: Mapping[str, object], layers: int) -> None:
+    """Raise CheckpointError for a list of the config that has one value per block, and another length."""
+    for key in PER_BLOCK:
+        values = config.get(key)
+        if isinstance(values, list) and len(values) != layers:
+            raise CheckpointError(
+                f"config.json: {key} must list one value per block, it has {len(values)} for {layers} blocks. "
+                "Restore the original config.json."
+            )
 
-    Raises CheckpointError for a list that doesn't have one value per block.
-    """
-    layers = config[depth_key]
-    found = dict(config) | {depth_key: len(keep)}
+
+def select_blocks(config: Mapping[str, object], depth_key: str, keep_blocks: Sequence[int]) -> dict[str, object]:
+    """The config of these blocks alone: their number, and of each list per block their values."""
+    found = dict(config) | {depth_key: len(keep_blocks)}
     for key in PER_BLOCK:
         values = config.get(key)
         if isinstance(values, list):
-            if len(values) != layers:
-                raise CheckpointError(
-                    f"config.json: {key} must list one value per block, it has {len(values)} for {layers} blocks. "
-                    "Restore the original config.json."
-                )
-            found[key] = [values[i] for i in keep]
+            found[key] = [values[i] for i in keep_blocks]
     return found
