@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from transform.checkpoint import Checkpoint
 from transform.errors import KnobError
+from transform.knobs import merged_k, spelt_k
 
 
 def set_top_k(source: Checkpoint, k: int | Sequence[int]) -> Checkpoint:
@@ -23,13 +24,13 @@ def set_top_k(source: Checkpoint, k: int | Sequence[int]) -> Checkpoint:
     wrong = [value for value in per_block if not 1 <= value <= settings.experts]
     if wrong:
         raise KnobError(f"k must be from 1 to {settings.experts} (the experts of a block), got {wrong[0]}.")
-    uniform = len(set(per_block)) == 1
-    if not uniform and not architecture.per_block_top_k:
+    merged = merged_k(per_block)
+    if not isinstance(merged, int) and not architecture.per_block_top_k:
         raise KnobError(
             f"a {architecture.model_type!r} checkpoint has one {architecture.top_k_key} for all blocks and can't carry "
-            f"{','.join(map(str, per_block))}. Give one k for all blocks."
+            f"{spelt_k(per_block)}. Give one k for all blocks."
         )
-    value = per_block[0] if uniform else list(per_block)
+    value = merged if isinstance(merged, int) else list(merged)
     return replace(source, config=dict(source.config) | {architecture.top_k_key: value})
 
 
