@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from export.files.facts import check_facts, mode_of
+from export.files.facts import check_facts
+from export.files.verification import Verification
 from export.gate.verify import verify_directory
 from export.variant import export_variant
 from transform.errors import VerificationError
@@ -142,9 +143,10 @@ def test_a_policy_that_other_files_contradict_is_named(made: dict[str, Path], tm
 
 @pytest.mark.parametrize("verification", ["resident", {}, {"mode": "residential"}, {"note": "resident"}, None, []])
 def test_how_it_was_verified_is_a_field(verification: Any) -> None:
-    assert mode_of({"verification": {"mode": "blockwise", "note": "not resident"}}) == "blockwise"
+    assert Verification.parse({"mode": "blockwise", "note": "not resident"}) == Verification(mode="blockwise")
+    assert Verification.parse("skipped") is None
     with pytest.raises(VerificationError, match=r"verification\.mode"):
-        mode_of({"verification": verification})
+        Verification.parse(verification)
 
 
 def test_verify_refuses_another_manifest(molmo: Path, tmp_path: Path) -> None:

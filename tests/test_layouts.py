@@ -19,6 +19,7 @@ from export.files.integrity import check_before_torch, external_tensors
 from export.layout.moved import PAGE, plan_move, write_move
 from export.layout.triton import config_pbtxt
 from export.layout.write import plan_layout, write_layout
+from export.run.family_file import Family, Member
 from export.run.graph_facts import read_facts
 from export.run.graphs import Graphs
 from export.run.providers import CPU, CUDA, provider_options
@@ -292,8 +293,8 @@ def write_family(directory: Path) -> None:
     from transform.depth import drop_blocks
 
     text_graph(drop_blocks(read_checkpoint(directory), (0, 2))).write(directory / "text-k3-b2.onnx")
-    entry = {"name": "k3-b2", "graph": "text-k3-b2.onnx"}
-    (directory / "family.json").write_text(json.dumps({"schema": 1, "members": [entry]}))
+    entry = Member("k3-b2", (0, 2), (3, 3), 0, 0, 0, 0, "", (), "skipped")
+    (directory / "family.json").write_text(json.dumps(Family("m", "cpu", (), None, (entry,)).as_dict()))
 
 
 def test_a_member_carries_its_own_blocks(tmp_path: Path) -> None:
@@ -306,7 +307,7 @@ def test_a_member_carries_its_own_blocks(tmp_path: Path) -> None:
     write_layout(member, tmp_path / "js")
     assert json.loads((tmp_path / "js" / "config.json").read_text())["num_hidden_layers"] == 2
     assert len(read_facts(tmp_path / "js" / "onnx" / "model.onnx").inputs) == 2 + 4
-    with pytest.raises(RunError, match="one of the family's members, k3-b2; got 'k9'"):
+    with pytest.raises(KnobError, match="one of the family's members, k3-b2; got 'k9'"):
         plan_layout(family, "triton", member="k9")
 
 
