@@ -5,13 +5,14 @@ Times are per step, and N tokens make N - 1 steps: the first comes with the pref
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from export.bench.contestants import GRAPHS, PREPARES, WHAT
+from export.bench.job import BenchJob
 from export.bench.process import Contestant, ContestantError
 from export.bench.workload import Workload
 from transform.progress import Progress, Say
@@ -26,7 +27,7 @@ Advance = Progress
 class Bench:
     """What to measure. `job` is what all contestants are started with; `reasons` says who can't run."""
 
-    job: Mapping[str, Any]
+    job: BenchJob
     workload: Workload
     names: Sequence[str]  # the graphs first, then the baselines in order
     reasons: Mapping[str, str]
@@ -59,7 +60,7 @@ def measure(bench: Bench, say: Say, advance: Advance) -> list[Record]:
     with scratch("bench") as folder:
         path = folder / "workload.npz"
         bench.workload.save(path)
-        job = {**bench.job, "workload": str(path), "scratch": str(folder)}
+        job = replace(bench.job, workload=str(path), scratch=str(folder))
         for entry in entries:
             if entry.name in bench.reasons:
                 entry.status, entry.reason = "unavailable", bench.reasons[entry.name]
@@ -91,8 +92,8 @@ def _turn(entry: Entry, label: str, act: Callable[[Entry], None], say: Say, adva
     advance(1)
 
 
-def _load(job: Mapping[str, Any], timeout: float, entry: Entry) -> None:
-    given = {**job, "name": entry.name}
+def _load(job: BenchJob, timeout: float, entry: Entry) -> None:
+    given = replace(job, name=entry.name)
     if entry.name in PREPARES:
         first = Contestant(given, timeout)
         try:

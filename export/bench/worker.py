@@ -17,6 +17,7 @@ from time import perf_counter
 from typing import Any
 
 from export.bench.contestants import HOME
+from export.bench.job import BenchJob
 from export.bench.machine import device_memory, process_memory
 from export.bench.workload import Workload
 from transform.strict_json import Record
@@ -74,14 +75,14 @@ def main() -> None:
     """Answer until the input ends."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    job = json.loads(sys.argv[1])
-    workload = Workload.load(Path(job["workload"]))
+    job = BenchJob.from_json(sys.argv[1])
+    workload = Workload.load(Path(job.workload))
     engine: Any = None
     for what in requests():
         try:
             # imports come before the clock and the first look at memory: a runtime's own size isn't the model's
-            engine = engine or import_module(HOME[job["name"]]).Engine(job, workload)
-            found = answer(what, engine, workload, job["provider"] != "cpu")
+            engine = engine or import_module(HOME[job.name]).Engine(job, workload)
+            found = answer(what, engine, workload, job.provider != "cpu")
         except Exception as error:  # whatever a runtime raises is the contestant's reason
             text = str(error).strip().splitlines() or [""]
             found = {"error": f"{type(error).__name__}: {text[0]}"[:LONGEST]}
