@@ -147,7 +147,7 @@ def _write_code(plan: Plan, stage: Path) -> None:
 def _write_graphs(plan: Plan, written: Checkpoint, static: StaticPlan | None) -> None:
     from export.files.genai import write_genai_config
     from export.files.io_spec import write_io
-    from export.graph import emit_graphs
+    from export.graph.emit import emit_graphs
 
     stage = written.path
     crops = plan.vision.crops + 1 if plan.vision and plan.vision.crops is not None else None

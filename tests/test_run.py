@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from export.files.genai import write_genai_config
 from export.files.io_spec import write_io
-from export.graph import emit_graphs
+from export.graph.emit import emit_graphs
 from export.run.answer import Runner, answer
 from export.run.family_file import Family, Member
 from export.run.session import RunError
