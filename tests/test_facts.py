@@ -145,6 +145,8 @@ def test_a_policy_that_other_files_contradict_is_named(made: dict[str, Path], tm
 def test_how_it_was_verified_is_a_field(verification: Any) -> None:
     assert Verification.parse({"mode": "blockwise", "note": "not resident"}) == Verification(mode="blockwise")
     assert Verification.parse("skipped") is None
+    with pytest.raises(VerificationError, match=r"verification\.onnx_vs_torch"):
+        Verification.parse({"mode": "resident", "onnx_vs_torch": 0.0})
     with pytest.raises(VerificationError, match=r"verification\.mode"):
         Verification.parse(verification)
 
@@ -152,6 +154,9 @@ def test_how_it_was_verified_is_a_field(verification: Any) -> None:
 def test_verify_refuses_another_manifest(molmo: Path, tmp_path: Path) -> None:
     export_variant(make_plan(read_checkpoint(molmo), Knobs(k=2, keep=(0, 2))), tmp_path / "v", onnx=False)
     manifest = manifest_of(tmp_path / "v")
+    passed = Verification.parse(manifest["verification"])
+    assert passed is not None
+    assert passed.as_dict() == manifest["verification"]
     for key, value in (("blocks_kept", [0, 1]), ("parameters", 7), ("source", {}), ("vision", None)):
         (tmp_path / "v" / "manifest.json").write_text(json.dumps(manifest | {key: value}))
         with pytest.raises(VerificationError, match=r"manifest\.json must"):

@@ -5,14 +5,19 @@ come from the variant's own graphs, outside the clock for the picture. onnxrunti
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from export.bench.job import BenchJob
 from export.bench.workload import Workload
 from export.run.graphs import Graphs, dtype_of
+from transform.arrays import Array
 from transform.strict_json import Record
+
+if TYPE_CHECKING:
+    from torch.onnx import ONNXProgram
+    from transformers import PreTrainedModel
 
 GRAPH, FEATURES = "model.onnx", "features.npy"
 PAST = ("input.cache.", "input.past_key_values.")  # the name is the model's argument's
@@ -32,7 +37,7 @@ def export_graph(job: BenchJob, target: Path) -> None:
         _exported(model).save_pretrained(target)
 
 
-def _exported(model: Any) -> Any:
+def _exported(model: "PreTrainedModel") -> "ONNXProgram":
     import torch
     from transformers import DynamicCache
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
@@ -56,7 +61,7 @@ def _exported(model: Any) -> Any:
     return OnnxExporter().export(model, sample, OnnxConfig(dynamic=True, dynamic_shapes=shapes))
 
 
-def language_half(model: Any) -> Any:
+def language_half(model: "PreTrainedModel") -> "PreTrainedModel":
     """An OLMoE over MolmoE's decoder and head: the very modules, no copy."""
     import torch
     from transformers import OlmoeForCausalLM
@@ -80,8 +85,8 @@ class Engine:
         self.folder = Path(job.scratch)
         self.front = Graphs(Path(job.directory), job.provider, job.threads, job.graph)
         self.device = job.device
-        self.features: Any = None
-        self.session: Any = None
+        self.features: Array | None = None
+        self.session: onnxruntime.InferenceSession
         self.cache: Record = {}
         self.length = 0
 
@@ -121,7 +126,7 @@ class Engine:
         """The next one."""
         return self._next(np.array([[token]], np.int64), None)
 
-    def _next(self, ids: np.ndarray[Any, Any], features: Any) -> int:
+    def _next(self, ids: Array, features: Array | None) -> int:
         self.length += ids.shape[1]
         feed: Record = {"attention_mask": np.ones((1, self.length), np.int64), **self.cache}
         if self.front.multimodal:

@@ -1,7 +1,6 @@
 """The variant's own graphs, driven as `knobcast run` does: io.json's session options, the cache bound to the device."""
 
 from pathlib import Path
-from typing import Any
 
 from export.bench.job import BenchJob
 from export.bench.workload import Workload
@@ -19,7 +18,7 @@ class Engine:
 
         self.workload = workload
         self.graphs = Graphs(Path(job.directory), job.provider, job.threads, job.graph)
-        self.sequence: Any = None
+        self.sequence: Bound
 
     def load(self) -> None:
         """Open every session."""

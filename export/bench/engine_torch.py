@@ -6,7 +6,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,7 +17,7 @@ from transform.molmoe.compatibility import CACHE
 from transform.runtime import knobs_at_run_time
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import Cache, PreTrainedModel
 
 
 @contextmanager
@@ -45,9 +45,9 @@ class Engine:
         self.job, self.workload = job, workload
         self.device = job.device
         self.opened = ExitStack()  # never closed: the process ends with its model
-        self.model: Any = None
-        self.cache: Any = None
-        self.features: Any = None
+        self.model: PreTrainedModel
+        self.cache: Cache | None = None
+        self.features: torch.Tensor | None = None
         self.ids = torch.from_numpy(workload.ids).to(self.device)
 
     def load(self) -> None:
@@ -84,7 +84,7 @@ class Engine:
         """The next one."""
         return self._next(input_ids=torch.tensor([[token]], device=self.device))
 
-    def _next(self, **given: Any) -> int:
+    def _next(self, **given: torch.Tensor) -> int:
         found = self.model(**given, **{CACHE: self.cache}, use_cache=True, logits_to_keep=1)
         self.cache = found[CACHE]
         return int(found.logits[0, -1].argmax())

@@ -1,8 +1,30 @@
-"""What one contestant is started with: JSON from the parent to `worker.py`."""
+"""What one contestant is, and what it is started with: JSON from the parent to `worker.py`."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Protocol
+
+
+class Engine(Protocol):
+    """A contestant, in its own process; made of a job and the workload, before the clock runs."""
+
+    sees: bool  # whether `see` is timed
+
+    def load(self) -> None:
+        """Read the weights."""
+
+    def start(self) -> None:
+        """Forget the last sequence."""
+
+    def see(self) -> None:
+        """Image features; of those that see."""
+
+    def prefill(self) -> int:
+        """The first new token."""
+
+    def step(self, token: int) -> int:
+        """The next one."""
 
 
 @dataclass(frozen=True)

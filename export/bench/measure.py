@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -125,7 +124,7 @@ def records(entries: Sequence[Entry]) -> list[Record]:
     return list(found.values())
 
 
-def first_baseline(found: Sequence[Mapping[str, Any]]) -> str | None:
+def first_baseline(found: Sequence[Record]) -> str | None:
     """The first contestant that was measured, the graphs aside."""
     return next((str(r["name"]) for r in found if r["status"] == "measured" and r["name"] != GRAPHS), None)
 
@@ -135,7 +134,7 @@ def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int | None:
     return next((j for j, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), None)
 
 
-def tokens_equal(found: Sequence[Mapping[str, Any]]) -> bool | None:
+def tokens_equal(found: Sequence[Record]) -> bool | None:
     """Whether all made the graphs' tokens in every run; None where there is nobody to compare with."""
     measured = [r for r in found if r["status"] == "measured"]
     if len(measured) < 2 or measured[0]["name"] != GRAPHS:
@@ -147,7 +146,14 @@ def _record(entry: Entry) -> Record:
     record: Record = {"name": entry.name, "what": WHAT[entry.name], "status": entry.status}
     if entry.status != "measured":
         return record | {"reason": entry.reason}
-    runs = [{key: _rounded(run[key]) for key in ("vision", "prefill", "steps")} for run in entry.runs]
+    runs: list[Record] = [
+        {
+            "vision": _rounded(run["vision"]),
+            "prefill": _rounded(run["prefill"]),
+            "steps": [_rounded(second) for second in run["steps"]],
+        }
+        for run in entry.runs
+    ]
     tokens = entry.runs[0]["tokens"]
     steps = [second for run in runs for second in run["steps"]]
     mean = float(np.mean(steps))
@@ -176,7 +182,7 @@ def _record(entry: Entry) -> Record:
     }
 
 
-def _ratios(record: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, float | None]:
+def _ratios(record: Record, baseline: Record) -> dict[str, float | None]:
     """Median time over the baseline's median time: below 1 is faster."""
     pairs = {
         "vision": (record["vision_seconds"], baseline["vision_seconds"], "median"),
@@ -196,7 +202,5 @@ def _spread(seconds: Sequence[float | None]) -> dict[str, float] | None:
     return {"median": round(float(np.median(known)), 9), "least": min(known), "most": max(known)}
 
 
-def _rounded(value: Any) -> Any:
-    if isinstance(value, list):
-        return [round(v, 9) for v in value]
+def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 9)

@@ -5,7 +5,7 @@ The cache is filled with a large number first, so that a slot which is read befo
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -51,7 +51,7 @@ class NumpyStaticGraphs(StaticGraphs):
 
     _call_type = NumpyCall
 
-    def _open(self, name: str) -> Any:
+    def _open(self, name: str) -> NumpySession:
         return NumpySession(self.directory / name, widen=True)
 
 
