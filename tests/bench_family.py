@@ -13,18 +13,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.full_size import ROOT, released_config, write_sparse_molmoe
+from tests.support.full_size import released_config, write_sparse_molmoe
+from tests.support.paths import ROOT
 
 GRID = "k=1,2,4,6,8 blocks=8,10,12,14,16"
 MEASURE = """
 import json, re, sys, time
 from pathlib import Path
 start = time.perf_counter()
-from export.family import plan_family, write_members
-from export.genai import write_genai_config
+from export.family.family import plan_family, write_members
+from export.files.genai import write_genai_config
 from export.graph import emit_graphs
-from export.io_spec import write_io
-from transform.checkpoint import read_checkpoint
+from export.files.io_spec import write_io
+from transform.read import read_checkpoint
 directory, grid, scores = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 checkpoint = read_checkpoint(directory)
 base, members = plan_family(checkpoint, grid, scores=scores)

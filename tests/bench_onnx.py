@@ -24,7 +24,7 @@ from export.graph.moe import mixture
 from export.graph.norm import rms_norm
 from export.run.session import open_session
 from export.run.session_options import session_options
-from tests.full_size import ROOT
+from tests.support.paths import ROOT
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint
 from transform.load import load_model
@@ -260,7 +260,7 @@ def bench_against_torch(setup: Setup, layers: int, ks: Sequence[int] = (8, 4)) -
 LOAD = """
 import json, sys
 from pathlib import Path
-from export.io_spec import session_options
+from export.run.session_options import session_options
 from export.run.session import open_session
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support.paths import ROOT
 
 
 def knobcast(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":

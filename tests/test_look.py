@@ -16,6 +16,7 @@ from importance.evaluate import evaluate_plan
 from importance.look import MAX_NAMED, look
 from importance.prompts import load_processor, prompts_for
 from importance.samples import EncodedImage, Sample, SamplesError
+from tests.support.pictures import encoded
 from transform.knobs import Knobs
 from transform.molmoe.preprocessing import fitting_tiling
 from transform.plan import make_plan
@@ -23,12 +24,6 @@ from transform.read import read_checkpoint
 from transform.source import DEFAULT
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (300, 520, 3), np.uint8)
-
-
-def encoded(kind: str = "PNG") -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(PIXELS).save(out, kind)
-    return out.getvalue()
 
 
 def strip() -> bytes:
@@ -39,9 +34,9 @@ def strip() -> bytes:
 
 
 DAMAGED = {
-    "half a PNG": encoded()[:100_000],
-    "half a JPEG": encoded("JPEG")[:10_000],
-    "half a WebP": encoded("WEBP")[:10_000],
+    "half a PNG": encoded(PIXELS)[:100_000],
+    "half a JPEG": encoded(PIXELS, "JPEG")[:10_000],
+    "half a WebP": encoded(PIXELS, "WEBP")[:10_000],
     "no picture": b"no picture",
     "nothing": b"",
     "a strip": strip(),
@@ -65,13 +60,13 @@ def samples_of(*pictures: bytes) -> list[Sample]:
 
 @pytest.mark.parametrize("damaged", DAMAGED.values(), ids=DAMAGED)
 def test_a_damaged_picture_is_named_first(damaged: bytes, prompts: Any) -> None:
-    message = said(samples_of(encoded(), damaged, encoded()), prompts)
+    message = said(samples_of(encoded(PIXELS), damaged, encoded(PIXELS)), prompts)
     assert message.startswith("sample 's1': ")
     assert message.endswith("Nothing was asked: leave these samples out, or mend them.")
 
 
 def test_all_of_them_are_named(prompts: Any) -> None:
-    samples = samples_of(encoded(), *DAMAGED.values())
+    samples = samples_of(encoded(PIXELS), *DAMAGED.values())
     message = said([*samples, replace(samples[1], id="same picture")], prompts)
     assert "The pictures of 's2', 's3', 's4', 's5', 's6' are damaged as well." in message
     assert "same picture" not in message
@@ -80,7 +75,7 @@ def test_all_of_them_are_named(prompts: Any) -> None:
 
 
 def test_prompts_are_measured(prompts: Any) -> None:
-    whole = Sample("long", (EncodedImage(encoded()),), "What is it?", ("x",))
+    whole = Sample("long", (EncodedImage(encoded(PIXELS)),), "What is it?", ("x",))
     length = prompts.length(PIXELS) + len(prompts.question(whole)) + 4
     look([whole, replace(whole, id="text", images=())], prompts, length, 4)
     assert f"sample 'long': begin token, image, prompt and answer must fit the model's {length - 1} positions" in said(
@@ -104,7 +99,7 @@ def test_lengths_are_those_of_the_prefix(tokens: Any) -> None:
 def test_nothing_is_loaded_first() -> None:
     plan = make_plan(read_checkpoint(DEFAULT), Knobs())
     with pytest.raises(SamplesError, match=r"sample 's1': .*Nothing was asked"):
-        evaluate_plan(plan, samples_of(encoded(), b"no picture"), say=_refuse_to_load)
+        evaluate_plan(plan, samples_of(encoded(PIXELS), b"no picture"), say=_refuse_to_load)
 
 
 def _refuse_to_load(step: str) -> None:
@@ -122,7 +117,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
 def test_the_commands_look_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for n, data in enumerate((encoded(), encoded()[:100_000], encoded())):
+    for n, data in enumerate((encoded(PIXELS), encoded(PIXELS)[:100_000], encoded(PIXELS))):
         (tmp_path / f"{n}.png").write_bytes(data)
     rows = [{"id": f"q{n}", "image": f"{n}.png", "prompt": "What?", "answers": ["x"]} for n in range(3)]
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -1,44 +1,19 @@
 """Files of samples other than the canonical form: VQAv2's pair of files, and tables; and `evaluate` with them."""
 
-import io
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from export.command.main import main
 from importance.readers import images, parquet, vqav2
 from importance.readers.read import read_samples
 from importance.samples import EncodedImage, Sample, SamplesError
-
-TEN = ["net", "net", "net", "netting", "net", "mesh", "net", "net", "net", "netting"]
-QUESTIONS: dict[str, Any] = {
-    "data_subtype": "val2014",
-    "questions": [
-        {"question_id": 420, "image_id": 42, "question": "What is this?"},
-        {"question_id": 421, "image_id": 42, "question": "Is it?"},
-        {"question_id": 70, "image_id": 7, "question": "How many?"},
-    ],
-}
-ANNOTATIONS: dict[str, Any] = {
-    "annotations": [
-        {"question_id": 70, "answer_type": "number", "answers": [{"answer": "2", "answer_id": i} for i in range(10)]},
-        {"question_id": 420, "answer_type": "other", "answers": [{"answer": a} for a in TEN]},
-        {"question_id": 421, "answer_type": "yes/no", "answers": [{"answer": a} for a in ("yes", "", "no")]},
-        {"question_id": 999, "answers": None},
-    ]
-}
-
-
-def png(seed: int) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (4, 6, 3), np.uint8)).save(out, "png")
-    return out.getvalue()
+from tests.support.pictures import noise_png
+from tests.support.questions import ANNOTATIONS, QUESTIONS, TEN
 
 
 @pytest.fixture
@@ -160,14 +135,21 @@ def table(path: Path, rows: Sequence[dict[str, Any]], schema: Any = None, **opti
     return path
 
 
-ROW = {"id": "a", "image": {"bytes": png(0), "path": "x.png"}, "question": "Which?", "answers": ["one", "1"]}
+ROW = {"id": "a", "image": {"bytes": noise_png(0), "path": "x.png"}, "question": "Which?", "answers": ["one", "1"]}
 
 
 @pytest.mark.extra
 def test_a_table_as_on_the_hub(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {**ROW, "kind": "count", "choices": ["x", "y"]},
-        {**ROW, "id": "b", "image": {"bytes": png(1), "path": None}, "answers": None, "kind": None, "choices": []},
+        {
+            **ROW,
+            "id": "b",
+            "image": {"bytes": noise_png(1), "path": None},
+            "answers": None,
+            "kind": None,
+            "choices": [],
+        },
         {**ROW, "id": "c", "answers": []},
         {**ROW, "id": "d", "image": None},
         {**ROW, "id": "e", "image": {"bytes": None, "path": "y.png"}, "extra": 7},
@@ -178,7 +160,7 @@ def test_a_table_as_on_the_hub(tmp_path: Path) -> None:
     assert [s.answers for s in samples] == [("one", "1"), (), (), ("one", "1"), ("one", "1")]
     assert (samples[0].prompt, samples[0].kind, samples[0].choices) == ("Which?", "count", ("x", "y"))
     assert (samples[1].kind, samples[1].choices) == (None, ())
-    assert samples[0].images == (EncodedImage(png(0)),)
+    assert samples[0].images == (EncodedImage(noise_png(0)),)
     assert samples[2].images[0] is samples[0].images[0]  # equal pictures are held once
     assert [s.images for s in samples[3:]] == [(), (tmp_path / "y.png",)]
     assert [s.id for s in read_samples(tmp_path / "t.parquet", 3)] == list("abc")
@@ -252,8 +234,8 @@ def test_broken_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table(empty, [], pa.Table.from_pylist([ROW]).schema)
     with pytest.raises(SamplesError, match=r"none\.parquet: at least one sample.*has 0"):
         read_samples(empty)
-    monkeypatch.setattr(images, "MAX_PICTURE", len(png(0)) - 1)
-    with pytest.raises(SamplesError, match=f"row 1: an image must have 1 to .* got {len(png(0))}"):
+    monkeypatch.setattr(images, "MAX_PICTURE", len(noise_png(0)) - 1)
+    with pytest.raises(SamplesError, match=f"row 1: an image must have 1 to .* got {len(noise_png(0))}"):
         read_samples(file)
     monkeypatch.setattr(parquet, "MAX_GROUP", 10)
     with pytest.raises(SamplesError, match="a row group has at most 10 bytes, number 1 has"):
@@ -283,7 +265,7 @@ def test_a_table_and_a_pair_are_evaluated(
 ) -> None:
     """The same pictures and questions in both forms get the same scores."""
     for name, seed in (("COCO_val2014_000000000042.jpg", 0), ("000000000007.jpg", 1)):
-        (folder / "val2014" / name).write_bytes(png(seed))
+        (folder / "val2014" / name).write_bytes(noise_png(seed))
     rows = [
         {"id": s.id, "image": {"bytes": Path(str(s.images[0])).read_bytes(), "path": None}, "question": s.prompt,
          "answers": [*s.answers], "kind": s.kind}

@@ -23,8 +23,10 @@ from export.run.last_row import INPUT, OUTPUT, last_row_model
 from export.run.providers import CPU, CUDA, TENSORRT, cuda_options, own_caches, provider_options, tensorrt_options
 from export.run.session import RunError, check_provider, open_session
 from export.run.static import StaticGraphs
-from tests.onnx_support import FIXTURES, write_variant
-from tests.test_onnx_olmoe import random_ids, save_source
+from tests.support.graphs import fused, graph_file
+from tests.support.models import random_ids, save_source
+from tests.support.paths import FIXTURES
+from tests.support.variants import write_variant
 from transform.errors import VerificationError
 
 LIBRARIES = Path(onnxruntime.__file__).parent / "capi"
@@ -35,21 +37,6 @@ def variant(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("session")
     save_source(base / "source")
     return write_variant(base / "source", base / "variant")
-
-
-def graph_file(path: Path, nodes: list[Any], kind: int, weights: list[Any] | None = None, opset: int = 18) -> Path:
-    """A graph x [2, 2] -> y [2, 2] of one type."""
-    x, y = (helper.make_tensor_value_info(name, kind, [2, 2]) for name in "xy")
-    graph = helper.make_graph(nodes, "g", [x], [y], weights or [])
-    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
-    path.write_bytes(helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString())
-    return path
-
-
-def fused(path: Path, kind: str = "MoE", inputs: int = 7) -> Path:
-    """A graph with one fused operator on `x`."""
-    node = helper.make_node(kind, ["x"] * inputs, ["y"], domain="com.microsoft", k=1)
-    return graph_file(path, [node], TensorProto.FLOAT)
 
 
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.FLOAT16])

@@ -27,6 +27,7 @@ from export.run.static import StaticGraphs
 from export.run.static_plan import Prefill, StaticPlan
 from export.variant import export_variant
 from importance.readers.read import read_samples
+from tests.support.paths import ROOT
 from transform.arrays import Array
 from transform.errors import KnobcastError, KnobError, VerificationError
 from transform.knobs import Knobs
@@ -36,7 +37,6 @@ from transform.plan import make_plan
 from transform.read import read_checkpoint
 from transform.source import DEFAULT
 
-ROOT = Path(__file__).parent.parent
 FORMS = ("cpu", "cuda", "int4")  # cuda by numpy, for onnxruntime has no such experts without a GPU
 CACHE, PROMPT = 40, 8
 TOLERANCE = 5e-5  # 1e-5 of the largest logits, which are 5 and more

@@ -3,30 +3,21 @@
 Tables are built from the known names and types of their columns.
 """
 
-import io
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from export.command.main import main
 from importance.readers.read import read_samples
 from importance.samples import EncodedImage, Sample, SamplesError
 from importance.tasks import check_samples, metric_named
+from tests.support.pictures import noise_png
 
-
-def png(seed: int) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (4, 6, 3), np.uint8)).save(out, "png")
-    return out.getvalue()
-
-
-PNG = png(0)
+PNG = noise_png(0)
 PICTURE = {"bytes": PNG, "path": None}
 SEEN = (EncodedImage(PNG),)
 TWO = ["yes", "no"]

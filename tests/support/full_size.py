@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.support.paths import ROOT
 from transform.architectures import architecture_of, lookup
 
-ROOT = Path(__file__).parents[1]
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 # MolmoE-1B as released, on top of the fixtures' config, which has the same keys.
 RELEASED: Mapping[str, Any] = {
@@ -55,10 +55,10 @@ MEASURE = """
 import json, re, sys, time
 from pathlib import Path
 start = time.perf_counter()
-from export.genai import write_genai_config
+from export.files.genai import write_genai_config
 from export.graph import emit_graphs
-from export.io_spec import write_io
-from transform.checkpoint import read_checkpoint
+from export.files.io_spec import write_io
+from transform.read import read_checkpoint
 imported = time.perf_counter()
 directory = Path(sys.argv[1])
 checkpoint = read_checkpoint(directory)
