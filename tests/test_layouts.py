@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,8 +22,9 @@ from export.run.graphs import Graphs
 from export.run.providers import CPU, CUDA, provider_options
 from export.run.session import RunError
 from export.variant import export_variant
+from tests.support.command import knobcast
 from tests.support.models import BLOCKWISE, random_ids, save_source
-from tests.support.paths import FIXTURES, ROOT
+from tests.support.paths import FIXTURES
 from tests.support.variants import add_member, write_variant
 from transform.arrays import Array
 from transform.errors import KnobError, VerificationError, WriteError
@@ -354,13 +353,11 @@ def test_unknown_runtimes_and_providers(narrow: Path) -> None:
 
 
 def test_command_line(narrow: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "export.command.main", "layout", str(narrow), "--for", "triton", "--json"]
-    planned = subprocess.run([*command, "--dry-run"], check=True, cwd=ROOT, capture_output=True, text=True)
-    assert json.loads(planned.stdout)["out"] == f"{narrow}-triton"
+    command = ("layout", narrow, "--for", "triton", "--json")
+    planned = json.loads(knobcast(*command, "--dry-run").out)
+    assert planned["out"] == f"{narrow}-triton"
     assert not Path(f"{narrow}-triton").exists()
-    done = subprocess.run(
-        [*command, "--out", str(tmp_path / "out")], check=True, cwd=ROOT, capture_output=True, text=True
-    )
-    record = json.loads(done.stdout)
-    assert record["weight_bytes"] == json.loads(planned.stdout)["weight_bytes"]
+    done = knobcast(*command, "--out", tmp_path / "out")
+    assert done.code == 0
+    assert json.loads(done.out)["weight_bytes"] == planned["weight_bytes"]
     assert (tmp_path / "out" / "text" / "config.pbtxt").is_file()

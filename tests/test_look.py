@@ -2,7 +2,6 @@
 
 import io
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.command.main import main
 from importance.evaluate import evaluate_plan
 from importance.look import MAX_NAMED, look
 from importance.prompts import load_processor, prompts_for
 from importance.samples import EncodedImage, Sample, SamplesError
+from tests.support.command import knobcast
 from tests.support.pictures import encoded
 from transform.knobs import Knobs
 from transform.molmoe.preprocessing import fitting_tiling
@@ -106,25 +105,15 @@ def _refuse_to_load(step: str) -> None:
     assert step != "load", "a model was loaded before the pictures were looked at"
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
-    """Exit code of `knobcast …`, in this process."""
-    monkeypatch.setattr(sys, "argv", ["knobcast", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
-
-
-def test_the_commands_look_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_commands_look_first(tmp_path: Path) -> None:
     for n, data in enumerate((encoded(PIXELS), encoded(PIXELS)[:100_000], encoded(PIXELS))):
         (tmp_path / f"{n}.png").write_bytes(data)
     rows = [{"id": f"q{n}", "image": f"{n}.png", "prompt": "What?", "answers": ["x"]} for n in range(3)]
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
     out = tmp_path / "scores.json"
     for arguments in (["evaluate"], ["score", "--out", out], ["score", "--metric", "kl", "--stream", "--out", out]):
-        assert command(monkeypatch, *arguments, "--data", tmp_path / "d.jsonl") == 1
-        err = " ".join(capsys.readouterr().err.split())
-        assert "sample 'q1': The image must be complete and intact" in err
-        assert "of 3 samples" not in err
+        done = knobcast(*arguments, "--data", tmp_path / "d.jsonl")
+        assert done.code == 1
+        assert "sample 'q1': The image must be complete and intact" in done.said
+        assert "of 3 samples" not in done.said
     assert not out.with_name("scores.json.jobs").exists()

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from export.command.main import main
 from importance.readers import images, parquet, vqav2
 from importance.readers.read import read_samples
 from importance.samples import EncodedImage, Sample, SamplesError
+from tests.support.command import knobcast
 from tests.support.pictures import noise_png
 from tests.support.questions import ANNOTATIONS, QUESTIONS, TEN
 
@@ -251,18 +251,8 @@ def test_tables_need_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
-    """Exit code of `knobcast evaluate …`, in this process."""
-    monkeypatch.setattr(sys, "argv", ["knobcast", "evaluate", *map(str, arguments), "--max-new-tokens", "2"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
-
-
 @pytest.mark.extra
-def test_a_table_and_a_pair_are_evaluated(
-    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_table_and_a_pair_are_evaluated(tmp_path: Path, folder: Path) -> None:
     """The same pictures and questions in both forms get the same scores."""
     for name, seed in (("COCO_val2014_000000000042.jpg", 0), ("000000000007.jpg", 1)):
         (folder / "val2014" / name).write_bytes(noise_png(seed))
@@ -274,14 +264,15 @@ def test_a_table_and_a_pair_are_evaluated(
     pair = ("--data", folder / "q.json", "--annotations", folder / "a.json", "--images", folder / "val2014")
     found = []
     for data in (("--data", table(tmp_path / "t.parquet", rows)), pair):
-        assert command(monkeypatch, *data, "--metric", "anls", "--json") == 0
-        found.append(json.loads(capsys.readouterr().out))
+        done = knobcast("evaluate", *data, "--metric", "anls", "--max-new-tokens", "2", "--json")
+        found.append(json.loads(done.out))
     assert found[0] == found[1]
     assert found[0]["samples"] == 3
     assert set(found[0]["by_kind"]) == {"number", "other", "yes/no"}
     rows[0]["image"] = {"bytes": b"no picture", "path": None}
-    assert command(monkeypatch, "--data", table(tmp_path / "t.parquet", rows)) == 1
-    assert "sample '420': The image must be a picture" in " ".join(capsys.readouterr().err.split())
+    done = knobcast("evaluate", "--data", table(tmp_path / "t.parquet", rows))
+    assert done.code == 1
+    assert "sample '420': The image must be a picture" in done.said
 
 
 @pytest.mark.parametrize(
@@ -296,16 +287,11 @@ def test_a_table_and_a_pair_are_evaluated(
     ids=str,
 )
 def test_what_evaluate_refuses(
-    folder: Path,
-    arguments: list[str],
-    words: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    folder: Path, arguments: list[str], words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
     images = () if "--images" in arguments else ("--images", "val2014")
-    assert command(monkeypatch, "--data", "q.json", *images, *arguments) == 1
-    out, err = capsys.readouterr()
-    assert out == ""
+    done = knobcast("evaluate", "--data", "q.json", *images, *arguments)
+    assert (done.code, done.out) == (1, "")
     for word in words:
-        assert word in " ".join(err.split())
+        assert word in done.said

@@ -15,6 +15,7 @@ from export.files.io_spec import write_io
 from export.graph import emit_graphs
 from export.run.answer import Runner, answer
 from export.run.session import RunError
+from tests.support.command import knobcast
 from tests.support.molmo_parity import knobs_of
 from tests.support.paths import FIXTURES
 from tests.support.pictures import encoded, synthetic_image
@@ -206,26 +207,12 @@ def test_a_familys_member_answers_as_the_variant_alone(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"one of the family's members, k2-b3; got '\.\./x'"):
         answer(family, None, "w5", member="../x")
 
-    command = [
-        sys.executable,
-        "-m",
-        "export.command.main",
-        "run",
-        str(family),
-        "--prompt",
-        "w5 w6",
-        "--max-new-tokens",
-        "4",
-    ]
-    flags = ["--member", "k2-b3", "--threads", "1", "--provider", "cpu", "--json"]
-    done = subprocess.run([*command, *flags], cwd=Path(__file__).parents[1], check=True, capture_output=True, text=True)
-    said = json.loads(done.stdout)
+    command = ("run", family, "--prompt", "w5 w6", "--max-new-tokens", "4", "--member", "k2-b3", "--threads", "1")
+    said = json.loads(knobcast(*command, "--provider", "cpu", "--json").out)
     assert said["ids"] == list(answer(alone, None, "w5 w6", max_new_tokens=4).ids)
-    plain = subprocess.run(
-        [*command, *flags[:-1]], cwd=Path(__file__).parents[1], check=True, capture_output=True, text=True
-    )
-    assert plain.stdout.strip() == said["text"]
-    assert "tokens/s" in plain.stderr
+    plain = knobcast(*command, "--provider", "cpu")
+    assert plain.out.strip() == said["text"]
+    assert "tokens/s" in plain.err
 
 
 def test_a_broken_tokenizer_is_named(runnable: Path, tmp_path: Path) -> None:

@@ -1,8 +1,6 @@
 """Graphs of fixed sizes against PyTorch and the growing ones: every form, every tiling, the cache to its end."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from export.run.static import StaticGraphs
 from export.run.static_plan import Prefill, StaticPlan
 from export.variant import export_variant
 from importance.readers.read import read_samples
-from tests.support.paths import ROOT
+from tests.support.command import knobcast
 from transform.arrays import Array
 from transform.errors import KnobcastError, KnobError, VerificationError
 from transform.knobs import Knobs
@@ -342,11 +340,7 @@ def test_text_prompts_that_can_not_be(olmoe: Path, prompt: int) -> None:
 
 
 def test_the_command_line(olmoe: Path, tmp_path: Path) -> None:
-    def knobcast(*words: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "export.command.main", "export", str(olmoe), *words]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-    shown = json.loads(knobcast("--k", "2", "--static", "64", "--dry-run", "--json").stdout)
+    shown = json.loads(knobcast("export", olmoe, "--k", "2", "--static", "64", "--dry-run", "--json").out)
     assert shown["static"]["prefills"] == [{"tiling": None, "sequence": 64, "prefill": "prefill.onnx"}]
     assert shown["out"].endswith("-s64")
     for words, expected in (
@@ -355,9 +349,9 @@ def test_the_command_line(olmoe: Path, tmp_path: Path) -> None:
         (["--static", "many"], "whole number"),
         (["--family", "k=1,2", "--static", "64"], "--family goes without --static"),
     ):
-        done = knobcast(*words, "--out", str(tmp_path / "v"))
-        assert done.returncode == 1
-        assert expected in " ".join(done.stderr.split()), done.stderr
+        done = knobcast("export", olmoe, *words, "--out", tmp_path / "v")
+        assert done.code == 1
+        assert expected in done.said
         assert not (tmp_path / "v").exists()
 
 

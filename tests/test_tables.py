@@ -4,17 +4,16 @@ Tables are built from the known names and types of their columns.
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from export.command.main import main
 from importance.readers.read import read_samples
 from importance.samples import EncodedImage, Sample, SamplesError
 from importance.tasks import check_samples, metric_named
+from tests.support.command import knobcast
 from tests.support.pictures import noise_png
 
 PNG = noise_png(0)
@@ -411,33 +410,21 @@ def test_what_was_read_is_said(tmp_path: Path) -> None:
     assert said.pop().endswith("column 18, column 19 and 10 more")
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
-    """Exit code of `knobcast …`, in this process."""
-    monkeypatch.setattr(sys, "argv", ["knobcast", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
-
-
-def test_the_commands_take_shards_and_say_what_they_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_commands_take_shards_and_say_what_they_read(tmp_path: Path) -> None:
     first = lines(tmp_path / "a0.jsonl", {**LINE, "id": 1, "label": "x", "seed": 1})
     second = lines(tmp_path / "a1.jsonl", {**LINE, "id": 2, "label": "x"})
-    assert command(monkeypatch, "evaluate", "--data", first, "--data", second, "--max-new-tokens", "1", "--json") == 0
-    out, err = capsys.readouterr()
+    _, out, err = knobcast("evaluate", "--data", first, "--data", second, "--max-new-tokens", "1", "--json")
     assert json.loads(out)["samples"] == 2
     assert "a0.jsonl: answers from label; not read: seed" in err
-    assert command(monkeypatch, "score", "--data", tmp_path / "a*.jsonl", "--dry-run", "--json") == 0
-    out, err = capsys.readouterr()
+    _, out, err = knobcast("score", "--data", tmp_path / "a*.jsonl", "--dry-run", "--json")
     assert (json.loads(out)["metric"], json.loads(out)["samples"]) == ("accuracy", 2)
     assert "not read: seed" in err
     assert "no answers" not in err
     bare = lines(tmp_path / "b.jsonl", {**LINE, "reply": "x"})
-    assert command(monkeypatch, "score", "--data", bare, "--dry-run", "--json") == 0
-    out, err = capsys.readouterr()
+    _, out, err = knobcast("score", "--data", bare, "--dry-run", "--json")
     assert json.loads(out)["metric"] == "kl"
     assert "b.jsonl: not read: reply" in err
     assert "no answers found in 1 samples: measuring kl" in err
-    assert command(monkeypatch, "score", "--data", bare, "--metric", "kl", "--dry-run", "--json") == 0
-    assert "no answers" not in capsys.readouterr().err
+    code, _, err = knobcast("score", "--data", bare, "--metric", "kl", "--dry-run", "--json")
+    assert code == 0
+    assert "no answers" not in err
