@@ -23,7 +23,7 @@ from pathlib import Path
 start = time.perf_counter()
 from export.family.family import plan_family, write_members
 from export.files.genai import write_genai_config
-from export.graph import emit_graphs
+from export.graph.emit import emit_graphs
 from export.files.io_spec import write_io
 from transform.read import read_checkpoint
 directory, grid, scores = Path(sys.argv[1]), sys.argv[2], sys.argv[3]

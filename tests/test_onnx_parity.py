@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch_file
 from safetensors.torch import save_file as save_torch_file
 
-from export.graph import emit_graphs
+from export.graph.emit import emit_graphs
 from tests.support.graphs import empty_cache, greedy, session, step
 from tests.support.molmo_parity import VARIANTS, crops_of, formula_crops, kept_features, knobs_of
 from tests.support.paths import FIXTURES

@@ -311,7 +311,7 @@ def test_four_bits_take_a_third_of_the_released_models_bytes(molmo: Path, tmp_pa
 PACK = """
 import re, sys
 from pathlib import Path
-from transform.checkpoint import read_checkpoint
+from transform.read import read_checkpoint
 from transform.packed import write_packed
 write_packed(read_checkpoint(Path(sys.argv[1])), Path(sys.argv[2]), 4)
 assert not {"torch", "onnx"} & sys.modules.keys()

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from export.files.io_spec import write_io
-from export.graph import emit_graphs
+from export.graph.emit import emit_graphs
 from export.run.answer import Runner, answer
 from export.run.session import RunError
 from tests.support.command import knobcast

@@ -56,7 +56,7 @@ import json, re, sys, time
 from pathlib import Path
 start = time.perf_counter()
 from export.files.genai import write_genai_config
-from export.graph import emit_graphs
+from export.graph.emit import emit_graphs
 from export.files.io_spec import write_io
 from transform.read import read_checkpoint
 imported = time.perf_counter()
