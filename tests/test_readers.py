@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ from importance.readers import images, parquet, vqav2
 from importance.readers.read import read_samples
 from importance.samples import EncodedImage, Sample, SamplesError
 from tests.support.command import knobcast
+from tests.support.data_sets import ANNOTATIONS, QUESTIONS, TEN, table
 from tests.support.pictures import noise_png
-from tests.support.questions import ANNOTATIONS, QUESTIONS, TEN
 
 
 @pytest.fixture
@@ -125,14 +124,6 @@ def test_files_have_a_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
-
-
-def table(path: Path, rows: Sequence[dict[str, Any]], schema: Any = None, **options: Any) -> Path:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path, **options)
-    return path
 
 
 ROW = {"id": "a", "image": {"bytes": noise_png(0), "path": "x.png"}, "question": "Which?", "answers": ["one", "1"]}

@@ -4,7 +4,6 @@ Tables are built from the known names and types of their columns.
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,13 @@ from importance.readers.read import read_samples
 from importance.samples import EncodedImage, Sample, SamplesError
 from importance.tasks import check_samples, metric_named
 from tests.support.command import knobcast
+from tests.support.data_sets import table
 from tests.support.pictures import noise_png
 
 PNG = noise_png(0)
 PICTURE = {"bytes": PNG, "path": None}
 SEEN = (EncodedImage(PNG),)
 TWO = ["yes", "no"]
-
-
-def table(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.Table.from_pylist(list(rows)), path)
-    return path
 
 
 def annotated(*answers: str) -> list[dict[str, Any]]:

@@ -20,10 +20,10 @@ from export.run.io_file import read_io
 from importance.choose import choose_blocks
 from importance.readers.read import read_samples
 from tests.fuzz.mutate import Mutate, in_header, in_json, in_lines, in_protobuf
+from tests.support.data_sets import ANNOTATIONS, QUESTIONS
 from tests.support.models import save_source
 from tests.support.paths import FIXTURES
 from tests.support.pictures import noise_png
-from tests.support.questions import ANNOTATIONS, QUESTIONS
 from tests.support.variants import write_variant
 from transform.checkpoint import Checkpoint
 from transform.knobs import Knobs

@@ -1,5 +1,7 @@
-"""A pair of files as VQAv2 has them: questions about two pictures, and their annotations."""
+"""Small data sets: VQAv2's pair of files, questions about two pictures and their annotations; tables of any rows."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 TEN = ["net", "net", "net", "netting", "net", "mesh", "net", "net", "net", "netting"]
@@ -19,3 +21,12 @@ ANNOTATIONS: dict[str, Any] = {
         {"question_id": 999, "answers": None},
     ]
 }
+
+
+def table(path: Path, rows: Sequence[dict[str, Any]], schema: Any = None, **options: Any) -> Path:
+    """A parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path, **options)
+    return path
