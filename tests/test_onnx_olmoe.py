@@ -10,7 +10,7 @@ import torch
 from transformers import OlmoeForCausalLM
 
 from tests.support.graphs import empty_cache, greedy, session, step
-from tests.support.models import random_ids, save_source, torch_logits
+from tests.support.models import load_stored, random_ids, save_source, torch_logits
 from tests.support.variants import write_variant
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -24,7 +24,7 @@ FORMS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_prefill_and_cached_decode_equal_transformers(form: str, tmp_path: Path) -> None:
-    theirs = save_source(tmp_path / "source", **FORMS[form])
+    theirs = load_stored(save_source(tmp_path / "source", **FORMS[form]))
     text = session(write_variant(tmp_path / "source", tmp_path / "variant"), "text.onnx")
     ids = random_ids(2, 13)
     whole = torch_logits(theirs, ids, np.ones_like(ids))
@@ -37,7 +37,7 @@ def test_prefill_and_cached_decode_equal_transformers(form: str, tmp_path: Path)
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padded_batches_equal_transformers(side: str, tmp_path: Path) -> None:
-    theirs = save_source(tmp_path / "source", num_key_value_heads=2)
+    theirs = load_stored(save_source(tmp_path / "source", num_key_value_heads=2))
     text = session(write_variant(tmp_path / "source", tmp_path / "variant"), "text.onnx")
     ids = random_ids(3, 12)
     mask = np.ones_like(ids)
@@ -57,7 +57,7 @@ def test_padded_batches_equal_transformers(side: str, tmp_path: Path) -> None:
 
 
 def test_greedy_ids_equal_transformers_generate(tmp_path: Path) -> None:
-    theirs = save_source(tmp_path / "source", num_key_value_heads=2, norm_topk_prob=True)
+    theirs = load_stored(save_source(tmp_path / "source", num_key_value_heads=2, norm_topk_prob=True))
     text = session(write_variant(tmp_path / "source", tmp_path / "variant"), "text.onnx")
     ids = random_ids(1, 9)
     ours, _ = greedy(text, lambda new: {"input_ids": new}, {"input_ids": ids}, np.ones_like(ids), 12)
@@ -75,7 +75,7 @@ def test_greedy_ids_equal_transformers_generate(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 def test_16_bit_weights_equal_the_same_weights_in_float32(dtype: torch.dtype, tmp_path: Path) -> None:
-    theirs = save_source(tmp_path / "source", dtype, num_key_value_heads=2)
+    theirs = load_stored(save_source(tmp_path / "source", dtype, num_key_value_heads=2))
     variant = write_variant(tmp_path / "source", tmp_path / "variant")
     text = session(variant, "text.onnx")
     ids = random_ids(2, 13)

@@ -41,8 +41,8 @@ VISION = {
 }
 
 
-def save_source(path: Path, dtype: torch.dtype = torch.float32, **settings: Any) -> Any:
-    """A random OLMoE, saved as transformers saves it; returned with the stored weights in float32."""
+def save_source(path: Path, dtype: torch.dtype = torch.float32, **settings: Any) -> Path:
+    """A random OLMoE, saved as transformers saves it."""
     sizes = {
         "vocab_size": 96, "hidden_size": 48, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4,
         "num_experts": 6, "num_experts_per_tok": 3, "max_position_embeddings": 256,
@@ -57,6 +57,11 @@ def save_source(path: Path, dtype: torch.dtype = torch.float32, **settings: Any)
             if "norm" in name:  # ones would hide a missing multiplication
                 parameter.uniform_(0.5, 1.5)
     model.to(dtype).save_pretrained(path)
+    return path
+
+
+def load_stored(path: Path) -> Any:
+    """What transformers makes of an OLMoE's stored weights, in float32."""
     return OlmoeForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
 
 
