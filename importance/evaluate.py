@@ -1,7 +1,7 @@
 """How many answers of a model are right. Greedy, float32, at whatever knobs the model has while it runs.
 
     prepared = prepare(model, processor, samples, tokens=432)        # pictures are seen once per budget
-    with moe_top_k(model, 4), BlockMaskWrapper(model, mask):
+    with knobs_at_run_time(model, keep=(0, 1, 3), top_k=(4, 4, 4)):
         print(evaluate(model, prepared).accuracy)
 
 Samples are grouped by picture: begin token and image stream are prefilled once, then all questions about it run as
@@ -10,7 +10,6 @@ one batch on the expanded cache. Equal to `model.generate()` one sample at a tim
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +21,12 @@ from importance.look import check_room, look, opened
 from importance.prompts import Processor, Prompts, load_processor, prompts_for
 from importance.samples import EncodedImage, Picture, Sample, SamplesError
 from importance.tasks import METRICS, Grade, check_samples, standard_error
-from transform.architectures import architecture_of, family_of
+from transform.architectures import architecture_named, architecture_of
 from transform.load import load_model
 from transform.molmoe.pictures import ImageError
 from transform.plan import Plan
 from transform.progress import Progress
-from transform.runtime import BlockMaskWrapper, moe_top_k
+from transform.runtime import knobs_at_run_time
 from transform.strict_json import Record
 
 MAX_NEW_TOKENS = 16
@@ -145,7 +144,7 @@ def prepare(
     """Everything that doesn't depend on k and blocks. `processor`: see `prompts.load_processor`; `tokens` None is its
     own budget. `hold`: keep the pictures' embeddings, for many evaluations; else memory doesn't grow with samples.
     `max_positions`: what prompt and answer must fit; None: by the model's config."""
-    prompts = prompts_for(processor, tokens, family_of(model.config.model_type).prompt)
+    prompts = prompts_for(processor, tokens, architecture_named(model.config.model_type).prompt)
     return Prepared(model, prompts, samples, hold, max_positions)
 
 
@@ -217,20 +216,5 @@ def evaluate_plan(
     model = load_model(plan.source.path)
     prepared = prepare(model, processor, samples, plan.knobs.tokens, hold=False)
     say("evaluate")
-    with knobs_applied(model, plan):
+    with knobs_at_run_time(model, plan.keep, plan.target.settings.top_k):
         return evaluate(model, prepared, max_new_tokens=max_new_tokens, metric=metric, progress=progress)
-
-
-@contextmanager
-def knobs_applied(model: nn.Module, plan: Plan) -> Iterator[None]:
-    """The source model with the plan's k and blocks for the length of a `with` block."""
-    source = plan.source.settings
-    k = list(source.top_k)
-    for block, value in zip(plan.keep, plan.target.settings.top_k, strict=True):
-        k[block] = value
-    with ExitStack() as stack:
-        if tuple(k) != source.top_k:
-            stack.enter_context(moe_top_k(model, k if len(set(k)) > 1 else k[0]))
-        if len(plan.keep) < source.layers:
-            stack.enter_context(BlockMaskWrapper(model, [block in plan.keep for block in range(source.layers)]))
-        yield

@@ -15,11 +15,11 @@ from export.variant import export_variant
 from importance.blocks import ResidentBlocks
 from importance.prompts import load_processor
 from importance.streaming import StreamedBlocks
-from tests.imports import PACKAGES, ROOT
-from transform.architectures import family_of, known_model_types, read
+from tests.support.imports import PACKAGES, ROOT
+from transform.architectures import architecture_named, known_model_types, read
 from transform.architectures.per_block import PER_BLOCK, select_blocks
 from transform.depth import drop_blocks
-from transform.errors import CheckpointError, FamilyError
+from transform.errors import ArchitectureError, CheckpointError
 from transform.knobs import Knobs
 from transform.load import load_model
 from transform.molmoe import MolmoEProcessor
@@ -81,9 +81,9 @@ def families(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for file in read.HERE.glob("*.json"):
         (folder / file.name).write_bytes(file.read_bytes())
     monkeypatch.setattr(read, "HERE", folder)
-    read.read_family.cache_clear()
+    read.read_architecture.cache_clear()
     yield folder
-    read.read_family.cache_clear()
+    read.read_architecture.cache_clear()
 
 
 @pytest.fixture(params=sorted(NEW))
@@ -142,8 +142,8 @@ def test_its_blocks_are_read_one_by_one(newcomer: Path) -> None:
         ({"roles": {"expert.bias": {"names": ["b.{i}"], "shape": ["d"]}}}, "modules must have expert.bias"),
         ({"model_class": "OlmoeForCausalLM"}, "classes must be dotted names"),
         ({"model_type": "other"}, "model_type must be the file's name"),
-        ({"like": "olmoe"}, "like must name a file that isn't like this one"),
-        ({"like": "nothing"}, r"nothing\.json must be a JSON file"),
+        ({"like": "olmoe"}, "like must name a file that isn't like it"),
+        ({"like": "nothing"}, r"nothing\.json must be JSON"),
     ],
 )
 def test_a_data_file_that_is_not_whole_is_refused(families: Path, change: Mapping[str, object], message: str) -> None:
@@ -152,14 +152,14 @@ def test_a_data_file_that_is_not_whole_is_refused(families: Path, change: Mappin
     mixed = {key for key, value in change.items() if isinstance(value, dict) and isinstance(whole[key], dict)}
     entries = {key: whole[key] | change[key] for key in mixed}
     path.write_text(json.dumps(json.loads(path.read_text()) | change | entries))
-    with pytest.raises(FamilyError, match=message):
-        read.read_family("olmoe")
+    with pytest.raises(ArchitectureError, match=message):
+        read.read_architecture("olmoe")
 
 
 def test_a_data_file_that_means_two_things_is_refused(families: Path) -> None:
     (families / "olmoe.json").write_text('{"model_type": "olmoe", "model_type": "olmoe"}')
-    with pytest.raises(FamilyError, match="'model_type' occurs twice"):
-        read.read_family("olmoe")
+    with pytest.raises(ArchitectureError, match="'model_type' occurs twice"):
+        read.read_architecture("olmoe")
 
 
 @pytest.mark.parametrize("key", PER_BLOCK)
@@ -205,7 +205,7 @@ def test_a_sequence_begins_with_the_first_token_that_there_is(
 
 
 def test_the_travelling_configuration_requires_what_the_data_file_does() -> None:
-    rules = family_of("molmo").requires
+    rules = architecture_named("molmo").requires
     assert {key: rules[key].values for key in _REQUIRED} == _REQUIRED
     assert {key: rules[key].default for key in _REQUIRED if key != "block_type"} == {
         key: allowed[0] for key, allowed in _REQUIRED.items() if key != "block_type"
@@ -220,7 +220,7 @@ def test_the_travelling_configuration_requires_what_the_data_file_does() -> None
 
 
 def test_the_travelling_processor_asks_as_the_data_file_says() -> None:
-    family = family_of("molmo")
+    family = architecture_named("molmo")
     assert family.images is not None
     assert tuple(vars(family.images.tokens).values()) == IMAGE_TOKENS
     assert family.images.processor == f"transform.molmoe.{MolmoEProcessor.__name__}"
@@ -234,11 +234,11 @@ def test_the_travelling_processor_asks_as_the_data_file_says() -> None:
 def test_the_travelling_processor_begins_as_the_data_file_says(begin: int | None, end: int) -> None:
     tokenizer = SimpleNamespace(bos_token_id=begin, eos_token_id=end)
     processor = SimpleNamespace(tokenizer=tokenizer)
-    assert vars(MolmoEProcessor)["bos_id"].fget(processor) == begin_id_of(tokenizer, family_of("molmo").prompt)
+    assert vars(MolmoEProcessor)["bos_id"].fget(processor) == begin_id_of(tokenizer, architecture_named("molmo").prompt)
 
 
 def test_the_travelling_configuration_has_the_tower_of_the_data_file() -> None:
-    images = family_of("molmo").images
+    images = architecture_named("molmo").images
     assert images is not None
     keys = {key.removeprefix("vision_backbone.") for key in vars(images.tower).values() if isinstance(key, str)}
     assert keys - {images.tower.taps} <= _VISION.keys()
@@ -270,7 +270,7 @@ def test_no_code_names_a_family() -> None:
 def words_of_families() -> set[str]:
     """What data files call classes, tokens, runtimes' types and modules, in small letters."""
     words: set[str] = set()
-    for family in map(family_of, known_model_types()):
+    for family in map(architecture_named, known_model_types()):
         words |= {family.model_type, family.runtimes.genai, family.prompt.end_of_text}
         words |= set(family.prompt.template.split("{prompt}")) - {""}
         if family.images:

@@ -17,7 +17,7 @@ class CheckpointError(KnobcastError):
     """A checkpoint that is missing, broken, hostile or of an unknown kind."""
 
 
-class FamilyError(KnobcastError):
+class ArchitectureError(KnobcastError):
     """A family's data file that isn't what it must be; for whoever adds a family."""
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import CONFIG_MAPPING, GenerationConfig
 
-from transform.architectures import family_of, imported, lookup
+from transform.architectures import architecture_named, imported, lookup
 from transform.arrays import Array
 from transform.checkpoint import OF_A_MACHINE, PACKED, Checkpoint
 from transform.depth import drop_blocks
@@ -77,7 +77,7 @@ def load_with_report(directory: Path, dtype: str = "float32", **kwargs: object) 
     config = read_json(directory / "config.json")
     if lookup(config, "quantization_config.quant_method") == PACKED or _read_otherwise(directory, config):
         return _load_by_table(directory, dtype, kwargs)
-    kind = imported(family_of(config.get("model_type")).model_class)
+    kind = imported(architecture_named(config.get("model_type")).model_class)
     with building(str(directory)):
         model, info = kind.from_pretrained(
             str(directory),
@@ -237,7 +237,7 @@ def _in_turn() -> Iterator[None]:
 
 def model_class(config: Mapping[str, object]) -> "type[PreTrainedModel]":
     """The PyTorch class for a config: the family's own, or the one that its auto class has for it."""
-    kind = imported(family_of(config.get("model_type")).model_class)
+    kind = imported(architecture_named(config.get("model_type")).model_class)
     return kind._model_mapping[CONFIG_MAPPING[config["model_type"]]] if hasattr(kind, "_model_mapping") else kind
 
 

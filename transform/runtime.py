@@ -4,7 +4,7 @@ Works on our own models and on transformers'. Nothing here writes a checkpoint: 
 weights stay in memory, and the config of a model whose blocks differ in k can't always say so.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from transform.architectures.per_block import LISTED_TOP_K, PER_BLOCK, TOP_K
 from transform.errors import KnobError
+from transform.knobs import merged_k
 
 
 def set_moe_top_k(model: nn.Module, k: int | Sequence[int]) -> int:
@@ -45,6 +46,17 @@ def moe_top_k(model: nn.Module, k: int | Sequence[int]) -> Iterator[int]:
         yield set_moe_top_k(model, k)
     finally:
         _restore(before)
+
+
+@contextmanager
+def knobs_at_run_time(model: nn.Module, keep: Collection[int], top_k: Sequence[int]) -> Iterator[None]:
+    """Inside a `with` block the model has only the blocks `keep`, and the i-th of these gives a token top_k[i] experts.
+
+    What a variant of these blocks and this k must equal. `keep` holds indices of the model's blocks, ascending.
+    """
+    mask = [block in keep for block in range(len(find_decoder(model).layers))]
+    with BlockMaskWrapper(model, mask), moe_top_k(model, top_k):
+        yield
 
 
 def find_routers(model: nn.Module) -> list[tuple[nn.Module, int]]:
@@ -216,8 +228,8 @@ def _announce(model: nn.Module, ks: list[int]) -> None:
     for owner in (*_configs(model), *model.modules()):
         for key in TOP_K:
             if _holds_k(owner, key):
-                uniform = len(set(ks)) == 1
-                setattr(owner, key, ks[0] if uniform else list(ks) if key == LISTED_TOP_K else max(ks))
+                uniform = isinstance(merged_k(ks), int)
+                setattr(owner, key, list(ks) if key == LISTED_TOP_K and not uniform else max(ks))
 
 
 def _configs(*modules: nn.Module) -> list[object]:

@@ -12,11 +12,12 @@ from time import perf_counter
 import numpy as np
 
 from export.run.bound import Bound
-from export.run.graphs import Graphs, member_graph, open_tokenizer
+from export.run.family_file import read_family
+from export.run.graphs import Graphs, open_tokenizer
 from export.run.io_file import ROLES
 from export.run.providers import PROVIDERS
 from export.run.session import RunError
-from transform.architectures import family_of
+from transform.architectures import architecture_named
 from transform.arrays import Array
 from transform.molmoe.pictures import ImageInput, open_image
 from transform.molmoe.preprocessing import Preprocessed, preprocess
@@ -103,7 +104,7 @@ class Runner:
             raise RunError(f"The provider must be one of {', '.join(PROVIDERS)}, got {provider!r}. Choose one of them.")
         if threads < 0:
             raise RunError(f"Threads are counted from 1, 0 takes all cores: got {threads}. Give 0 or more.")
-        text = "text.onnx" if member is None else member_graph(self.directory, member)
+        text = "text.onnx" if member is None else read_family(self.directory).member(member).graph
         for name, reason in (
             ("io.json", "Export it with its graphs (without --no-onnx)"),
             (text, "Export it with its graphs (without --no-onnx)"),
@@ -117,7 +118,7 @@ class Runner:
         self.tokenizer = open_tokenizer(self.directory)
         self.ids: Record = self.graphs.io["special_ids"]
         self.max_positions: int = self.graphs.io["max_positions"]
-        self.template = family_of(self.graphs.io["model_type"]).prompt
+        self.template = architecture_named(self.graphs.io["model_type"]).prompt
 
     def prompt(self, text: str, image: ImageInput | None = None) -> Prompt:
         """Ids of one prompt; cuts the image by the variant's own policy."""

@@ -9,7 +9,7 @@ One more family is one more file, and one more row in `tests/test_checkpoint.py`
 from collections.abc import Mapping
 
 from transform.architectures.read import known_model_types as known_model_types
-from transform.architectures.read import read_family as read_family
+from transform.architectures.read import read_architecture as read_architecture
 from transform.architectures.records import Architecture as Architecture
 from transform.architectures.records import Prompt as Prompt
 from transform.architectures.records import QkNorm as QkNorm
@@ -21,18 +21,18 @@ from transform.architectures.values import shown as shown
 from transform.errors import CheckpointError
 
 
-def family_of(model_type: object) -> Architecture:
+def architecture_named(model_type: object) -> Architecture:
     """The family of a `model_type`; raises CheckpointError for one without a data file."""
     if model_type not in known_model_types():
         raise CheckpointError(
             f"model_type must be one of {', '.join(known_model_types())}, got {model_type!r}. "
             "Another family needs a data file in transform/architectures/."
         )
-    return read_family(str(model_type))
+    return read_architecture(str(model_type))
 
 
 def architecture_of(config: Mapping[str, object]) -> Architecture:
     """The family of a config, checked to be one that every step supports."""
-    found = family_of(config.get("model_type"))
+    found = architecture_named(config.get("model_type"))
     found.check(config)
     return found

@@ -18,7 +18,7 @@ from transform.architectures.per_block import LISTED_TOP_K, TOP_K
 from transform.architectures.records import Architecture, QkNorm
 from transform.architectures.settings import Settings
 from transform.architectures.values import shown
-from transform.errors import FamilyError
+from transform.errors import ArchitectureError
 from transform.regular_file import IrregularError
 from transform.strict_json import parse
 
@@ -35,13 +35,13 @@ def known_model_types() -> tuple[str, ...]:
 
 
 @cache
-def read_family(model_type: str) -> Architecture:
-    """The family of a known `model_type`; raises FamilyError where its file isn't what it must be."""
+def read_architecture(model_type: str) -> Architecture:
+    """The family of a known `model_type`; raises ArchitectureError where its file isn't what it must be."""
     family = _record(Architecture, _merged(model_type), f"{model_type}.json")
     for wrong in _disagreements(family):
-        raise FamilyError(f"{model_type}.json: {wrong}. Correct the file.")
+        raise ArchitectureError(f"{model_type}.json: {wrong}. Correct the file.")
     if family.model_type != model_type:
-        raise FamilyError(f"{model_type}.json: model_type must be the file's name, got {family.model_type!r}.")
+        raise ArchitectureError(f"{model_type}.json: model_type must be the file's name, got {family.model_type!r}.")
     return family
 
 
@@ -49,11 +49,13 @@ def _merged(name: str, *heirs: str) -> dict[str, object]:
     try:
         own: dict[str, object] = parse((HERE / f"{name}.json").read_bytes())
     except (OSError, IrregularError) as error:
-        raise FamilyError(f"{name}.json must be a JSON file that means one thing: {error}. Correct it.") from error
+        raise ArchitectureError(
+            f"{name}.json must be a JSON file that means one thing: {error}. Correct it."
+        ) from error
     if (base := own.pop("like", None)) is None:
         return own
     if base in (name, *heirs) or not isinstance(base, str):
-        raise FamilyError(f"{name}.json: like must name a file that isn't like this one, got {base!r}. Correct it.")
+        raise ArchitectureError(f"{name}.json: like must name a file that isn't like it, got {base!r}. Correct it.")
     merged = _merged(base, name, *heirs)
     for key, value in own.items():
         inherited = merged.get(key)
@@ -68,9 +70,9 @@ def _record(kind: type[T], raw: object, where: str) -> T:
     types = get_type_hints(kind)
     needed = {name for name, parameter in signature(kind).parameters.items() if parameter.default is Parameter.empty}
     if missing := sorted(needed - raw.keys()):
-        raise FamilyError(f"{where}: {', '.join(missing)} must be there. Add what is missing.")
+        raise ArchitectureError(f"{where}: {', '.join(missing)} must be there. Add what is missing.")
     if unknown := sorted(raw.keys() - types.keys()):
-        raise FamilyError(f"{where}: nothing reads {', '.join(unknown)}. It must be one of {', '.join(types)}.")
+        raise ArchitectureError(f"{where}: nothing reads {', '.join(unknown)}. It must be one of {', '.join(types)}.")
     return kind(**{name: _value(types[name], value, f"{where}: {name}") for name, value in raw.items()})
 
 
@@ -102,8 +104,8 @@ def _spelled(kind: object) -> str:
     return names[get_origin(kind) or kind]
 
 
-def _refused(where: str, wanted: str, raw: object) -> FamilyError:
-    return FamilyError(f"{where} must be {wanted}, got {shown(raw)}. Correct the file.")
+def _refused(where: str, wanted: str, raw: object) -> ArchitectureError:
+    return ArchitectureError(f"{where} must be {wanted}, got {shown(raw)}. Correct the file.")
 
 
 def _disagreements(family: Architecture) -> Iterator[str]:
