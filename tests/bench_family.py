@@ -44,7 +44,7 @@ print(json.dumps({
 
 
 def bench_family(work: Path, runs: int) -> dict[str, Any]:
-    """The lattice of the issue over the full-size layout in bfloat16, blocks chosen by made-up scores."""
+    """25 settings over the full-size layout in bfloat16, blocks chosen by made-up scores."""
     directory = write_sparse_molmoe(work / "family", released_config(ROOT / "tests" / "fixtures" / "molmo"), "BF16")
     scores = work / "family-scores.json"
     scores.write_text(json.dumps({str(i): (i * 7 % 16) / 16 for i in range(16)}))

@@ -1,4 +1,4 @@
-"""The selection strategies under the documentation's names, and the choice a user makes on the command line."""
+"""The selection strategies under the names that programs import, and the choice a user makes on the command line."""
 
 import json
 from collections.abc import Callable

@@ -2,8 +2,8 @@
 
     score_i = mean over heads and tokens t of H(a_t) / log(n_t),   H(a) = -sum_j a_j log a_j,   n_t: keys t may see
 
-0 (one key) .. 1 (all alike). Read as the documentation reads it, higher = more important; whether that holds is for a
-comparison with the accuracy drop to say. Tokens that see one key only are left out. Weights are computed again with
+0 (one key) .. 1 (all alike). Higher counts as more important by assumption: whether that holds is for a comparison with
+the accuracy drop to say. Tokens that see one key only are left out. Weights are computed again with
 the eager attention, since fused kernels never show them.
 """
 
