@@ -34,7 +34,7 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(transform.machine, "free_memory", lambda: 0)
     monkeypatch.setattr(transform.load, "load_model", refuse)
-    for name in ("load_model", "load_with_report", "dynamic_twin"):
+    for name in ("load_model", "load_with_report", "source_model"):
         monkeypatch.setattr(export.gate.resident, name, refuse)
 
 

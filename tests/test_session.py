@@ -17,8 +17,9 @@ from onnx import TensorProto, helper
 
 from export.files.integrity import external_tensors
 from export.run.bound import Bound
+from export.run.family_file import read_family
 from export.run.graph_facts import read_facts
-from export.run.graphs import Graphs, member_graph
+from export.run.graphs import Graphs
 from export.run.last_row import INPUT, OUTPUT, last_row_model
 from export.run.providers import CPU, CUDA, TENSORRT, cuda_options, own_caches, provider_options, tensorrt_options
 from export.run.session import RunError, check_provider, open_session
@@ -338,5 +339,5 @@ def test_a_damaged_record_of_static_graphs_fails_in_words(variant: Path, tmp_pat
 @pytest.mark.parametrize("members", [5, "x", [5], None, [{"name": "../x", "graph": "text-../x.onnx"}]])
 def test_a_damaged_list_of_members_is_refused(members: Any, tmp_path: Path) -> None:
     (tmp_path / "family.json").write_text(json.dumps({"members": members}))
-    with pytest.raises(RunError, match="one of the family's members"):
-        member_graph(tmp_path, "../x")
+    with pytest.raises(VerificationError, match="not a family of schema 1"):
+        read_family(tmp_path)

@@ -250,7 +250,7 @@ def test_the_blockwise_gate_proves_static_graphs(molmo: Path, tmp_path: Path, fo
     plan = make_plan(read_checkpoint(molmo), Knobs(2, (0, 2), 432, form=form))
     export_variant(plan, tmp_path / "v", verify=False, static=plan_static(plan, 640))
     before = sorted(tmp_path.glob("v/*"))
-    found = blockwise_gate(plan, tmp_path / "v", True, lambda _: None)["static_vs_torch"]
+    found = blockwise_gate(plan, read_checkpoint(tmp_path / "v"), True, lambda _: None).static_vs_torch
     assert {"prefill-1x2.onnx", "prefill-2x1.onnx", "vision-1x2.onnx"} <= found.keys()
     assert sorted(tmp_path.glob("v/*")) == before
 

@@ -3,6 +3,7 @@
 `k`, `tokens` and `form` are what the user typed, `keep` the chosen blocks; None means "as the source has it".
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -81,6 +82,17 @@ def _is_count(text: str) -> bool:
 
 def _short(text: str | int) -> str:
     return repr(str(text)[:40])
+
+
+def merged_k(top_k: Sequence[int]) -> int | tuple[int, ...]:
+    """One number where all blocks have the same k, else one per block: a k as people give it."""
+    return top_k[0] if len(set(top_k)) == 1 else tuple(top_k)
+
+
+def spelt_k(top_k: Sequence[int]) -> str:
+    """`4`, or `8,4,4`: what `parse_k` reads."""
+    k = merged_k(top_k)
+    return str(k) if isinstance(k, int) else ",".join(map(str, k))
 
 
 def canonical_name(top_k: tuple[int, ...], tokens: int | str | None) -> str:

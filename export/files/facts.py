@@ -18,7 +18,6 @@ from transform.ownership import MANIFEST, SCHEMA
 from transform.plan import active_parameters, form_of, own_policy, parameters, plan_vision, weight_bytes
 from transform.strict_json import Record, read_json
 
-MODES = ("resident", "blockwise")
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
 Fact = tuple[str, Any, Any]  # name, what it must be, what the manifest says
 
@@ -40,18 +39,6 @@ def check_facts(manifest: Record, checkpoint: Checkpoint) -> int:
             "Export the variant again."
         ) from error
     return count
-
-
-def mode_of(manifest: Record) -> str:
-    """How a variant was verified: of MODES."""
-    verification = manifest.get("verification")
-    mode = verification.get("mode") if isinstance(verification, dict) else None
-    if mode not in MODES:
-        raise VerificationError(
-            f"{MANIFEST}: verification.mode must be one of {', '.join(MODES)}, it is {_brief(mode)}. "
-            "Export the variant again."
-        )
-    return str(mode)
 
 
 def _facts(manifest: Record, checkpoint: Checkpoint) -> Iterator[Fact]:

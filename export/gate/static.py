@@ -5,7 +5,7 @@ The cache is filled with a large number first, so that a slot which is read befo
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from transform.checkpoint import Checkpoint
 from transform.molmoe import tiling
 from transform.molmoe.preprocessing import Preprocessed, index_map
 from transform.strict_json import Record, read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PREFIX = ".block-"  # of the decoders that are written for the gate alone
 LEFTOVER = 1e4  # what stands in unused slots; float16 holds it
@@ -83,7 +86,7 @@ def static_images(
 
 
 def check_static_images(
-    graphs: StaticGraphs, model: Any, images: list[StaticImage], tolerance: float
+    graphs: StaticGraphs, model: "PreTrainedModel", images: list[StaticImage], tolerance: float
 ) -> dict[str, float | None]:
     """A picture prompt of every tiling against PyTorch: embeddings, and the last logits where every expert choice of
     its hundreds of tokens is decidable (None where not)."""
@@ -104,7 +107,12 @@ def check_static_images(
 
 
 def verify_static(
-    model: Any, checkpoint: Checkpoint, directory: Path, golden: dict[str, Array], seed: int, tolerance: float
+    model: "PreTrainedModel",
+    checkpoint: Checkpoint,
+    directory: Path,
+    golden: dict[str, Array],
+    seed: int,
+    tolerance: float,
 ) -> Record:
     """All static graphs of a variant directory against its PyTorch model; raises VerificationError."""
     graphs = checking_static(directory)
@@ -116,7 +124,7 @@ def verify_static(
 
 
 def verify_static_block(
-    model: Any, view: Checkpoint, directory: Path, ids: Array, pictures: bool, tolerance: float
+    model: "PreTrainedModel", view: Checkpoint, directory: Path, ids: Array, pictures: bool, tolerance: float
 ) -> Differences:
     """The same for one block of a variant, `view`, whose decoders are written for this alone; `model` is that block."""
     io = read_json(directory / "io.json")

@@ -159,16 +159,3 @@ def open_tokenizer(directory: Path) -> Any:
         return Tokenizer.from_file(str(directory / "tokenizer.json"))
     except Exception as error:  # tokenizers raises nothing more precise
         raise RunError(f"tokenizer.json must be intact: {directory}: {error}. Export it again.") from error
-
-
-def member_graph(directory: Path, name: str) -> str:
-    """The decoder file of a family's member."""
-    path = directory / "family.json"
-    if not path.is_file():
-        raise RunError(f"--member names one of a family's decoders: {directory} has no family.json. Leave it out.")
-    entries = read_json(path).get("members")
-    listed = entries if isinstance(entries, list) else []
-    graphs = {str(e.get("name")): e.get("graph") for e in listed if isinstance(e, dict)}
-    if "/" in name or name not in graphs or graphs[name] != f"text-{name}.onnx":
-        raise RunError(f"--member must be one of the family's members, {', '.join(graphs)}; got {name[:40]!r}.")
-    return str(graphs[name])

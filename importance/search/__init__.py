@@ -7,7 +7,8 @@ each is imported when it is used, so that a plan answers at once.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from importance.configurations import Config, Cost
 from transform.errors import KnobError
@@ -34,7 +35,7 @@ class Strategy:
         """`cost(task) -> Cost`, before anything is measured."""
         return self._module().cost
 
-    def _module(self) -> Any:
+    def _module(self) -> ModuleType:
         return import_module(f"importance.search.{self.name}")
 
 
