@@ -42,15 +42,17 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(file)
 
 
-def write_family(source: Path, out: Path, grid: str, verify: bool = True, **options: Any) -> dict[str, Any]:
-    base, members = plan_family(read_checkpoint(source), grid, **options)
+def write_family(
+    source: Path, out: Path, grid: str, knobs: Knobs | None = None, scores: str | None = None, verify: bool = True
+) -> dict[str, Any]:
+    base, members = plan_family(read_checkpoint(source), grid, knobs, scores)
     return export_family(base, members, out, verify=verify)
 
 
 @pytest.fixture(scope="module")
 def made(molmo: Path, scores: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("families") / "family"
-    write_family(molmo, out, GRID, tokens=288, scores=scores)
+    write_family(molmo, out, GRID, Knobs(tokens=288), scores)
     return out
 
 
@@ -276,7 +278,7 @@ def test_the_same_grid_gives_the_same_bytes(molmo: Path, tmp_path: Path) -> None
 
 
 def test_a_family_can_be_stored_in_sixteen_bits(molmo: Path, tmp_path: Path) -> None:
-    write_family(molmo, tmp_path / "family", "k=2x2.1x2", dtype="bfloat16", tokens=288)
+    write_family(molmo, tmp_path / "family", "k=2x2.1x2", Knobs(dtype="bfloat16", tokens=288))
     assert (tmp_path / "family" / "model.safetensors").stat().st_size < 0.6 * (
         molmo / "model.safetensors"
     ).stat().st_size
@@ -369,7 +371,7 @@ def test_an_overlay_switches_the_member_in_genai(made: Path, tmp_path: Path, nam
 def test_a_family_in_another_form(form: str, molmo: Path, scores: str, tmp_path: Path) -> None:
     """Its members are proven, one can be taken out, and that one is what an export of its own would be."""
     source = read_checkpoint(molmo)
-    base, members = plan_family(source, GRID, tokens=288, scores=scores, form=form)
+    base, members = plan_family(source, GRID, Knobs(tokens=288, form=form), scores)
     record = export_family(base, members, tmp_path / "family")
     assert [entry["name"] for entry in record["members"]] == NAMES
     for entry in record["members"]:

@@ -20,6 +20,7 @@ from export.files.integrity import external_tensors
 from tests.test_family import GRID, NAMES, read, record_sums
 from transform.checkpoint import Checkpoint
 from transform.errors import VerificationError
+from transform.knobs import Knobs
 from transform.read import read_checkpoint
 from transform.top_k import set_top_k
 
@@ -40,7 +41,7 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def write(molmo: Path, out: Path, form: str = "cpu") -> dict[str, Any]:
     scores = out.parent / "scores.json"
     scores.write_text(json.dumps({"0": 0.9, "1": 0.1, "2": 0.2, "3": 0.8}))
-    base, members = plan_family(read_checkpoint(molmo), GRID, tokens=288, scores=str(scores), form=form)
+    base, members = plan_family(read_checkpoint(molmo), GRID, Knobs(tokens=288, form=form), str(scores))
     return export_family(base, members, out)
 
 

@@ -6,7 +6,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from export.command.options import Json, print_json, stderr
+from export.command.bars import turn_bar
+from export.command.options import Json
+from export.command.output import print_json, remarks, show_warnings
 from transform.errors import KnobcastError, KnobError, VerificationError, WriteError
 from transform.strict_json import Record
 
@@ -46,7 +48,6 @@ def bench(
     from export.bench.contestants import GRAPHS, WHAT, parse_against, unavailable
     from export.bench.machine import machine_facts, physical_cores
     from export.bench.show import show_bench, show_contestants
-    from export.command.show import turn_bar
     from export.run.graph_facts import read_facts
     from export.run.session import check_provider
     from transform.plan import parameters
@@ -90,6 +91,7 @@ def bench(
         else:
             show_contestants(listed, WHAT, Console(highlight=False))
         return
+    show_warnings(f"{name} is left out: {reason}" for name, reason in reasons.items())
     from export.bench.measure import Bench, first_baseline, measure, tokens_equal
 
     count = threads or physical_cores()
@@ -104,12 +106,11 @@ def bench(
     plan = Bench(job, workload, names, reasons, runs, warmup, timeout)
     machine = machine_facts(count, provider != "cpu")  # the load before, not our own
     if machine["load"] is not None and machine["load"] > machine["cores"] / 2:
-        stderr.print(
-            f"[yellow]warning:[/yellow] others use this machine: load {machine['load']:g} on {machine['cores']} cores. "
-            f"PyTorch's threads suffer most from that; wait until it is quiet{', or take --threads 1' * (count > 1)}.",
-            soft_wrap=True,
-        )
-    with turn_bar(stderr, plan.turns) as (say, advance):
+        show_warnings([
+            f"others use this machine: load {machine['load']:g} on {machine['cores']} cores. PyTorch's threads suffer "
+            f"most from that; wait until it is quiet{', or take --threads 1' * (count > 1)}."
+        ])  # fmt: skip
+    with turn_bar(remarks, plan.turns) as (say, advance):
         found = measure(plan, say, advance)
     record = facts | {
         "machine": machine,

@@ -7,6 +7,7 @@ Vision and embedding graphs depend on neither, and are shared. `plan_member` giv
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,28 +37,22 @@ _NAME = re.compile(r"k[0-9x.]+-b[0-9]+")
 
 
 def plan_family(
-    source: Checkpoint,
-    grid: str,
-    *,
-    tokens: int | str | None = None,
-    scores: str | None = None,
-    dtype: str = "source",
-    form: str | None = None,
-    resize: str | None = None,
-    rule: str | None = None,
+    source: Checkpoint, grid: str, knobs: Knobs | None = None, scores: str | None = None
 ) -> tuple[Plan, tuple[Plan, ...]]:
-    """(the directory's own plan, one per member), from headers alone; `scores` choose blocks as for one variant."""
+    """(the directory's own plan, one per member), from headers alone. `knobs`: without k and blocks, which the grid
+    says; `scores` choose blocks as for one variant."""
+    knobs = knobs or Knobs()
     settings = parse_grid(grid, source.settings.layers)
     found = None
     if any(setting.blocks < source.settings.layers for setting in settings):
         found = find_scores(source.path, scores, source.settings.layers, lambda: model_digest(source))
     elif scores is not None:
         raise KnobError("--scores choose which blocks stay, and the grid keeps all. Give blocks=N, or leave them out.")
-    base = make_plan(source, Knobs(None, None, tokens, dtype, form), resize, rule)
+    base = make_plan(source, knobs)
     members: dict[str, Plan] = {}
     for setting in settings:
         keep = choose_blocks(source, blocks=setting.blocks, scores=found)
-        plan = make_plan(source, Knobs(setting.k, keep, tokens, dtype, form), resize, rule)
+        plan = make_plan(source, replace(knobs, k=setting.k, keep=keep))
         if member_name(plan.target) in members:
             raise KnobError(
                 f"the members of a family must differ, {member_name(plan.target)} occurs twice in {grid!r}."
@@ -269,6 +264,5 @@ def plan_member(directory: Path, name: str) -> tuple[Plan, str]:
     top_k = tuple(entry["top_k"])
     vision = record["vision"] or dict.fromkeys(("tokens", "resize", "rule"))
     k = top_k[0] if len(set(top_k)) == 1 else top_k
-    knobs = Knobs(k, tuple(entry["blocks_kept"]), vision["tokens"], form=record["form"])
-    plan = make_plan(read_checkpoint(directory), knobs, vision["resize"], vision["rule"])
+    plan = make_plan(read_checkpoint(directory), Knobs(k, tuple(entry["blocks_kept"]), form=record["form"], **vision))
     return plan, "-".join((record["model"], canonical_name(top_k, vision["tokens"]), *record["extras"]))

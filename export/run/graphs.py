@@ -161,14 +161,19 @@ def open_tokenizer(directory: Path) -> Any:
         raise RunError(f"tokenizer.json must be intact: {directory}: {error}. Export it again.") from error
 
 
+def members(directory: Path) -> dict[str, object]:
+    """A family's members and what it says of their decoder files, unchecked; none of any other directory."""
+    path = directory / "family.json"
+    entries = read_json(path).get("members") if path.is_file() else []
+    listed = entries if isinstance(entries, list) else []
+    return {str(e.get("name")): e.get("graph") for e in listed if isinstance(e, dict)}
+
+
 def member_graph(directory: Path, name: str) -> str:
     """The decoder file of a family's member."""
-    path = directory / "family.json"
-    if not path.is_file():
+    if not (directory / "family.json").is_file():
         raise RunError(f"--member names one of a family's decoders: {directory} has no family.json. Leave it out.")
-    entries = read_json(path).get("members")
-    listed = entries if isinstance(entries, list) else []
-    graphs = {str(e.get("name")): e.get("graph") for e in listed if isinstance(e, dict)}
+    graphs = members(directory)
     if "/" in name or name not in graphs or graphs[name] != f"text-{name}.onnx":
         raise RunError(f"--member must be one of the family's members, {', '.join(graphs)}; got {name[:40]!r}.")
     return str(graphs[name])

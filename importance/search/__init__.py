@@ -7,13 +7,15 @@ each is imported when it is used, so that a plan answers at once.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from importance.configurations import Config, Cost
 from transform.errors import KnobError
 
 if TYPE_CHECKING:
-    from importance.search.found import Found
+    from types import ModuleType
+
+    from importance.search.found import Found, Task
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,15 @@ class Strategy:
         """`search(measure, full, max_drop, **options) -> Found`; options: `importance.search.found.Options`."""
         return self._module().search
 
-    @property
-    def cost(self) -> Callable[..., Cost]:
-        """`cost(task) -> Cost`, before anything is measured."""
-        return self._module().cost
+    def cost(self, task: "Task") -> Cost:
+        """What it takes, at most, before anything is measured."""
+        return self._module().cost(task)
 
-    def _module(self) -> Any:
+    def passes(self, task: "Task") -> int:
+        """How often it goes through all samples, at most: one call of `measure` each."""
+        return self._module().passes(task)
+
+    def _module(self) -> "ModuleType":
         return import_module(f"importance.search.{self.name}")
 
 
