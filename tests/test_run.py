@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from typer.testing import CliRunner
 
+from export.command.main import app
 from export.files.genai import write_genai_config
 from export.files.io_spec import write_io
 from export.graph import emit_graphs
@@ -247,6 +249,10 @@ def test_a_familys_member_answers_as_the_variant_alone(tmp_path: Path) -> None:
     )
     assert plain.stdout.strip() == said["text"]
     assert "tokens/s" in plain.stderr
+    assert "opening" in plain.stderr and said["seconds"]["opening"] > 0
+    done = CliRunner().invoke(app, ["run", str(family), "--prompt", "w5", "--max-new-tokens", "1"])
+    assert "this runs the family's own graph" in done.stderr and "--member takes k2-b3" in done.stderr
+    assert "--member" not in CliRunner().invoke(app, ["run", str(alone), "--prompt", "w5"]).stderr
 
 
 def test_a_broken_tokenizer_is_named(runnable: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`knobcast bench`: what is refused, who takes part, and where the numbers go."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,7 @@ import typer
 from rich.console import Console
 
 from export.command.bars import turn_bar
+from export.command.once import joined
 from export.command.options import Json
 from export.command.output import print_json, remarks, show_warnings
 from transform.errors import KnobcastError, KnobError, VerificationError, WriteError
@@ -16,29 +18,43 @@ SCHEMA = 1
 AGAINST = "eager,grouped_mm,exporter"
 
 
-def bench(
-    directory: Annotated[Path, typer.Argument(help="A variant, or a family with --member.")],
-    provider: Annotated[str, typer.Option("--provider", help="cpu, cuda or tensorrt.")] = "cpu",
+@dataclass(frozen=True)
+class Contest:
+    """Where all are measured, and who takes part."""
+
+    provider: Annotated[str, typer.Option("--provider", help="cpu, cuda or tensorrt.")] = "cpu"
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="For every contestant; absent: physical cores.")
-    ] = None,
-    prompt_tokens: Annotated[
-        int | None, typer.Option("--prompt-tokens", help="Absent: 512, or what a larger picture needs.")
-    ] = None,
-    new_tokens: Annotated[int, typer.Option("--new-tokens", help="Always as many; N make N - 1 steps.")] = 64,
-    runs: Annotated[int, typer.Option("--runs", min=1, help="Rounds that count.")] = 5,
-    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Rounds before them.")] = 1,
-    member: Annotated[str | None, typer.Option("--member", help="Of a family, this member: k4-b12.")] = None,
+    ] = None
+    member: Annotated[str | None, typer.Option("--member", help="Of a family, this member: k4-b12.")] = None
     against: Annotated[
         list[str] | None,
         typer.Option(
             "--against", help="The first that runs is the baseline; none: the graphs alone.", show_default=AGAINST
         ),
-    ] = None,
-    image: Annotated[Path | None, typer.Option("--image", help="A picture file; absent: a drawn one.")] = None,
-    timeout: Annotated[
-        float, typer.Option("--timeout", min=1, help="Seconds one load, export or run may take.")
-    ] = 3600.0,
+    ] = None
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """What all of them do, and how often."""
+
+    prompt_tokens: Annotated[
+        int | None, typer.Option("--prompt-tokens", help="Absent: 512, or what a larger picture needs.")
+    ] = None
+    new_tokens: Annotated[int, typer.Option("--new-tokens", help="Always as many; N make N - 1 steps.")] = 64
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Rounds that count.")] = 5
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Rounds before them.")] = 1
+    image: Annotated[Path | None, typer.Option("--image", help="A picture file; absent: a drawn one.")] = None
+    timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds one load, export or run may take.")] = (
+        3600.0
+    )
+
+
+def bench(
+    directory: Annotated[Path, typer.Argument(help="A variant, or a family with --member.")],
+    contest: Contest,
+    rounds: Rounds,
     out: Annotated[Path | None, typer.Option("--out", help="Write the record here too (.json).")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show who can be measured here, and stop.")] = False,
@@ -53,12 +69,13 @@ def bench(
     from transform.plan import parameters
     from transform.read import read_checkpoint
 
-    baselines = parse_against(AGAINST if against is None else ",".join(against))
+    provider, member = contest.provider, contest.member
+    baselines = parse_against(joined(contest.against) or AGAINST)
     io, entry = _open(directory, provider, member)
     _check_out(out, force or dry_run)
     from export.bench.workload import make_workload
 
-    workload = make_workload(directory, io, prompt_tokens, new_tokens, image)
+    workload = make_workload(directory, io, rounds.prompt_tokens, rounds.new_tokens, rounds.image)
     names = (GRAPHS, *baselines)
     reasons = unavailable(names, parameters(read_checkpoint(directory)), provider)
     graph = directory / (entry["graph"] if entry else "text.onnx")
@@ -94,7 +111,7 @@ def bench(
     show_warnings(f"{name} is left out: {reason}" for name, reason in reasons.items())
     from export.bench.measure import Bench, first_baseline, measure, tokens_equal
 
-    count = threads or physical_cores()
+    count = contest.threads or physical_cores()
     job = {
         "directory": str(directory.resolve()),
         "graph": entry["graph"] if entry else "text.onnx",
@@ -103,7 +120,7 @@ def bench(
         "threads": count,
         "dtype": "float16" if provider != "cpu" and io.get("form") == "cuda" else "float32",
     }
-    plan = Bench(job, workload, names, reasons, runs, warmup, timeout)
+    plan = Bench(job, workload, names, reasons, rounds.runs, rounds.warmup, rounds.timeout)
     machine = machine_facts(count, provider != "cpu")  # the load before, not our own
     if machine["load"] is not None and machine["load"] > machine["cores"] / 2:
         show_warnings([
@@ -115,8 +132,8 @@ def bench(
     record = facts | {
         "machine": machine,
         "workload": workload.as_dict(),
-        "runs": runs,
-        "warmup": warmup,
+        "runs": rounds.runs,
+        "warmup": rounds.warmup,
         "baseline": first_baseline(found),
         "tokens_equal": tokens_equal(found),
         "contestants": found,

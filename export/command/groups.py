@@ -56,6 +56,7 @@ def flat(command: Command) -> Command:
 
 
 def said(group: "DataclassInstance") -> list[str]:
-    """The options of a group that were said, `--keep-blocks`: those with another value than the default."""
-    given = [get_args(each.type)[1] for each in fields(group) if getattr(group, each.name) != each.default]
-    return [option.param_decls[0] for option in given if isinstance(option, OptionInfo) and option.param_decls]
+    """The options of a group that were said, named as its fields (`--keep-blocks`): those with another value than the
+    default."""
+    given = [each for each in fields(group) if getattr(group, each.name) != each.default]
+    return [f"--{each.name.replace('_', '-')}" for each in given if isinstance(get_args(each.type)[1], OptionInfo)]

@@ -34,13 +34,14 @@ def merge(
     from transform.read import read_checkpoint
     from transform.source import resolve
 
+    shares = None if weights is None else _floats(str(joined(weights)))
     checkpoint = read_checkpoint(resolve(model, revision))
     target = (out or checkpoint.path / "scores.json").resolve()
     check_writable(target)
     check_plot(plot)
     layers, digest = checkpoint.settings.layers, model_digest(checkpoint)
     scores = [read_scores(file, layers, digest) for file in files]
-    found = merge_scores(scores, how=how, weights=None if weights is None else _floats(str(joined(weights))))
+    found = merge_scores(scores, how=how, weights=shares)
     sweep_staged(target.parent, target.name)
     refuse_existing(target, out is None, force)
     write_scores(found, target, force)

@@ -99,12 +99,13 @@ def show_result(manifest: Record, target: Path, console: Console) -> None:
 def show_next(
     target: Path, console: Console, *, pictures: bool, form: str, onnx: bool = True, member: str | None = None
 ) -> None:
-    """The commands that a new variant is for, ready to be copied."""
-    where = shlex.quote(str(target))
+    """The commands that a new variant is for, ready to be copied; without a tokenizer it takes no words."""
+    where, speaks = shlex.quote(str(target)), (target / "tokenizer.json").is_file()
     chosen = "" if member is None else f" --member {member}"
     device = " --provider cuda" if form == "cuda" else ""
     run = f"run {where}{chosen}{device}{' --image PICTURE' if pictures else ''} --prompt QUESTION"
-    commands = (*([run] if onnx else []), f"evaluate {where} --data FILE", f"verify {where}")
+    spoken = ([run] if onnx else []) + [f"evaluate {where} --data FILE"]
+    commands = (*(spoken if speaks else []), f"verify {where}")
     for label, command in zip(("next:", "", ""), commands, strict=False):
         console.print(escape(f"{label:5} {program()} {command}"), style="dim", soft_wrap=True)
 

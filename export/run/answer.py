@@ -85,7 +85,7 @@ class Answer:
 
     def speed(self) -> str:
         """One line for people."""
-        opening = f"opening {self.timing.opening:.2f} s, " if self.timing.opening else ""
+        opening = f"opening {self.timing.opening:.2f} s, " if self.timing.opening >= 0.005 else ""
         image = f"image {self.timing.vision:.2f} s, " if self.tiling else ""
         decode = "" if self.decode_speed is None else f", {self.decode_speed:.1f} tokens/s after the first"
         prefill = f"{self.prompt_tokens} tokens in {self.timing.prefill:.2f} s ({self.prefill_speed:.0f}/s)"
