@@ -250,8 +250,8 @@ def test_a_familys_member_answers_as_the_variant_alone(tmp_path: Path) -> None:
     assert plain.stdout.strip() == said["text"]
     assert "tokens/s" in plain.stderr
     assert "opening" in plain.stderr and said["seconds"]["opening"] > 0
-    done = CliRunner().invoke(app, ["run", str(family), "--prompt", "w5", "--max-new-tokens", "1"])
-    assert "this runs the family's own graph" in done.stderr and "--member takes k2-b3" in done.stderr
+    shown = CliRunner().invoke(app, ["run", str(family), "--prompt", "w5", "--max-new-tokens", "1"])
+    assert "this runs the family's own graph" in shown.stderr and "--member takes k2-b3" in shown.stderr
     assert "--member" not in CliRunner().invoke(app, ["run", str(alone), "--prompt", "w5"]).stderr
 
 

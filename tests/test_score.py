@@ -400,8 +400,8 @@ def test_an_existing_file_is_refused_before_anything_is_computed(data: Path, tmp
 
 
 def test_the_scores_that_came_with_a_model_are_not_the_first_to_go(knobcast: Any, data: Path, tmp_path: Path) -> None:
-    for verb in (["score"], ["merge", DEFAULT / "scores.json"]):
-        code, _, error = knobcast(*verb, *(["--data", data] if verb == ["score"] else []))
+    for words in (["score", "--data", data], ["merge", *[DEFAULT / "scores.json"] * 2]):
+        code, _, error = knobcast(*words)
         assert (code, error.index("--out FILE") < error.index("--force")) == (1, True)
     (tmp_path / "bad.jsonl").write_text("{")
     code, _, error = knobcast("score", "--data", tmp_path / "bad.jsonl")

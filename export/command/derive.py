@@ -1,7 +1,7 @@
 """`knobcast derive`: another k or fewer blocks for a graph that is already exported."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -67,7 +67,7 @@ def _runs(top_k: list[int]) -> str:
     return str(top_k[0]) if len(set(top_k)) == 1 else ",".join(map(str, top_k))
 
 
-def _brief(value: Any) -> str:
+def _brief(value: object) -> str:
     if not isinstance(value, dict):
         return str(value)
     numbers = [
