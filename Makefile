@@ -1,6 +1,6 @@
 # The main job:  make export K=4 BLOCKS=12 TOKENS=432 [MODEL=…] [SCORES=…] [FORM=int4] [DTYPE=…] [STATIC=1024] [OUT=…] [FORCE=1]
-# Every target creates .venv and installs by itself when pyproject.toml changed.
-.PHONY: setup export score search test test-versions test-all check fix bench bench-variant faults fuzz gpu-check genai-env js-env ort-envs nano nano-data nano-curves clean
+# Every target creates .venv and installs by itself when pyproject.toml changed or a package is gone.
+.PHONY: FORCE setup export score search test test-versions test-all check fix bench bench-variant faults fuzz gpu-check genai-env js-env ort-envs nano nano-data nano-curves clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -17,24 +17,30 @@ export PYTHONHASHSEED := 0
 # A path as one word of the shell, whatever is in it; only ~/ in front is left for the shell.
 quoted = $(if $(filter ~/%,$(firstword $(1))),~/'$(subst ','\'',$(subst ~/,,$(1)))','$(subst ','\'',$(1))')
 
-# Without an NVIDIA driver, and unless pip is configured to look elsewhere, ask for torch's CPU build.
+# Without an NVIDIA driver, and unless pip is configured to look elsewhere, ask for torch's CPU build. pip shows its
+# progress on a terminal, and warnings alone elsewhere.
+QUIET = $$(test -t 2 || echo -q)
 define install
-	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or later is needed, this is {v[0]}.{v[1]}; set PYTHON=")'
-	$(PYTHON) -m venv $(VENV)
-	@if ! command -v nvidia-smi >/dev/null 2>&1 && [ "$$(uname -s)" = Linux ] && [ -z "$$($(BIN)/pip config list 2>/dev/null)" ] \
-	  && [ -z "$$PIP_INDEX_URL$$PIP_EXTRA_INDEX_URL$$PIP_FIND_LINKS" ]; then \
-	  $(BIN)/pip install -q "torch>=2.13,<2.14" --index-url https://download.pytorch.org/whl/cpu; fi
-	$(BIN)/pip install -q -e ".[dev]"
-	@touch $(STAMP)
+$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or later is needed, this is {v[0]}.{v[1]}; set PYTHON=")' \
+  && echo "Installing PyTorch, transformers, onnxruntime and the tools into $(VENV), once: about 600 MB to download and 1.8 GB on disk (measured without CUDA)." \
+  && $(PYTHON) -m venv $(VENV) \
+  && if ! command -v nvidia-smi >/dev/null 2>&1 && [ "$$(uname -s)" = Linux ] && [ -z "$$($(BIN)/pip config list 2>/dev/null)" ] \
+    && [ -z "$$PIP_INDEX_URL$$PIP_EXTRA_INDEX_URL$$PIP_FIND_LINKS" ]; then \
+    $(BIN)/pip install $(QUIET) "torch>=2.13,<2.14" --index-url https://download.pytorch.org/whl/cpu; fi \
+  && $(BIN)/pip install $(QUIET) -e ".[dev]"
 endef
 
-$(STAMP): pyproject.toml
-	$(install)
+# Packages came or went, or the command is gone: is all there that is needed?
+$(STAMP): pyproject.toml $(wildcard $(VENV)/lib/python*/site-packages) $(if $(wildcard $(BIN)/knobcast),,FORCE)
+	@{ [ $@ -nt pyproject.toml ] && $(BIN)/python .ci/installed.py dev; } || { $(install); }
+	@touch $@
+
+FORCE:
 
 setup: $(STAMP)
 
 $(EXTRAS): $(STAMP)
-	$(BIN)/pip install -q -e ".[eval,ray]" "onnxscript>=0.7,<0.8" # transformers' exporter: a source of graphs for tests
+	$(BIN)/pip install $(QUIET) -e ".[eval,ray]" "onnxscript>=0.7,<0.8" # transformers' exporter: a source of graphs for tests
 	@touch $@
 
 export: $(STAMP)
@@ -102,7 +108,7 @@ genai-env: $(GENAI)/.installed
 
 $(GENAI)/.installed:
 	$(PYTHON) -m venv $(GENAI)
-	$(GENAI)/bin/pip install -q "onnxruntime-genai>=0.14,<0.19" "numpy>=2,<3" "safetensors>=0.6,<1"
+	$(GENAI)/bin/pip install $(QUIET) "onnxruntime-genai>=0.14,<0.19" "numpy>=2,<3" "safetensors>=0.6,<1"
 	@touch $@
 
 # transformers.js for the tests under node. Without the flag onnxruntime-node fetches CUDA libraries as well.
@@ -132,11 +138,11 @@ $(ORT)/1.17.3/.installed: NUMPY = numpy<2
 
 $(ORT)/1.17.3/.installed $(ORT_OWN:%=$(ORT)/%/.installed): $(ORT)/%/.installed: | $(STAMP)
 	$(PYTHON) -m venv --without-pip $(@D)
-	$(BIN)/pip --python $(@D)/bin/python install -q --no-deps "onnxruntime$(VERSION)" "$(NUMPY)"
+	$(BIN)/pip --python $(@D)/bin/python install $(QUIET) --no-deps "onnxruntime$(VERSION)" "$(NUMPY)"
 	@touch $@
 
 $(ORT_ALONE:%=$(ORT)/%/.installed): $(ORT)/%/.installed: | $(STAMP)
-	$(BIN)/pip install -q --no-deps --target $(@D) "onnxruntime$(VERSION)"
+	$(BIN)/pip install $(QUIET) --no-deps --target $(@D) "onnxruntime$(VERSION)"
 	@touch $@
 
 # Train the embedded default model from nothing (hours; a stopped run goes on), score its blocks, measure its curves.

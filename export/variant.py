@@ -107,7 +107,7 @@ def _write_code(plan: Plan, stage: Path) -> None:
 def _write_graphs(plan: Plan, stage: Path, static: StaticPlan | None) -> None:
     from export.files.genai import write_genai_config
     from export.files.io_spec import write_io
-    from export.graph import emit_graphs
+    from export.graph.emit import emit_graphs
 
     written = read_checkpoint(stage)
     crops = plan.vision.crops + 1 if plan.vision and plan.vision.crops is not None else None

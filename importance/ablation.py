@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from importance.blocks import Blocks, ResidentBlocks
-from importance.chunks import Chunk, from_batch
+from importance.chunks import Batch, Chunk, from_batch
 from importance.configurations import Config, without
 from importance.engine import Engine, Report, State, Step, full_config
 from importance.objectives import Objective
@@ -42,7 +42,7 @@ def single_ablations(full: Config) -> list[Config]:
     return [full, *(without(full, [block]) for block in range(len(full)))]
 
 
-def ablate(model: Any, chunks: Iterable[Chunk], objective: Objective) -> Ablation:
+def ablate(model: nn.Module, chunks: Iterable[Chunk], objective: Objective) -> Ablation:
     """The full model and every single-block ablation on all samples of the chunks."""
     full = full_config(model)
     engine = Engine(ResidentBlocks(model), full, remember=objective.remembers)
@@ -72,7 +72,7 @@ def measure(
     return losses[[row[config] for config in configs]]
 
 
-def watch(model: Any, chunks: Iterable[Chunk], watcher: Watching) -> list[float]:
+def watch(model: nn.Module, chunks: Iterable[Chunk], watcher: Watching) -> list[float]:
     """The mean of a watcher's values, one per block."""
     observe(ResidentBlocks(model), full_config(model), chunks, [watcher])
     return [float(np.mean(watcher.values[block])) for block in sorted(watcher.values)]
@@ -88,13 +88,13 @@ def observe(
 
 
 def chunks_of(
-    model: Any,
-    batches: Mapping[str, Any] | Iterable[Mapping[str, Any]],
+    model: nn.Module,
+    batches: Batch | Iterable[Batch],
     limit: int | None = None,
     labels: str | None = None,
 ) -> Iterator[Chunk]:
     """Chunks of a batch or of several, one at a time, at most `limit` rows. `labels`: which metric needs them."""
-    given: Iterable[Mapping[str, Any]] = [batches] if isinstance(batches, Mapping) else batches
+    given: Iterable[Batch] = [batches] if isinstance(batches, Mapping) else batches
     taken = 0
     for batch in given:
         if labels is not None and batch.get("labels") is None:

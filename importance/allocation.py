@@ -8,11 +8,11 @@ level of Alloc-MoE (arXiv:2604.08133) is the same idea, sensitivity profiling an
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from importance.configurations import Config, Measure, free_blocks, kept, measured
+from importance.configurations import Config, Measure, free_blocks, keep_blocks, measured
 from transform.errors import KnobError
 
 if TYPE_CHECKING:
@@ -57,13 +57,13 @@ def profile_configs(full: Config, ks: Iterable[int]) -> list[Config]:
         )
     return [
         (*full[:block], k, *full[block + 1 :])
-        for block in kept(full)
+        for block in keep_blocks(full)
         for k in sorted(asked, reverse=True)
         if k < full[block]
     ]
 
 
-def sensitivity(measure: Measure, full: Config, ks: Iterable[int], groups: Sequence[Any] | None = None) -> Profile:
+def sensitivity(measure: Measure, full: Config, ks: Iterable[int], groups: Sequence[Hashable] | None = None) -> Profile:
     """The profile, measured in one call: `full` and all of `profile_configs(full, ks)`. groups: see `paired_drop`."""
     configs = profile_configs(full, ks)
     baseline, *rows = measured(measure, [full, *configs])
@@ -77,7 +77,7 @@ def sensitivity(measure: Measure, full: Config, ks: Iterable[int], groups: Seque
     return Profile(full, tuple(increase), tuple(stderr))
 
 
-def _stderr(paired: "np.ndarray", groups: Sequence[Any] | None) -> float:
+def _stderr(paired: "np.ndarray", groups: Sequence[Hashable] | None) -> float:
     from importance.statistics import paired_drop
 
     if len(paired) < 2:
@@ -98,7 +98,7 @@ def allocate(profile: Profile, mean_k: float, *, minimum: int = 1, fixed: Mappin
     # floats are fractions over a power of two: over the largest one all are whole numbers, and sums are exact
     unit = max((value.as_integer_ratio()[1] for values in choices.values() for value in values.values()), default=1)
     best: dict[int, tuple[int, Config]] = {0: (0, ())}  # sum of k from this block on: (increase, the k negated)
-    for block in reversed(kept(profile.full)):
+    for block in reversed(keep_blocks(profile.full)):
         grown: dict[int, tuple[int, Config]] = {}
         for k, value in choices[block].items():
             top, bottom = value.as_integer_ratio()
@@ -150,11 +150,12 @@ def _choices(profile: Profile, minimum: int, fixed: Mapping[int, int]) -> dict[i
         raise KnobError(
             f"minimum must be from 1 to {max(profile.full)} (the model's own k), got {minimum!r}. Lower it."
         )
-    unknown = [block for block in fixed if block not in kept(profile.full)]
+    blocks = keep_blocks(profile.full)
+    unknown = [block for block in fixed if block not in blocks]
     if unknown:
-        raise KnobError(f"fixed k are for kept blocks {list(kept(profile.full))}, got {unknown}. Correct the blocks.")
+        raise KnobError(f"fixed k are for kept blocks {list(blocks)}, got {unknown}. Correct the blocks.")
     found: dict[int, ByK] = {}
-    for block in kept(profile.full):
+    for block in blocks:
         values, whole = profile.increase[block], profile.full[block]
         allowed = {k: value for k, value in values.items() if k >= min(minimum, whole)}
         if block in fixed:

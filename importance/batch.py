@@ -7,10 +7,9 @@ Legend: B questions, P prefix, Q longest question.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from transform.errors import KnobcastError
@@ -24,14 +23,14 @@ class EvaluationError(KnobcastError):
     """A model that can't be evaluated."""
 
 
-def rows_that_fit(model: Any, length: int) -> int:
+def rows_that_fit(model: nn.Module, length: int) -> int:
     """How many rows of this length a batch takes; key-value heads are counted as wide as the model, the most."""
     config = model.config.get_text_config(decoder=True)
     row = 2 * config.num_hidden_layers * config.hidden_size * model.dtype.itemsize * length
     return max(1, min(MAX_ROWS, CACHE_BYTES // row))
 
 
-def prefill(model: Any, embeddings: Tensor) -> DynamicCache:
+def prefill(model: nn.Module, embeddings: Tensor) -> DynamicCache:
     """The cache of a prefix [1, P, d]; P may be 0."""
     cache = DynamicCache()
     if embeddings.shape[1]:
@@ -41,7 +40,11 @@ def prefill(model: Any, embeddings: Tensor) -> DynamicCache:
 
 
 def answer_batch(
-    model: Any, prefix: DynamicCache, questions: Sequence[Sequence[int]], ends: frozenset[int], max_new_tokens: int
+    model: nn.Module,
+    prefix: DynamicCache,
+    questions: Sequence[Sequence[int]],
+    ends: frozenset[int],
+    max_new_tokens: int,
 ) -> list[list[int]]:
     """New ids of each question, without the end token; `prefix` stays as it is."""
     device, past = model.device, prefix.get_seq_length()
@@ -76,7 +79,9 @@ def answer_batch(
     return made
 
 
-def _step(model: Any, cache: DynamicCache, ids: Tensor, mask: Tensor, positions: Tensor, keep: int | Tensor) -> Tensor:
+def _step(
+    model: nn.Module, cache: DynamicCache, ids: Tensor, mask: Tensor, positions: Tensor, keep: int | Tensor
+) -> Tensor:
     with _runnable():
         logits = model(
             input_ids=ids,

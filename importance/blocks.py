@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -14,7 +14,7 @@ class Blocks(Protocol):
     """A decoder in parts. model: the whole, at least without its blocks; agreed: what `self_check.py` has proven of it;
     bytes_read: from the checkpoint, so far."""
 
-    model: Any
+    model: nn.Module
     layers: int
     bytes_read: int
     agreed: set[str]
@@ -37,7 +37,7 @@ class ResidentBlocks:
 
     bytes_read = 0
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: nn.Module) -> None:
         insist_on_suited(model)
         self.model, self.decoder = model, find_decoder(model)
         self.layers = len(self.decoder.layers)

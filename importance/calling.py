@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 import transformers
@@ -38,7 +37,7 @@ class Arguments:
 
 
 @cache
-def arguments_of(forward: Callable[..., Any]) -> Arguments:
+def arguments_of(forward: Callable[..., object]) -> Arguments:
     """Of a class's `forward`. Raises ScoringError if it names no mask or no positions."""
     names = frozenset(inspect.signature(forward).parameters)
     if "attention_mask" not in names:
@@ -56,7 +55,7 @@ class Memory:
         self.calls = 0
         self.keys = self.values = torch.empty(0)
 
-    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    def update(self, keys: Tensor, values: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         """Called by the layer, with those of the new tokens."""
         if self.past is not None:
             keys, values = torch.cat((self.past[0], keys), 2), torch.cat((self.past[1], values), 2)
@@ -125,7 +124,7 @@ def runnable() -> Iterator[None]:
 @contextmanager
 def at_k(block: nn.Module, k: int) -> Iterator[None]:
     """A block whose router gives every token k experts; a block without router is left alone."""
-    routers: list[Any] = [router for router, _ in find_routers(block)]
+    routers = [router for router, _ in find_routers(block)]
     before = [router.top_k for router in routers]
     try:
         for router in routers:
@@ -136,12 +135,12 @@ def at_k(block: nn.Module, k: int) -> Iterator[None]:
             router.top_k = value
 
 
-def _swallowed(forward: Callable[..., Any], lacking: str) -> ScoringError:
+def _swallowed(forward: Callable[..., object], lacking: str) -> ScoringError:
     return ScoringError(
         f"a decoder block must name each argument that scoring gives it, or may swallow one unread: {_named(forward)} "
         f"has no {lacking}. Score a model whose blocks have it, or use {tested_range()}."
     )
 
 
-def _named(forward: Callable[..., Any]) -> str:
+def _named(forward: Callable[..., object]) -> str:
     return f"{forward.__qualname__} (transformers {transformers.__version__})"

@@ -80,7 +80,7 @@ def choose_blocks(
         return tuple(range(layers))
     found = scores if isinstance(scores, Scores | BlockSets) else _find(model, scores)
     if isinstance(found, BlockSets):
-        return found.kept(blocks)
+        return found.keep_blocks(blocks)
     return keep_top_k(found.importance, blocks, layers, keep_first, keep_last)
 
 
@@ -90,16 +90,16 @@ def _find(model: Checkpoint | int, option: str | Path | None) -> Source:
     return find_scores(model.path, option, model.settings.layers, lambda: model_digest(model))
 
 
-def _indices(chosen: Sequence[int], layers: int, flag: str) -> set[int]:
-    if not chosen:
+def _indices(named: Sequence[int], layers: int, flag: str) -> set[int]:
+    if not named:
         raise KnobError(f"{flag} needs at least one block index from 0 to {layers - 1}, got none. Name the blocks.")
-    wrong = [block for block in chosen if type(block) is not int or not 0 <= block < layers]
+    wrong = [block for block in named if type(block) is not int or not 0 <= block < layers]
     if wrong:
         raise KnobError(
             f"{flag}: block indices run from 0 to {layers - 1} (the model has {layers} blocks), got "
             f"{', '.join(map(repr, wrong))}. Correct the list."
         )
-    twice = sorted({block for block in chosen if list(chosen).count(block) > 1})
+    twice = sorted({block for block in named if list(named).count(block) > 1})
     if twice:
         raise KnobError(f"{flag}: each block is named once, {', '.join(map(str, twice))} occur twice. Remove one.")
-    return set(chosen)
+    return set(named)

@@ -7,10 +7,9 @@ sees exactly what it would see alone.  Legend: B rows, S positions, d width, U p
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from importance.evaluate import Prepared
 from importance.samples import SamplesError
@@ -18,6 +17,7 @@ from importance.samples import SamplesError
 PADDING, VISION, TEXT = 0, 1, 2
 MAX_PACKED = 1024  # positions behind the prefix: attention grows with their square
 IGNORED = -100  # labels that aren't scored, as in transformers
+Batch = Mapping[str, Tensor]  # the model's inputs by name, and `labels`: see `from_batch`
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Chunk:
         return sorted({candidate.sample for candidate in self.candidates})
 
 
-def pack(
-    model: Any,
+def pack_chunks(
+    model: nn.Module,
     prepared: Prepared,
     references: Sequence[Sequence[Sequence[int]]],
     *,
@@ -105,7 +105,7 @@ def _parts(questions: Sequence[Question]) -> Iterator[list[Question]]:
 
 
 @torch.no_grad()
-def _packed(model: Any, prefix: Tensor, pictured: bool, questions: Sequence[Question]) -> Chunk:
+def _packed(model: nn.Module, prefix: Tensor, pictured: bool, questions: Sequence[Question]) -> Chunk:
     start = prefix.shape[1]
     size = start + sum(len(ids) + sum(len(answer) - 1 for answer in answers) for _, ids, answers in questions)
     allowed = torch.zeros(size, size, dtype=torch.bool)
@@ -152,7 +152,7 @@ def _causal(allowed: Tensor, start: int, stop: int) -> None:
 
 
 @torch.no_grad()
-def from_batch(model: Any, batch: Mapping[str, Any], first_sample: int = 0) -> Chunk:
+def from_batch(model: nn.Module, batch: Batch, first_sample: int = 0) -> Chunk:
     """A chunk from a batch as dataloaders give them: the model's inputs (`input_ids` [B, S], `attention_mask`, MolmoE's
     `images`, ...) and `labels` [B, S], -100 where nothing is scored, aligned with the ids as in transformers.
 

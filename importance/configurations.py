@@ -62,14 +62,14 @@ def dropped(config: Config) -> tuple[int, ...]:
     return tuple(block for block, k in enumerate(config) if k == 0)
 
 
-def kept(config: Config) -> tuple[int, ...]:
+def keep_blocks(config: Config) -> tuple[int, ...]:
     """The blocks that `config` keeps, ascending."""
     return tuple(block for block, k in enumerate(config) if k != 0)
 
 
 def free_blocks(full: Config, protected: Iterable[int] | None = None) -> tuple[int, ...]:
     """The kept blocks of `full` that may be dropped, ascending. `protected` None: the first and last index stay."""
-    if not kept(full) or any(type(k) is not int or k < 0 for k in full):
+    if not keep_blocks(full) or any(type(k) is not int or k < 0 for k in full):
         raise KnobError(
             f"a configuration has a whole number from 0 per block and at least one above 0, got {full!r}. Correct it."
         )
@@ -80,7 +80,7 @@ def free_blocks(full: Config, protected: Iterable[int] | None = None) -> tuple[i
             f"protected blocks run from 0 to {len(full) - 1} (the model has {len(full)} blocks), got "
             f"{', '.join(map(str, outside))}. Correct the list."
         )
-    return tuple(block for block in kept(full) if block not in held)
+    return tuple(block for block in keep_blocks(full) if block not in held)
 
 
 def block_evaluations(configs: Iterable[Config]) -> int:
@@ -92,7 +92,7 @@ def block_evaluations(configs: Iterable[Config]) -> int:
     distinct = sorted(set(configs))
     if not distinct:
         return 0
-    evaluations = len(kept(distinct[0]))
+    evaluations = len(keep_blocks(distinct[0]))
     for before, config in pairwise(distinct):  # sorted: what a configuration shares, it shares with the one before
         shared = next(
             (j for j, (a, b) in enumerate(zip(before, config, strict=False)) if a != b), min(len(before), len(config))
@@ -103,7 +103,7 @@ def block_evaluations(configs: Iterable[Config]) -> int:
 
 def naive_block_evaluations(configs: Iterable[Config]) -> int:
     """What measuring each of `configs` on its own computes: the sum of their kept blocks."""
-    return sum(len(kept(config)) for config in configs)
+    return sum(len(keep_blocks(config)) for config in configs)
 
 
 def subsets_cost(full: Config, free: Sequence[int], most: int) -> Cost:
@@ -111,7 +111,7 @@ def subsets_cost(full: Config, free: Sequence[int], most: int) -> Cost:
 
     Before a kept block j lie f free ones, of which up to `most` are dropped: sum over i of C(f, i) distinct states.
     """
-    blocks = kept(full)
+    blocks = keep_blocks(full)
     evaluations = sum(up_to(sum(block < j for block in free), most) for j in blocks)
     naive = sum(comb(len(free), i) * (len(blocks) - i) for i in range(most + 1))
     return Cost(up_to(len(free), most), evaluations, naive)

@@ -8,7 +8,7 @@ would not fit into memory the level is split and walked half by half, in the lim
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,8 @@ class State:
     chunk: Chunk
     hidden: Tensor
     configs: list[int]
-    past: tuple[Past, ...] = ()
+    past: tuple[Past, ...] = ()  # where keys and values are remembered
+    k: int = 0  # in the block that is computed next; 0: it is dropped
 
 
 @dataclass
@@ -67,7 +68,7 @@ class Step:
     again on what ran (other states may be stacked below)."""
 
     index: int
-    block: Any
+    block: nn.Module
     state: State
     after: Tensor
     again: Callable[[], Tensor]
@@ -142,10 +143,7 @@ class Engine:
         following: list[State] = []
         with self.blocks.block(level) as block:
             for state, k, configs in self._branches(level, frontier):
-                following.append(State(state.number, state.chunk, state.hidden, configs, state.past))
-                if k == 0:
-                    continue  # a dropped block: the same stream goes on
-                following[-1].past = (*state.past, Past(level, k, state.hidden, state.hidden))  # filled by _compute
+                following.append(State(state.number, state.chunk, state.hidden, configs, state.past, k))
             frontier.clear()
             self._compute(level, block, following)
         self._walk(level + 1, following, read, budget)
@@ -167,11 +165,11 @@ class Engine:
                 yield state, k, by_k[k]
 
     def _compute(self, level: int, block: nn.Module, states: list[State]) -> None:
-        """Run the block on those of `states` that have it, in place."""
+        """Run the block on those of `states` that have it, in place; the stream of the others goes on as it is."""
         waiting: dict[tuple[int, int], list[State]] = {}
         for state in states:
-            if state.past and state.past[-1].block == level:
-                waiting.setdefault((state.number, state.past[-1].k), []).append(state)
+            if state.k:
+                waiting.setdefault((state.number, state.k), []).append(state)
         places: dict[int, _Places] = {}  # per chunk: the same for all states
         for (number, k), group in waiting.items():
             step = max(1, self._stack(group[0]) // group[0].chunk.tokens)
@@ -209,11 +207,9 @@ class Engine:
                 watch(Step(level, block, states[0], after[:rows], run))
         for n, state in enumerate(states):
             state.hidden = after[n * rows : (n + 1) * rows]
-            if memory is None:
-                state.past = ()
-            else:
+            if memory is not None:
                 keys, values = (t[n * rows : (n + 1) * rows] for t in (memory.keys, memory.values))
-                state.past = (*state.past[:-1], Past(level, k, keys, values))
+                state.past = (*state.past, Past(level, k, keys, values))
 
     def _is_full(self, state: State, level: int) -> bool:
         return self._configs[state.configs[0]][: level + 1] == self.full[: level + 1]
@@ -268,7 +264,7 @@ def extend(
         return head(hidden[0]), tuple(longer)
 
 
-def full_config(model: Any) -> Config:
+def full_config(model: nn.Module) -> Config:
     """The model as it is: each block's k, 1 for a block without router."""
     found = []
     for block in find_decoder(model).layers:

@@ -13,22 +13,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from importance.batch import answer_batch, prefill, rows_that_fit
 from importance.look import check_room, look, opened
-from importance.prompts import Prompts, load_processor, prompts_for
+from importance.prompts import Processor, Prompts, load_processor, prompts_for
 from importance.samples import EncodedImage, Picture, Sample, SamplesError
-from importance.tasks import METRICS, Metric, check_samples, standard_error
+from importance.tasks import METRICS, Grade, check_samples, standard_error
 from transform.architectures import architecture_of
 from transform.load import load_model
 from transform.molmoe.pictures import ImageError
 from transform.plan import Plan
 from transform.progress import Progress
 from transform.runtime import BlockMaskWrapper, moe_top_k
+from transform.strict_json import Record
 
 MAX_NEW_TOKENS = 16
 EXACT_MATCH = METRICS["exact_match"]
@@ -47,7 +47,7 @@ class Share:
         """The mean of scores from 0 to 1."""
         return cls(math.fsum(scores) / len(scores), standard_error(scores), len(scores))
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Record:
         """For `--json`."""
         return {"accuracy": self.accuracy, "stderr": self.stderr, "samples": self.samples}
 
@@ -61,7 +61,7 @@ class Evaluation(Share):
     answers: tuple[str, ...]
     scores: tuple[float, ...]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Record:
         """For `--json`: the numbers without the single answers."""
         return {**super().as_dict(), "by_kind": {kind: share.as_dict() for kind, share in self.by_kind.items()}}
 
@@ -81,13 +81,19 @@ class Prepared:
     made when its turn comes. They depend on the vision budget, not on k or blocks.
     """
 
-    def __init__(self, model: Any, prompts: Prompts, samples: Iterable[Sample], hold: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        prompts: Prompts,
+        samples: Iterable[Sample],
+        hold: bool,
+        max_positions: int | None = None,
+    ) -> None:
         self.samples = tuple(samples)
         if not self.samples:
             raise SamplesError("at least one sample is needed, got 0.")
         self.prompts, self._model = prompts, model
-        config = model.config.to_dict()
-        self.max_positions = architecture_of(config).settings(config).max_positions
+        self.max_positions = max_positions or _max_positions(model)
         self.groups = self._grouped()
         self._held = [self._embed(group) for group in self.groups] if hold else None
 
@@ -128,20 +134,32 @@ class Prepared:
 
 
 def prepare(
-    model: Any, processor: Any, samples: Iterable[Sample], tokens: int | str | None = None, *, hold: bool = True
+    model: nn.Module,
+    processor: Processor,
+    samples: Iterable[Sample],
+    tokens: int | str | None = None,
+    *,
+    hold: bool = True,
+    max_positions: int | None = None,
 ) -> Prepared:
     """Everything that doesn't depend on k and blocks. `processor`: see `prompts.load_processor`; `tokens` None is its
-    own budget. `hold`: keep the pictures' embeddings, for many evaluations; else memory doesn't grow with samples."""
-    return Prepared(model, prompts_for(processor, tokens), samples, hold)
+    own budget. `hold`: keep the pictures' embeddings, for many evaluations; else memory doesn't grow with samples.
+    `max_positions`: what prompt and answer must fit; None: by the model's config."""
+    return Prepared(model, prompts_for(processor, tokens), samples, hold, max_positions)
+
+
+def _max_positions(model: nn.Module) -> int:
+    config = model.config.to_dict()
+    return architecture_of(config).settings(config).max_positions
 
 
 @torch.inference_mode()
 def evaluate(
-    model: Any,
+    model: nn.Module,
     prepared: Prepared,
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
-    metric: Metric = EXACT_MATCH,
+    metric: Grade = EXACT_MATCH,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Ask every question of `prepared` and compare. The model runs as it is now: k set, blocks masked, or neither.
@@ -180,7 +198,7 @@ def evaluate_plan(
     samples: Iterable[Sample],
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
-    metric: Metric = EXACT_MATCH,
+    metric: Grade = EXACT_MATCH,
     say: Callable[[str], None] = lambda _: None,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -203,7 +221,7 @@ def evaluate_plan(
 
 
 @contextmanager
-def knobs_applied(model: Any, plan: Plan) -> Iterator[None]:
+def knobs_applied(model: nn.Module, plan: Plan) -> Iterator[None]:
     """The source model with the plan's k and blocks for the length of a `with` block."""
     source = plan.source.settings
     k = list(source.top_k)

@@ -7,15 +7,17 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import active_children, connection, get_context, parent_process
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 from transform.errors import KnobcastError
 from transform.strict_json import Record
 
+P = ParamSpec("P")
+T = TypeVar("T")
 EXECUTORS = ("local", "processes", "ray")
 THREADS = "OMP_NUM_THREADS"
 OBJECT_STORE_BYTES = 256 * 1024**2  # results are small; Ray's own choice is a third of the memory
@@ -129,7 +131,7 @@ class RayExecutor(Executor):
             options["num_gpus"] = gpus
         self._task = ray.remote(**options)(_on_ray)
         self._threads = threads
-        self._running: dict[Future[Any], Any] = {}
+        self._running: dict[object, object] = {}  # a task's future -> Ray's reference to it
         self._open = True
 
     def _start(self, workers: int | None) -> int | None:
@@ -147,17 +149,17 @@ class RayExecutor(Executor):
             ) from error
         return None if address else _threads(count)
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """A task; its future fails with one of Ray's errors when the worker dies."""
         if not self._open:
             raise RuntimeError("cannot schedule new futures after shutdown")
         reference = self._task.remote(self._threads, fn, args, kwargs)
-        future: Future[Any] = reference.future()
+        future: Future[T] = reference.future()
         self._running[future] = reference
         future.add_done_callback(self._done)
         return future
 
-    def _done(self, future: Future[Any]) -> None:
+    def _done(self, future: Future[T]) -> None:
         reference = self._running.pop(future, None)
         if future.cancelled() and reference is not None:
             self._ray.cancel(reference, force=True)  # the future alone would let the task run
@@ -179,6 +181,6 @@ class RayExecutor(Executor):
         self.shutdown(cancel_futures=kind is not None)
 
 
-def _on_ray(threads: int | None, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Record) -> Any:
+def _on_ray(threads: int | None, function: Callable[..., T], args: Iterable[object], kwargs: Mapping[str, object]) -> T:
     _set_threads(threads)
     return function(*args, **kwargs)

@@ -7,10 +7,9 @@ that the state remembers. Equal to decoding from the start, up to float32 roundi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from importance.blocks import Blocks
 from importance.calling import additive
@@ -28,7 +27,7 @@ class _Open:
 
 
 def greedy_answers(
-    blocks: Blocks, state: State, logits: Tensor, model: Any, ends: frozenset[int], max_new_tokens: int
+    blocks: Blocks, state: State, logits: Tensor, model: nn.Module, ends: frozenset[int], max_new_tokens: int
 ) -> dict[int, list[int]]:
     """{sample: new ids without the end token}, for a chunk of one row whose keys and values were remembered."""
     assert len(state.hidden) == 1, "packed chunks have one row"
@@ -62,7 +61,12 @@ def _follow(candidate: Candidate, best: Sequence[int], ends: frozenset[int]) -> 
 
 @torch.no_grad()
 def _decode(
-    blocks: Blocks, state: State, model: Any, answers: list[_Open], ends: frozenset[int], max_new_tokens: int
+    blocks: Blocks,
+    state: State,
+    model: nn.Module,
+    answers: list[_Open],
+    ends: frozenset[int],
+    max_new_tokens: int,
 ) -> None:
     chunk, past, device = state.chunk, state.past, state.hidden.device
     going = list(answers)

@@ -17,17 +17,16 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
 from contextlib import closing, nullcontext, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from importance.atomic import SUFFIX, sweep_staged, write_atomically
+from transform.arrays import Array
 from transform.errors import KnobcastError, WriteError
 from transform.progress import Progress
 from transform.strict_json import Record
 
-Object = Record
 ARRAY = 1000  # submissions at once where the executor has `batch`: the usual limit of a Slurm job array
 POLL_SECONDS = 1.0  # between looks at results that can't be waited for
 REASON = 400  # characters of the first reason in the message; `failed` has all of them whole
@@ -37,26 +36,40 @@ STALE_SECONDS = 86_400  # another machine's temporary file this old belongs to n
 class JobsError(KnobcastError):
     """Some jobs failed; `failed` has (spec, reason) of each. The results of the others are kept."""
 
-    failed: tuple[tuple[Object, str], ...] = ()
+    failed: tuple[tuple[Record, str], ...] = ()
 
 
 class Outcome(NamedTuple):
     """What a worker sends back: a result, or a reason with its traceback. `final`: trying again can't help."""
 
-    result: Object | None
+    result: Record | None
     reason: str = ""
     trace: str = ""
     final: bool = False
 
 
+class Handle(Protocol):
+    """A job that was submitted, such as a `Future`. Where it has `done` and `cancel`, they are used."""
+
+    def result(self) -> Outcome:
+        """Waits; raises what kept the job from giving an outcome."""
+
+
+class Submits(Protocol):
+    """Where jobs run: a `concurrent.futures.Executor`, submitit's. Where it has `batch`, many are submitted inside."""
+
+    def submit(self, fn: Callable[..., Outcome], /, *args: object) -> Handle:
+        """Take a job."""
+
+
 def run_jobs(
-    function: Callable[[Object], Object],
-    specs: Sequence[Object],
+    function: Callable[[Record], Record],
+    specs: Sequence[Record],
     store: Path,
-    executor: Any = None,
+    executor: Submits | None = None,
     progress: Progress | None = None,
     retries: int = 1,
-) -> list[Object]:
+) -> list[Record]:
     """The result of `function(spec)` for every spec, in their order; what `store` has already isn't computed again.
 
     Specs and results are JSON objects, arrays packed by `pack`. `function` must be a module's top-level function where
@@ -70,10 +83,10 @@ def run_jobs(
     wanted = [_canonical(spec, "a job") for spec in specs]
     copies = Counter(wanted)
     folder = _folder(store)
-    found: dict[str, Object] = {}
+    found: dict[str, Record] = {}
     failed: dict[str, Outcome] = {}
 
-    def finish(text: str, result: Object) -> None:
+    def finish(text: str, result: Record) -> None:
         found[text] = result
         failed.pop(text, None)
         if progress is not None:
@@ -99,7 +112,7 @@ def run_jobs(
     return [found[text] for text in wanted]
 
 
-def work(function: Callable[[Object], Object], text: str, store: str) -> Outcome:
+def work(function: Callable[[Record], Record], text: str, store: str) -> Outcome:
     """One job, in the process that computes it: what `run_jobs` submits.
 
     Keeps the result itself where it sees the store, so that a run that is killed loses nothing that was finished.
@@ -109,7 +122,7 @@ def work(function: Callable[[Object], Object], text: str, store: str) -> Outcome
     if kept is not None:  # meanwhile done by another run
         return Outcome(kept)
     try:
-        result: Object = json.loads(_canonical(function(json.loads(text)), "a job's result"))
+        result: Record = json.loads(_canonical(function(json.loads(text)), "a job's result"))
     except KnobcastError as error:
         return Outcome(None, str(error), traceback.format_exc(), final=True)
     except (Exception, SystemExit) as error:  # an exception that can't be pickled would take the pool with it
@@ -120,32 +133,32 @@ def work(function: Callable[[Object], Object], text: str, store: str) -> Outcome
     return Outcome(result)
 
 
-def pack(array: NDArray[Any]) -> str:
+def pack(array: Array) -> str:
     """An array as text for a spec or a result: base64 of zlib of the .npy form; bit-exact, no Python objects."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return base64.b64encode(zlib.compress(buffer.getvalue(), 6)).decode("ascii")
 
 
-def unpack(text: str) -> NDArray[Any]:
+def unpack(text: str) -> Array:
     """The array that `pack` was given."""
     try:
         data = zlib.decompress(base64.b64decode(text, validate=True))
-        found: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
+        found: Array = np.load(io.BytesIO(data), allow_pickle=False)
     except (binascii.Error, zlib.error, ValueError, EOFError) as error:
         raise JobsError(f"a packed array must be what pack() made ({error}). Compute the result again.") from error
     return found
 
 
 def _outcomes(
-    function: Callable[[Object], Object], texts: Sequence[str], folder: Path, executor: Any
+    function: Callable[[Record], Record], texts: Sequence[str], folder: Path, executor: Submits | None
 ) -> Generator[tuple[str, Outcome], None, None]:
     """(job, outcome) as they finish. Closed early, it cancels what waits and keeps what is finished."""
     if executor is None:
         for text in texts:
             yield text, work(function, text, str(folder))
         return
-    left: dict[int, tuple[Any, str]] = {}
+    left: dict[int, tuple[Handle, str]] = {}
     try:
         refused = []
         for start in range(0, len(texts), ARRAY):
@@ -166,13 +179,15 @@ def _outcomes(
             _give_up(handle, text, folder)
 
 
-def _finished(handles: list[Any]) -> Iterator[Any]:
-    if all(isinstance(handle, Future) for handle in handles):
-        yield from as_completed(handles)
+def _finished(handles: Sequence[Handle]) -> Iterator[Handle]:
+    futures = [handle for handle in handles if isinstance(handle, Future)]
+    if len(futures) == len(handles):
+        yield from as_completed(futures)
         return
     while handles:
         # submitit's jobs say whether they are done; what can't say is waited for in order
-        ready = [handle for handle in handles if handle.done()] if hasattr(handles[0], "done") else handles[:1]
+        polled = [handle for handle in handles if hasattr(handle, "done") and handle.done()]
+        ready = polled if hasattr(handles[0], "done") else handles[:1]
         yield from ready
         seen = {id(handle) for handle in ready}
         handles = [handle for handle in handles if id(handle) not in seen]
@@ -180,7 +195,7 @@ def _finished(handles: list[Any]) -> Iterator[Any]:
             time.sleep(POLL_SECONDS)
 
 
-def _outcome(handle: Any) -> Outcome:
+def _outcome(handle: Handle) -> Outcome:
     try:
         return Outcome(*handle.result())
     except Exception as error:  # the job's own errors come as outcomes: this is its worker or the way back
@@ -192,10 +207,10 @@ def _died(error: Exception) -> Outcome:
     return Outcome(None, f"its worker died or refused it ({reason})", "".join(traceback.format_exception(error)))
 
 
-def _give_up(handle: Any, text: str, folder: Path) -> None:
+def _give_up(handle: Handle, text: str, folder: Path) -> None:
     with suppress(Exception):
-        cancelled = handle.cancel()
-        if cancelled is False and handle.done():
+        cancelled = handle.cancel() if hasattr(handle, "cancel") else None
+        if cancelled is False and hasattr(handle, "done") and handle.done():
             outcome = _outcome(handle)
             if outcome.result is not None:
                 _keep_once(folder, text, outcome.result)
@@ -244,22 +259,22 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _load(folder: Path, text: str) -> Object | None:
+def _load(folder: Path, text: str) -> Record | None:
     """The kept result of a job; None where there is none, or a file that is damaged or of another job."""
     try:
         raw = json.loads((folder / f"{_digest(text)}.json").read_text("utf-8"))
-        result: Object = raw["result"]
+        result: Record = raw["result"]
         right = _canonical(raw["spec"], "") == text and raw["sha256"] == _digest(_canonical(result, ""))
     except (OSError, ValueError, TypeError, KeyError, RecursionError, JobsError):
         return None
     return result if right else None
 
 
-def _keep(folder: Path, text: str, result: Object) -> None:
+def _keep(folder: Path, text: str, result: Record) -> None:
     content = {"spec": json.loads(text), "sha256": _digest(_canonical(result, "")), "result": result}
     write_atomically(folder / f"{_digest(text)}.json", json.dumps(content) + "\n", force=True, sweep=False)
 
 
-def _keep_once(folder: Path, text: str, result: Object) -> None:
+def _keep_once(folder: Path, text: str, result: Record) -> None:
     if _load(folder, text) is None:  # else its worker did
         _keep(folder, text, result)

@@ -6,9 +6,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from importance.blocks import Blocks
 from importance.chunks import Chunk
@@ -110,7 +110,7 @@ class TeacherForced:
 
 
 @dataclass
-class Choice:
+class LikeliestChoice:
     """1 - accuracy of choosing the likeliest of the sample's choices, by the mean log-probability of their tokens.
 
     `right[sample]`: which of its candidates are right, by position.
@@ -140,7 +140,7 @@ class Generated:
 
     blocks: Blocks
     grade: Callable[[Sequence[int], int], float]
-    model: Any
+    model: nn.Module
     ends: frozenset[int]
     max_new_tokens: int
     name: ClassVar[str] = "accuracy"

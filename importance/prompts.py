@@ -6,10 +6,10 @@ MolmoE: begin token and image stream (the prefix, shared by all questions about 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from importance.samples import Sample, SamplesError
 from transform.checkpoint import Checkpoint
@@ -18,6 +18,15 @@ from transform.image_settings import max_crops, variant_policy
 from transform.molmoe.pictures import ImageInput
 from transform.strict_json import Record
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from transform.molmoe import MolmoEProcessor
+
+    Processor: TypeAlias = MolmoEProcessor | PreTrainedTokenizerBase
+else:
+    Processor = object  # theirs take seconds to import
+
 
 class Prompts(Protocol):
     """What the engine needs to know about a model's way of asking."""
@@ -25,19 +34,19 @@ class Prompts(Protocol):
     def question(self, sample: Sample) -> list[int]:
         """Token ids behind the prefix, at least one."""
 
-    def prefix(self, model: Any, picture: ImageInput | None) -> Tensor:
+    def prefix(self, model: nn.Module, picture: ImageInput | None) -> Tensor:
         """Embeddings [1, P, d] in front of every question about the picture; P may be 0."""
 
     def length(self, picture: ImageInput | None) -> int:
         """P, without a model; raises ImageError for a picture that can't be brought into its crops."""
 
-    def answer(self, model: Any, sample: Sample, text: str) -> list[int]:
+    def answer(self, model: nn.Module, sample: Sample, text: str) -> list[int]:
         """Token ids of an answer as it would follow the question, with the end token where the model has one."""
 
-    def end(self, model: Any) -> list[int]:
+    def end(self, model: nn.Module) -> list[int]:
         """The id that usually ends an answer; none for a model that never does."""
 
-    def ends(self, model: Any) -> frozenset[int]:
+    def ends(self, model: nn.Module) -> frozenset[int]:
         """The ids that end an answer."""
 
     def text(self, ids: Sequence[int]) -> str:
@@ -49,7 +58,7 @@ class TextPrompts:
 
     before_answers = ""  # what follows every prompt
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self.tokenizer = tokenizer
 
     def question(self, sample: Sample) -> list[int]:
@@ -61,7 +70,7 @@ class TextPrompts:
             )
         return list(self.tokenizer(sample.prompt)["input_ids"]) or [begin_id(self.tokenizer)]
 
-    def prefix(self, model: Any, picture: ImageInput | None) -> Tensor:
+    def prefix(self, model: nn.Module, picture: ImageInput | None) -> Tensor:
         """Nothing."""
         assert picture is None, "`question` has refused it"
         width = model.get_input_embeddings().weight.shape[1]
@@ -72,19 +81,19 @@ class TextPrompts:
         assert picture is None, "`question` has refused it"
         return 0
 
-    def answer(self, model: Any, sample: Sample, text: str) -> list[int]:
+    def answer(self, model: nn.Module, sample: Sample, text: str) -> list[int]:
         """With the space between it and the question, and the tokenizer's own end of text if that ends answers."""
         space = "" if (self.before_answers or sample.prompt)[-1].isspace() else " "
         ids = list(self.tokenizer(f"{space}{text.strip()}", add_special_tokens=False)["input_ids"])
         return ids + self.end(model)
 
-    def end(self, model: Any) -> list[int]:
+    def end(self, model: nn.Module) -> list[int]:
         """The id that usually ends an answer, if any does: the tokenizer's end of text, else the first of `ends`."""
         ends = self.ends(model)
         usual = self.tokenizer.eos_token_id
         return [usual] if usual in ends else sorted(ends)[:1]
 
-    def ends(self, model: Any) -> frozenset[int]:
+    def ends(self, model: nn.Module) -> frozenset[int]:
         """What `generate` stops at; the tokenizer's end of text where neither config names one."""
         for config in (model.generation_config, model.config):
             value = getattr(config, "eos_token_id", None)
@@ -103,7 +112,7 @@ class PicturePrompts(TextPrompts):
 
     before_answers = " Assistant:"
 
-    def __init__(self, processor: Any, tokens: int | str | None) -> None:
+    def __init__(self, processor: "MolmoEProcessor", tokens: int | str | None) -> None:
         super().__init__(processor.tokenizer)
         self.processor, self.tokens = processor, tokens
         begin_id(self.tokenizer)
@@ -116,7 +125,7 @@ class PicturePrompts(TextPrompts):
             raise SamplesError(f"sample {sample.id!r}: {error}") from error
         return row.tolist()[1:]
 
-    def prefix(self, model: Any, picture: ImageInput | None) -> Tensor:
+    def prefix(self, model: nn.Module, picture: ImageInput | None) -> Tensor:
         """Begin token and image stream; the begin token alone without a picture."""
         seen = self.processor(text="", images=picture, tokens=self.tokens, raw=True)
         names = ("input_ids", "images", "image_masks", "image_input_idx")
@@ -127,7 +136,7 @@ class PicturePrompts(TextPrompts):
         return 1 if picture is None else 1 + self.processor.image_length(picture, self.tokens)
 
 
-def prompts_for(processor: Any, tokens: int | str | None) -> Prompts:
+def prompts_for(processor: Processor, tokens: int | str | None) -> Prompts:
     """By what is given: a processor that cuts images, or a tokenizer."""
     if hasattr(processor, "image_token_ids"):
         return PicturePrompts(processor, tokens)
@@ -136,7 +145,7 @@ def prompts_for(processor: Any, tokens: int | str | None) -> Prompts:
     return TextPrompts(processor)
 
 
-def begin_id(tokenizer: Any) -> int:
+def begin_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     """What a sequence starts with: the tokenizer's begin token, or its end of text as in MolmoE."""
     for found in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if found is not None:
@@ -147,7 +156,7 @@ def begin_id(tokenizer: Any) -> int:
     )
 
 
-def load_processor(checkpoint: Checkpoint) -> Any:
+def load_processor(checkpoint: Checkpoint) -> Processor:
     """MolmoE's processor with the directory's own image policy (a variant's fixed one, else the released model's),
     or the tokenizer of a text-only model. No code of the directory is executed."""
     directory = checkpoint.path
@@ -162,7 +171,7 @@ def load_processor(checkpoint: Checkpoint) -> Any:
     return MolmoEProcessor(tokenizer, vocab_size=checkpoint.settings.vocab, **policy)
 
 
-def _tokenizer(directory: Path) -> Any:
+def _tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
     from transformers import PreTrainedTokenizerFast
 
     if not (directory / "tokenizer.json").is_file():

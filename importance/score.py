@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from importance.ablation import single_ablations
 from importance.configurations import Config, block_evaluations, naive_block_evaluations
 from importance.engine import LIVE_BYTES
-from importance.jobs import run_jobs, unpack
+from importance.jobs import Submits, run_jobs, unpack
 from importance.look import look
 from importance.metrics import Metric, metric
 from importance.metrics._stream import VISION_WEIGHT
@@ -26,7 +25,7 @@ from importance.prompts import load_processor, prompts_for
 from importance.readers.read import read_samples
 from importance.samples import EncodedImage, Sample, SamplesError, require_answers, samples_digest
 from importance.scores import MORE, Scores, model_digest
-from importance.shards import Spec, run_shard
+from importance.shards import run_shard
 from importance.statistics import Spread
 from importance.tasks import check_samples, metric_named
 from transform.checkpoint import Checkpoint
@@ -213,12 +212,12 @@ class Scorer:
 
     setting: Setting
     store: Path
-    executor: Any = None
+    executor: Submits | None = None
     progress: Progress | None = None
     report: dict[str, int] = field(default_factory=dict)
-    _side: str = ""
-    model_digest: str = ""
-    data_digest: str = ""
+    model_digest: str = field(init=False)
+    data_digest: str = field(init=False)
+    _side: str = field(init=False)
 
     def __post_init__(self) -> None:
         self.setting.check()
@@ -269,7 +268,7 @@ class Scorer:
         """[blocks, items] of a metric that is read off the full model; an item is a picture or a text."""
         kind = self.setting.chosen.kind
         options: Record = {}
-        if self.setting.chosen.name in ("block_influence", "activation", "attention", "router_mass"):
+        if self.setting.chosen.vision_weighted:
             options["vision_weight"] = self.setting.vision_weight
         if self.setting.chosen.name == "router_mass":
             options["k"] = self.setting.k
@@ -282,7 +281,13 @@ class Scorer:
             return values
         return np.concatenate(parts, 1)
 
-    def _results(self, kind: str, **more: Any) -> list[tuple[list[int], Spec]]:
+    @cached_property
+    def _shards(self) -> list[tuple[list[int], str]]:
+        """(samples, their digest) of each job. Of its own alone: others may be mended before a stopped run goes on."""
+        shards = self.setting.shards()
+        return [(members, samples_digest([self.setting.samples[index] for index in members])) for members in shards]
+
+    def _results(self, kind: str, **more: object) -> list[tuple[list[int], Record]]:
         setting = self.setting
         data = {
             "file": [str(file.resolve()) for file in setting.files],
@@ -290,7 +295,7 @@ class Scorer:
             "images": None if setting.images is None else str(setting.images.resolve()),
             "limit": setting.limit,
         }
-        common: Spec = {
+        common: Record = {
             "version": 1, "kind": kind, "model": str(setting.checkpoint.path.resolve()),
             "model_digest": self.model_digest, "side": self._side, "metric": setting.chosen.name, "task": setting.task,
             "scoring": setting.how, "tokens": setting.tokens, "full": list(setting.full),
@@ -298,12 +303,8 @@ class Scorer:
             "references": setting.references(), "tokens_per_call": setting.tokens_per_call,
             "live_bytes": STREAMED_BYTES if setting.streamed else LIVE_BYTES, **more,
         }  # fmt: skip
-        shards = setting.shards()
-        specs = []
-        for members in shards:  # each with the digest of its own samples: others may be mended meanwhile
-            own = samples_digest([setting.samples[index] for index in members])
-            specs.append(common | {"samples": members, "data": data | {"digest": own}})
-        mean = len(setting.samples) / len(shards)
+        specs = [common | {"samples": members, "data": data | {"digest": own}} for members, own in self._shards]
+        mean = len(setting.samples) / len(specs)
         told = 0.0
 
         def advance(jobs: int) -> None:
@@ -316,7 +317,7 @@ class Scorer:
         for result in results:
             for name, value in result["report"].items():
                 self.report[name] = self.report.get(name, 0) + value
-        return list(zip(shards, results, strict=True))
+        return [(members, result) for (members, _), result in zip(self._shards, results, strict=True)]
 
     def _made(self, values: np.ndarray, groups: np.ndarray | None, baseline: float | None) -> Scores:
         """values [blocks, items]: their means are the scores; groups [items]: items that share a picture."""
@@ -341,7 +342,7 @@ class Scorer:
             }
             if chosen.name == "accuracy":
                 notes |= {"scoring": setting.how, "task": setting.task if setting.how == "generate" else setting.how}
-        elif chosen.name in ("block_influence", "activation", "attention", "router_mass"):
+        elif chosen.vision_weighted:
             notes["vision_weight"] = setting.vision_weight
         return Scores(
             values=dict(enumerate(mean)),

@@ -13,7 +13,6 @@ from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from importance.atomic import write_atomically
 from transform.checkpoint import Checkpoint
@@ -51,7 +50,7 @@ class Scores:
     model_digest: str | None = None
     data_digest: str | None = None
     source: str = "scores"
-    notes: Mapping[str, Any] = field(default_factory=dict)
+    notes: Record = field(default_factory=dict)
 
     @property
     def importance(self) -> dict[int, float]:
@@ -120,9 +119,7 @@ def write_scores(scores: Scores, path: Path, force: bool = False) -> None:
     write_object(content, path, lambda raw: parse_scores(raw, path.name, max(scores.values, default=0) + 1), force)
 
 
-def write_object(
-    content: Mapping[str, Any], path: Path, check: Callable[[Record], object], force: bool = False
-) -> None:
+def write_object(content: Record, path: Path, check: Callable[[Record], object], force: bool = False) -> None:
     """Write a JSON object that a reader accepts: `check` gets it as a reader would and raises what it refuses."""
     try:
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -177,7 +174,7 @@ def read_object(source: str | Path) -> Record:
     return found
 
 
-def parse_scores(raw: Mapping[str, Any], source: str, layers: int) -> Scores:
+def parse_scores(raw: Record, source: str, layers: int) -> Scores:
     """Scores from a parsed file of any accepted form."""
     if "sets" in raw:
         raise ScoresError(
@@ -202,7 +199,7 @@ _KNOWN = {"schema", "metric", "unit", "higher_means", "baseline", "samples", "mo
 _DIRECTIONS = {MORE: MORE, "more_important": MORE, "keep": MORE, LESS: LESS, "less_important": LESS, "drop": LESS}
 
 
-def _canonical(raw: Mapping[str, Any], source: str, layers: int) -> Scores:
+def _canonical(raw: Record, source: str, layers: int) -> Scores:
     if type(raw.get("schema")) is not int or raw["schema"] != 1:
         raise ScoresError(f"{source}: schema must be 1, got {raw.get('schema')!r}. {_FORMS}")
     blocks = raw.get("blocks")

@@ -7,7 +7,6 @@ transformers' eager attention, so models that the engine knows differ by exactly
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +45,7 @@ def insist_on_agreement(blocks: Blocks, chunk: Chunk, ks: Iterable[int], remembe
             blocks.agreed.add(_K)
 
 
-def _sequence(chunk: Chunk, decoder: Any) -> Tensor:
+def _sequence(chunk: Chunk, decoder: nn.Module) -> Tensor:
     """[1, n, d]: the longest plain sequence of the chunk's first row, cut or repeated to LENGTH tokens."""
     seen = chunk.allowed[0].sum(-1).masked_fill(chunk.modality[0] == PADDING, -1)
     hidden = chunk.hidden[:1, chunk.allowed[0, int(seen.argmax())]]
@@ -88,7 +87,7 @@ def _k_is_heard(blocks: Blocks, hidden: Tensor, count: int, ks: set[int]) -> boo
     places = _places(blocks, hidden)
     for index in range(count):
         with blocks.block(index) as block:
-            routers: list[Any] = [router for router, _ in find_routers(block)]
+            routers = [router for router, _ in find_routers(block)]
             own = routers[0].top_k if routers else 0
             other = min(ks - {own}, default=None)
             if not routers or other is None:
@@ -117,7 +116,7 @@ def _eager(blocks: Blocks) -> Iterator[None]:
     """Inside, attention is transformers' eager one: others round differently with and without an explicit mask."""
     with blocks.block(0) as block:
         modules: list[nn.Module] = [*find_decoder(blocks.model).modules(), *block.modules()]
-    found: list[Any] = [module.config for module in modules if hasattr(module, "config")]
+    found = [module.config for module in modules if hasattr(module, "config")]
     configs = {id(config): config for config in found if hasattr(config, "_attn_implementation")}
     before = [(config, config._attn_implementation) for config in configs.values()]
     try:

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from importance.scores import Scores, parse_scores, write_object
 from transform.errors import KnobError, ScoresError
@@ -33,9 +32,9 @@ class BlockSets:
     noise: str = ""
     model_digest: str | None = None
     scores: Scores | None = None
-    notes: Mapping[str, Any] = field(default_factory=dict)
+    notes: Record = field(default_factory=dict)
 
-    def kept(self, blocks: int) -> tuple[int, ...]:
+    def keep_blocks(self, blocks: int) -> tuple[int, ...]:
         """The blocks that stay when `blocks` are left."""
         if blocks == self.layers:
             return tuple(range(self.layers))
@@ -62,7 +61,7 @@ class BlockSets:
         }
 
 
-def parse_sets(raw: Mapping[str, Any], source: str, layers: int) -> BlockSets:
+def parse_sets(raw: Record, source: str, layers: int) -> BlockSets:
     """Sets from a parsed file or preset, for a model of `layers` blocks."""
     if raw.get("schema", 1) != 1 or type(raw.get("schema", 1)) is not int:
         raise ScoresError(f"{source}: schema must be 1, got {raw['schema']!r}. {_FORM}")
@@ -88,7 +87,7 @@ def parse_sets(raw: Mapping[str, Any], source: str, layers: int) -> BlockSets:
     )  # fmt: skip
 
 
-def check_layers(raw: Mapping[str, Any], source: str, layers: int) -> None:
+def check_layers(raw: Record, source: str, layers: int) -> None:
     """Refuse sets or presets that are for models of another number of blocks."""
     if type(raw.get("layers")) is not int or raw["layers"] != layers:
         raise ScoresError(
@@ -106,7 +105,7 @@ def write_sets(
     model_digest: str | None = None,
     provenance: str = "",
     noise: str = "",
-    notes: Mapping[str, Any] | None = None,
+    notes: Record | None = None,
     force: bool = False,
 ) -> BlockSets:
     """Write sets as `--scores FILE` reads them, whole or not at all; returns what was written.

@@ -5,31 +5,30 @@ Models, samples and embedded pictures stay in the process between jobs.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from torch import Tensor, nn
 
 from importance.ablation import measure, observe
 from importance.blocks import Blocks, ResidentBlocks
-from importance.chunks import Chunk
-from importance.chunks import pack as pack_chunks
+from importance.chunks import Chunk, pack_chunks
 from importance.configurations import Config
-from importance.engine import Engine
+from importance.engine import Engine, State
 from importance.evaluate import Prepared, prepare
 from importance.jobs import pack
 from importance.metrics import metric
 from importance.objectives import (
-    Choice,
     Divergence,
     Generated,
+    LikeliestChoice,
     NegativeLogLikelihood,
     Objective,
     TeacherForced,
 )
-from importance.prompts import load_processor
+from importance.prompts import Processor, load_processor
 from importance.readers.read import read_samples
 from importance.samples import Sample, SamplesError, samples_digest
 from importance.scores import model_digest
@@ -42,80 +41,76 @@ from transform.read import read_checkpoint
 from transform.strict_json import Record
 
 HELD_BYTES = 2 << 30  # of embedded pictures kept between jobs
-Spec = Record
 
 
-def run_shard(spec: Spec) -> Spec:
+def run_shard(spec: Record) -> Record:
     """The result of one job. spec["kind"]: `losses` -> {"losses": packed [configs, samples]}, `observe` -> {"values":
     packed [blocks, rows]}, `gradient` -> {"values": packed [blocks, chunks], "counts"}; with the engine's report."""
     shard = _Streamed(spec) if spec["streamed"] else _shard(spec)
     full: Config = tuple(spec["full"])
     if spec["kind"] == "losses":
-        objective = shard.objective()
+        objective = shard.objective(spec)
         engine = Engine(shard.blocks, full, spec["tokens_per_call"], spec["live_bytes"], objective.remembers)
         configs = [tuple(config) for config in spec["configs"]]
-        losses = measure(engine, shard.chunks(), configs, objective, spec["streamed"])
+        losses = measure(engine, shard.chunks(spec), configs, objective, spec["streamed"])
         return {"losses": pack(losses), "report": engine.report.as_dict()}
     found = metric(spec["metric"])
     if spec["kind"] == "gradient":
-        values, counts = found.module.taylor(shard.blocks, full, shard.chunks())
+        values, counts = found.module.taylor(shard.blocks, full, shard.chunks(spec))
         return {"values": pack(np.array(values)), "counts": counts, "report": {}}
     watcher = found.module.watcher(**spec["options"])
-    report = observe(shard.blocks, full, shard.chunks(), [watcher], spec["streamed"])
+    report = observe(shard.blocks, full, shard.chunks(spec), [watcher], spec["streamed"])
     values = [watcher.values[block] for block in sorted(watcher.values)]
     return {"values": pack(np.array(values)), "report": report.as_dict()}
 
 
 class _Shard:
-    """Samples of a spec with the model in memory."""
+    """The samples of a spec with the model in memory: what jobs on the same ones share."""
 
-    blocks: Any
+    blocks: Blocks
 
-    def __init__(self, spec: Spec) -> None:
-        self.spec = spec
+    def __init__(self, spec: Record) -> None:
         self.model = _model(spec["model"], spec["model_digest"])
         self.blocks = ResidentBlocks(self.model)
         self.samples = _samples_of(spec)
         self.prepared: Prepared = prepare(self.model, _processor(spec["model"]), self.samples, spec["tokens"])
-        self.references = self._references()
+        self.references = self._references(spec)
 
     @property
     def nbytes(self) -> int:
         """Of the embedded prefixes."""
         return sum(prefix.nbytes for _, prefix in self.prepared.prefixes())
 
-    def chunks(self) -> Any:
+    def chunks(self, spec: Record) -> Iterable[Chunk]:
         """In the order of the pictures."""
-        decoded = self.spec["max_new_tokens"] if self.spec["metric"] == "accuracy" else 1
-        apart = self.spec["kind"] != "losses"
+        decoded = spec["max_new_tokens"] if spec["metric"] == "accuracy" else 1
+        apart = spec["kind"] != "losses"
         return pack_chunks(self.model, self.prepared, self.references, new_tokens=decoded, apart=apart)
 
-    def objective(self) -> Objective:
+    def objective(self, spec: Record) -> Objective:
         """By the spec's metric, scoring and task."""
-        return objective_of(self.spec, self.samples, self.prepared, self.model, self.blocks)
+        return objective_of(spec, self.samples, self.prepared, self.model, self.blocks)
 
-    def _references(self) -> list[list[list[int]]]:
+    def _references(self, spec: Record) -> list[list[list[int]]]:
         prompts = self.prepared.prompts
-        if self.spec["references"] == "choices":
+        if spec["references"] == "choices":
             return [[prompts.answer(self.model, s, choice) for choice in s.choices] for s in self.samples]
-        if self.spec["references"] == "answers":
+        if spec["references"] == "answers":
             return [
                 [prompts.answer(self.model, s, answer) for answer in dict.fromkeys(s.answers)] for s in self.samples
             ]
-        if self.spec["references"] == "first token":
+        if spec["references"] == "first token":
             return [[] for _ in self.samples]
-        return self._own_answers()
+        return self._own_answers(tuple(spec["full"]), spec["max_new_tokens"])
 
-    def _own_answers(self) -> list[list[list[int]]]:
-        """What the full model answers, greedily, with the end token where it ends by itself."""
+    def _own_answers(self, full: Config, most: int) -> list[list[list[int]]]:
+        """What the full model answers, greedily, with the end token where it ends by itself before `most` tokens."""
         ends = self.prepared.prompts.ends(self.model)
-        most = self.spec["max_new_tokens"]
         own = Generated(self.blocks, lambda _ids, _sample: 1.0, self.model, ends, most)
-        full: Config = tuple(self.spec["full"])
         made: dict[int, tuple[int, ...]] = {}
         engine = Engine(self.blocks, full, remember=True)
 
-        def read(state: Any, logits: Any) -> None:
+        def read(state: State, logits: Tensor) -> None:
             own.read(state, logits)
             made.update(own.answers)
 
@@ -129,26 +124,36 @@ class _Shard:
 
 
 class _Streamed(_Shard):
-    """Samples of a spec with the blocks read from the checkpoint."""
+    """The samples of a spec with the blocks read from the checkpoint."""
 
-    def __init__(self, spec: Spec) -> None:
-        self.spec = spec
+    blocks: StreamedBlocks
+
+    def __init__(self, spec: Record) -> None:
         checkpoint = read_checkpoint(Path(spec["model"]))
         _same_model(checkpoint, spec["model_digest"])
         self.blocks = StreamedBlocks(checkpoint)
         self.model = self.blocks.model
         self.samples = _samples_of(spec)
-        self.prepared = prepare(self.model, _processor(spec["model"]), self.samples, spec["tokens"], hold=False)
-        self.references = self._references()
+        self.prepared = prepare(
+            self.model,
+            _processor(spec["model"]),
+            self.samples,
+            spec["tokens"],
+            hold=False,
+            max_positions=checkpoint.settings.max_positions,
+        )
+        self.references = self._references(spec)
 
-    def chunks(self) -> list[Chunk]:
+    def chunks(self, spec: Record) -> list[Chunk]:
         """All of them, after which the vision tower isn't needed any more."""
-        found = list(super().chunks())
+        found = list(super().chunks(spec))
         self.blocks.forget_inputs()
         return found
 
 
-def objective_of(spec: Spec, samples: Sequence[Sample], prepared: Prepared, model: Any, blocks: Blocks) -> Objective:
+def objective_of(
+    spec: Record, samples: Sequence[Sample], prepared: Prepared, model: nn.Module, blocks: Blocks
+) -> Objective:
     """What `metric` and `scoring` of a spec stand for."""
     if spec["metric"] == "nll":
         return NegativeLogLikelihood()
@@ -157,7 +162,7 @@ def objective_of(spec: Spec, samples: Sequence[Sample], prepared: Prepared, mode
     if spec["metric"] != "accuracy":
         raise KnobError(f"sets of blocks are measured by accuracy, nll or kl; {spec['metric']!r} scores blocks alone.")
     if spec["scoring"] == "choices":
-        return Choice(dict(enumerate(_right_choices(samples))))
+        return LikeliestChoice(dict(enumerate(_right_choices(samples))))
     if spec["scoring"] == "likelihood":
         return TeacherForced(prepared.prompts.ends(model))
     task, prompts = metric_named(spec["task"]), prepared.prompts
@@ -181,7 +186,7 @@ def _right_choices(samples: Sequence[Sample]) -> list[frozenset[int]]:
     return found
 
 
-def _samples_of(spec: Spec) -> list[Sample]:
+def _samples_of(spec: Record) -> list[Sample]:
     data = spec["data"]
     everything = _samples(tuple(data["file"]), data["annotations"], data["images"], data["limit"])
     found = [everything[index] for index in spec["samples"] if index < len(everything)]
@@ -202,7 +207,7 @@ def _samples(
 
 
 @lru_cache(maxsize=1)
-def _model(path: str, digest: str) -> Any:
+def _model(path: str, digest: str) -> nn.Module:
     _same_model(read_checkpoint(Path(path)), digest)
     return load_model(Path(path))
 
@@ -215,23 +220,22 @@ def _same_model(checkpoint: Checkpoint, digest: str) -> None:
 
 
 @lru_cache(maxsize=1)
-def _processor(path: str) -> Any:
+def _processor(path: str) -> Processor:
     return load_processor(read_checkpoint(Path(path)))
 
 
-_held: "OrderedDict[str, _Shard]" = OrderedDict()
+_HELD: "OrderedDict[str, _Shard]" = OrderedDict()  # of this process, the one used last at the end
 
 
-def _shard(spec: Spec) -> _Shard:
-    """From the last jobs on the same samples, if it is still there."""
+def _shard(spec: Record) -> _Shard:
+    """From the last jobs on the same samples, if it is still there. All that a shard depends on is in its key."""
     names = ("model", "model_digest", "side", "data", "samples", "tokens", "references", "full", "max_new_tokens")
     key = repr([spec[name] for name in names])
-    if key in _held:
-        _held.move_to_end(key)
-        _held[key].spec = spec
-        return _held[key]
+    if key in _HELD:
+        _HELD.move_to_end(key)
+        return _HELD[key]
     made = _Shard(spec)
-    _held[key] = made
-    if len(_held) > 1 and sum(shard.nbytes for shard in _held.values()) > HELD_BYTES:
-        _held.popitem()  # the newest: searches go through all shards again and again, so the first ones stay
+    _HELD[key] = made
+    if len(_HELD) > 1 and sum(shard.nbytes for shard in _HELD.values()) > HELD_BYTES:
+        _HELD.popitem()  # the newest: searches go through all shards again and again, so the first ones stay
     return made

@@ -4,16 +4,15 @@ Legend: n items scored, m settings (such as one block left out each), G groups o
 the questions of one picture: they err together, so that n of them tell less than n independent ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from transform.arrays import Array
 from transform.errors import ScoresError
 
-Array = NDArray[np.float64]
 CONSISTENT, ACCEPTABLE, INVESTIGATE = "consistent", "acceptable", "investigate"
 _CELLS = 1 << 22  # of the largest temporary array: 32 MiB
 _COLUMNS = 256  # settings at once
@@ -29,7 +28,7 @@ class PairedDrop:
     groups: int
 
 
-def paired_drop(full: ArrayLike, ablated: ArrayLike, groups: Sequence[Any] | None = None) -> PairedDrop:
+def paired_drop(full: ArrayLike, ablated: ArrayLike, groups: Sequence[Hashable] | None = None) -> PairedDrop:
     """full: [n], ablated: [m, n] or [n], of the same items in the same order. Mean of full - ablated and its stderr.
 
     stderr = s / sqrt(n), s the sample deviation (n - 1) of the differences: what all settings share cancels.
@@ -52,7 +51,7 @@ def paired_drop(full: ArrayLike, ablated: ArrayLike, groups: Sequence[Any] | Non
 
 def bootstrap_interval(
     values: ArrayLike,
-    groups: Sequence[Any] | None = None,
+    groups: Sequence[Hashable] | None = None,
     resamples: int = 2000,
     level: float = 0.95,
     seed: int = 0,
@@ -135,13 +134,13 @@ def _matrix(values: ArrayLike, name: str) -> Array:
     return table
 
 
-def _labels(groups: Sequence[Any] | None, items: int) -> tuple[NDArray[np.intp], int]:
+def _labels(groups: Sequence[Hashable] | None, items: int) -> tuple[NDArray[np.intp], int]:
     """([n] group numbers, G). Labels may be anything that can be a key."""
     if groups is None:
         return np.arange(items), items
     if len(groups) != items:
         raise ScoresError(f"each item has one group: {items} items, {len(groups)} groups. Give a label per item.")
-    numbers: dict[Any, int] = {}
+    numbers: dict[Hashable, int] = {}
     labels = np.array([numbers.setdefault(label, len(numbers)) for label in groups], dtype=np.intp)
     if len(numbers) < 2:
         raise ScoresError(f"an error between groups needs at least 2 of them, {items} items are in 1. Use more groups.")

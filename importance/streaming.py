@@ -7,7 +7,6 @@ float32, the output head and the activations. Reads are counted; nothing is mapp
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,8 +75,8 @@ class StreamedBlocks:
 
     def forget_inputs(self) -> None:
         """Release the vision tower and the embedding tables, once everything is embedded."""
-        inner: Any = getattr(self.model, "model", None)
-        if getattr(inner, "vision_backbone", None) is not None:
+        inner = getattr(self.model, "model", None)
+        if inner is not None and getattr(inner, "vision_backbone", None) is not None:
             inner.vision_backbone = None
         find_decoder(self.model).embed_tokens = None
 
@@ -122,7 +121,7 @@ class StreamedBlocks:
         target.copy_(torch.frombuffer(raw, dtype=TORCH_DTYPES[tensor.stored]).view(tensor.shape))
 
 
-def _without_blocks(checkpoint: Checkpoint) -> tuple[Any, int]:
+def _without_blocks(checkpoint: Checkpoint) -> tuple[nn.Module, int]:
     """(the model of a checkpoint with 0 blocks, bytes of its tensors)."""
     architecture = checkpoint.architecture
     prefix = architecture.block.partition("{i}")[0]
@@ -132,8 +131,6 @@ def _without_blocks(checkpoint: Checkpoint) -> tuple[Any, int]:
             config[key] = []
     tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith(prefix)}
     model, _ = load_view(replace(checkpoint, config=config, tensors=tensors))
-    for key in (architecture.depth_key, architecture.top_k_key):
-        setattr(model.config, key, checkpoint.config[key])  # whoever asks the config asks about the whole model
     if (checkpoint.path / "generation_config.json").is_file():  # which says what ends an answer
         model.generation_config = GenerationConfig.from_pretrained(checkpoint.path, local_files_only=True)
     return model, sum(tensor.nbytes for tensor in tensors.values())
@@ -151,8 +148,3 @@ def _empty_block(checkpoint: Checkpoint) -> nn.Module:
         model = kind(kind.config_class.from_dict(plain_config(config)))
     block = find_decoder(model).layers[0]
     return block.to_empty(device="cpu").float().eval()
-
-
-def file_bytes(checkpoint: Checkpoint) -> int:
-    """Bytes of all tensors."""
-    return sum(tensor.nbytes for tensor in checkpoint.tensors.values())

@@ -4,12 +4,15 @@ The engine calls blocks one by one with one mask, between the embedding and the 
 than that would be scored wrong without a word, so it is refused by name. What no name tells, `self_check.py` finds.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from importance.calling import ScoringError
 from transform.runtime import find_decoder, find_routers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 INSTEAD = "Measure this model with transform.BlockMaskWrapper instead, under which it runs as it always does."
 _LISTS = ("layer_types", "layers_block_type")
@@ -27,7 +30,7 @@ _SCALES = {
 }
 
 
-def insist_on_suited(model: Any) -> None:
+def insist_on_suited(model: nn.Module) -> None:
     """Raise ScoringError for a model with windows, recurrent blocks, scaled embeddings or logits, or experts whose
     number can't be set."""
     decoder = find_decoder(model)
@@ -45,12 +48,12 @@ def insist_on_suited(model: Any) -> None:
     _refuse_hidden_experts(decoder, name)
 
 
-def _kinds(config: Any) -> set[str]:
+def _kinds(config: "PreTrainedConfig | None") -> set[str]:
     """The kinds of blocks that a config lists; empty where it lists none."""
     return {str(kind) for key in _LISTS for kind in getattr(config, key, None) or ()}
 
 
-def _refuse_kinds(config: Any, name: str) -> None:
+def _refuse_kinds(config: "PreTrainedConfig | None", name: str) -> None:
     unknown = sorted(_kinds(config) - _FULL - _WINDOWS.keys())
     if unknown:
         raise ScoringError(
@@ -59,7 +62,7 @@ def _refuse_kinds(config: Any, name: str) -> None:
         )
 
 
-def _refuse_windows(config: Any, name: str) -> None:
+def _refuse_windows(config: "PreTrainedConfig | None", name: str) -> None:
     """A window counts where a block has one and a sequence can be longer."""
     kinds = _kinds(config)
     longest = getattr(config, "max_position_embeddings", None)
@@ -73,7 +76,7 @@ def _refuse_windows(config: Any, name: str) -> None:
             )
 
 
-def _refuse_scales(config: Any, name: str) -> None:
+def _refuse_scales(config: "PreTrainedConfig | None", name: str) -> None:
     found = {key: getattr(config, key, None) for key in _SCALES}
     wrong = [f"{key} {value}" for key, value in found.items() if value is not None and value != _SCALES[key]]
     if wrong:
@@ -83,7 +86,7 @@ def _refuse_scales(config: Any, name: str) -> None:
         )
 
 
-def _refuse_hidden_experts(decoder: Any, name: str) -> None:
+def _refuse_hidden_experts(decoder: nn.Module, name: str) -> None:
     for index, block in enumerate(decoder.layers):
         routed = any(isinstance(getattr(module, "experts", None), nn.Module) for module in block.modules())
         if routed and not find_routers(block):

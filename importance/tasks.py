@@ -18,7 +18,7 @@ from transform.errors import KnobError
 
 __all__ = [
     "METRICS",
-    "Metric",
+    "Grade",
     "TaskMetric",
     "anls",
     "check_samples",
@@ -33,7 +33,7 @@ __all__ = [
     "wilson",
 ]
 
-Metric = Callable[[str, Sample], float]
+Grade = Callable[[str, Sample], float]  # (answer, sample) -> how right it is, 0 to 1
 Z95 = 1.959963984540054
 
 
@@ -75,7 +75,7 @@ def metric_named(name: str) -> TaskMetric:
     return METRICS[name]
 
 
-def check_samples(samples: Sequence[Sample], metric: Metric) -> None:
+def check_samples(samples: Sequence[Sample], metric: Grade) -> None:
     """Refuse samples that can't be scored, before a model runs; raises SamplesError with counts.
 
     Every sample must have answers. A `TaskMetric` may ask for more: answers of several annotators, or choices.

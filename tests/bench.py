@@ -1,7 +1,7 @@
 """`make bench`: the bars of the README, measured on this machine, as ratios against a baseline in the same run.
 
 Interleaved runs, medians, peak memory of the whole process (the kernel's own maximum of the resident set).
-Writes docs/bench.json; `--quick` uses a smaller checkpoint and leaves the file alone.
+Writes docs/bench.json and its page; `--quick` uses a smaller checkpoint and leaves them alone.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from tests.bench_family import bars as family_bars
 from tests.bench_full_size import bars as full_size_bars
 from tests.bench_onnx import bars as onnx_bars
 from tests.bench_opening import bars as opening_bars
+from tests.bench_page import FIGURES, PAGE, render
 from tests.bench_scoring import bars as scoring_bars
 from tests.full_size import measure_emission, released_config, write_sparse_molmoe
 
@@ -171,22 +172,6 @@ def bench_graphs(work: Path) -> dict[str, Any]:
     }
 
 
-def render(results: dict[str, Any]) -> str:
-    """The same figures for people."""
-    lines = [
-        "# What was measured",
-        "",
-        f"`make bench` on {results['machine']}. Medians of {RUNS} interleaved runs, fsync on both sides, peak memory",
-        "of the whole process. The same numbers are in `bench.json`.",
-        "",
-    ]
-    for name, found in results.items():
-        if name != "machine":
-            lines += [f"## {name.replace('_', ' ')}", "", "| | |", "|---|---|"]
-            lines += [f"| {key.replace('_', ' ')} | {value} |" for key, value in found.items()] + [""]
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Run every bar and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -211,8 +196,7 @@ def main() -> None:
     if unknown:
         raise SystemExit(f"bars are {', '.join(name for name, _ in bars)}; got {', '.join(sorted(unknown))}.")
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-    published = ROOT / "docs" / "bench.json"
-    results: dict[str, Any] = (json.loads(published.read_text()) if options.only else {}) | {"machine": machine}
+    results: dict[str, Any] = (json.loads(FIGURES.read_text()) if options.only else {}) | {"machine": machine}
     try:
         for name, bar in bars:
             if options.only and name not in options.only:
@@ -223,8 +207,8 @@ def main() -> None:
         shutil.rmtree(work, ignore_errors=True)
     print(json.dumps(results, indent=2))
     if not options.quick:
-        published.write_text(json.dumps(results, indent=2) + "\n")
-        (ROOT / "docs" / "bench.md").write_text(render(results))
+        FIGURES.write_text(json.dumps(results, indent=2) + "\n")
+        PAGE.write_text(render(results))
 
 
 if __name__ == "__main__":

@@ -20,11 +20,11 @@ MEASURE = """
 import json, re, sys, time
 from pathlib import Path
 start = time.perf_counter()
-from export.family import plan_family, write_members
-from export.genai import write_genai_config
-from export.graph import emit_graphs
-from export.io_spec import write_io
-from transform.checkpoint import read_checkpoint
+from export.family.family import plan_family, write_members
+from export.files.genai import write_genai_config
+from export.graph.emit import emit_graphs
+from export.files.io_spec import write_io
+from transform.read import read_checkpoint
 directory, grid, scores = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 checkpoint = read_checkpoint(directory)
 base, members = plan_family(checkpoint, grid, scores=scores)
@@ -44,7 +44,7 @@ print(json.dumps({
 
 
 def bench_family(work: Path, runs: int) -> dict[str, Any]:
-    """The lattice of the issue over the full-size layout in bfloat16, blocks chosen by made-up scores."""
+    """25 settings over the full-size layout in bfloat16, blocks chosen by made-up scores."""
     directory = write_sparse_molmoe(work / "family", released_config(ROOT / "tests" / "fixtures" / "molmo"), "BF16")
     scores = work / "family-scores.json"
     scores.write_text(json.dumps({str(i): (i * 7 % 16) / 16 for i in range(16)}))

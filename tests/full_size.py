@@ -55,10 +55,10 @@ MEASURE = """
 import json, re, sys, time
 from pathlib import Path
 start = time.perf_counter()
-from export.genai import write_genai_config
-from export.graph import emit_graphs
-from export.io_spec import write_io
-from transform.checkpoint import read_checkpoint
+from export.files.genai import write_genai_config
+from export.graph.emit import emit_graphs
+from export.files.io_spec import write_io
+from transform.read import read_checkpoint
 imported = time.perf_counter()
 directory = Path(sys.argv[1])
 checkpoint = read_checkpoint(directory)

@@ -44,14 +44,26 @@ def imports(module: str, at_import: bool = False) -> frozenset[str]:
     return frozenset(name for name in named(module, at_import) if name in modules() and name != module)
 
 
-def reached(starts: Iterable[str], at_import: bool = False) -> dict[str, str]:
-    """Every own module that is reached from some -> the one it was reached from."""
-    waiting = {start: start for start in starts}
-    found: dict[str, str] = {}
+def packages_of(module: str) -> set[str]:
+    """`a.b.c` -> a, a.b: Python runs their `__init__` first."""
+    parts = module.split(".")
+    return {".".join(parts[:n]) for n in range(1, len(parts))} & modules().keys()
+
+
+def reached(starts: Iterable[str], at_import: bool = False) -> dict[str, tuple[str, frozenset[str]]]:
+    """Every own module that is reached from some -> the one it was reached from, and all that it names.
+
+    Of packages that are only passed through on the way to a module, `__init__` counts as it is imported.
+    """
+    found: dict[str, tuple[str, frozenset[str]]] = {}
+    waiting = [(start, start, at_import) for start in starts]
     while waiting:
-        module, by = waiting.popitem()
-        found[module] = by
-        waiting |= {name: module for name in imports(module, at_import) if name not in found}
+        module, by, shallow = waiting.pop()
+        if module in found and (shallow or found[module][1] == named(module, at_import)):
+            continue
+        found[module] = by, named(module, shallow)
+        waiting += [(name, module, at_import) for name in imports(module, shallow)]
+        waiting += [(name, module, True) for name in packages_of(module)]
     return found
 
 

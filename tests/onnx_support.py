@@ -10,7 +10,7 @@ import onnxruntime
 
 from export.files.genai import write_genai_config
 from export.files.io_spec import write_io
-from export.graph import emit_graphs
+from export.graph.emit import emit_graphs
 from export.numpy_run import NumpySession
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint

@@ -16,8 +16,8 @@ import torch
 
 from export.bench.engine_torch import Engine as Contestant
 from export.bench.workload import Workload
-from export.probe import text_probe
-from export.verify import run_text
+from export.gate.probe import text_probe
+from export.gate.compare import run_text
 from importance.batch import answer_batch, prefill
 from importance.blocks import ResidentBlocks
 from importance.chunks import from_batch

@@ -18,7 +18,7 @@ from importance.configurations import (
     block_evaluations,
     dropped,
     free_blocks,
-    kept,
+    keep_blocks,
     measured,
     naive_block_evaluations,
     subsets_cost,
@@ -42,7 +42,7 @@ def test_dropping_and_reading_back() -> None:
     assert without((8, 8, 4), [1]) == (8, 0, 4)
     assert without((8, 0, 4), ()) == (8, 0, 4)
     assert without((8, 0, 4), iter((1, 2))) == (8, 0, 0)
-    assert (dropped((8, 0, 4, 0)), kept((8, 0, 4, 0))) == ((1, 3), (0, 2))
+    assert (dropped((8, 0, 4, 0)), keep_blocks((8, 0, 4, 0))) == ((1, 3), (0, 2))
     with pytest.raises(KnobError, match=r"0 to 2 \(the model has 3 blocks\), got -1, 3\. Correct"):
         without((8, 8, 4), [3, 0, -1])
 

@@ -12,17 +12,18 @@ from torch import Tensor
 from importance.ablation import measure, single_ablations
 from importance.blocks import ResidentBlocks
 from importance.calling import ScoringError, additive
-from importance.chunks import Chunk, from_batch, pack
+from importance.chunks import Chunk, from_batch, pack_chunks
 from importance.configurations import Config, block_evaluations, without
 from importance.engine import Engine, State, _bytes, full_config
 from importance.evaluate import evaluate, prepare
 from importance.objectives import Divergence, Generated, NegativeLogLikelihood, Objective, TeacherForced
 from importance.prompts import load_processor
 from importance.samples import Sample, SamplesError
-from importance.streaming import StreamedBlocks, file_bytes
+from importance.streaming import StreamedBlocks
 from importance.tasks import METRICS
 from transform.load import load_model
 from transform.packed import write_packed
+from transform.plan import weight_bytes
 from transform.read import read_checkpoint
 from transform.runtime import BlockMaskWrapper, find_decoder, moe_top_k
 from transform.source import DEFAULT
@@ -195,7 +196,7 @@ def test_generated_answers_are_those_of_evaluate(nano: Any, prepared: Any) -> No
         for config in state.configs:
             answers.update({(config, sample): prompts.text(ids) for sample, ids in objective.answers.items()})
 
-    engine.run(pack(nano, prepared, references(nano, prepared)), SOME, read)
+    engine.run(pack_chunks(nano, prepared, references(nano, prepared)), SOME, read)
     for n, config in enumerate(SOME):
         k = max(config)
         with moe_top_k(nano, k), BlockMaskWrapper(nano, [entry > 0 for entry in config]):
@@ -205,7 +206,7 @@ def test_generated_answers_are_those_of_evaluate(nano: Any, prepared: Any) -> No
 
 def test_likelihoods_are_those_of_each_answer_alone(nano: Any, prepared: Any) -> None:
     """Packed behind one picture, hidden from each other: the same as one sequence per answer."""
-    chunks = list(pack(nano, prepared, references(nano, prepared)))
+    chunks = list(pack_chunks(nano, prepared, references(nano, prepared)))
     losses = measure(engine_of(nano), chunks, SOME, NegativeLogLikelihood())
     exact = measure(engine_of(nano), chunks, SOME, TeacherForced(prepared.prompts.ends(nano)))
     prefixes = {index: prefix for group, prefix in prepared.prefixes() for index, _ in group.questions}
@@ -227,7 +228,7 @@ def test_likelihoods_are_those_of_each_answer_alone(nano: Any, prepared: Any) ->
 
 
 def test_divergence_from_itself_is_zero_and_of_a_poorer_model_above(nano: Any, prepared: Any) -> None:
-    chunks = pack(nano, prepared, references(nano, prepared))
+    chunks = pack_chunks(nano, prepared, references(nano, prepared))
     losses = measure(engine_of(nano), chunks, SOME, Divergence())
     assert (losses[0] == 0).all()
     assert (losses[1:] > 0).all()
@@ -256,7 +257,7 @@ def test_streamed_blocks_give_the_same_and_are_read_once(
     blocks = StreamedBlocks(checkpoint)
     engine = Engine(blocks, full)
     engine.run(chunks, configs, lambda _state, _logits: None, together=True)
-    assert engine.report.bytes_read == file_bytes(checkpoint)
+    assert engine.report.bytes_read == weight_bytes(checkpoint)
 
 
 def test_more_chunks_than_memory_take_more_passes(olmoe: Path, batch: dict[str, Tensor]) -> None:
@@ -266,7 +267,7 @@ def test_more_chunks_than_memory_take_more_passes(olmoe: Path, batch: dict[str, 
     once = blocks.bytes_read
     engine = Engine(blocks, FULL, live_bytes=1)
     engine.run([chunk, chunk, chunk], [FULL], lambda _state, _logits: None, together=True)
-    assert engine.report.bytes_read == once + 3 * (file_bytes(checkpoint) - once)
+    assert engine.report.bytes_read == once + 3 * (weight_bytes(checkpoint) - once)
 
 
 def test_objectives_count_every_sample_once(model: Any, batch: dict[str, Tensor]) -> None:

@@ -34,7 +34,8 @@ from importance.chunks import Chunk, from_batch
 from importance.configurations import Config
 from importance.engine import Engine, State, extend, full_config
 from importance.metrics.gradient import compute_gradient_importance
-from importance.streaming import StreamedBlocks, file_bytes
+from importance.streaming import StreamedBlocks
+from transform.plan import weight_bytes
 from transform.read import read_checkpoint
 from transform.runtime import BlockMaskWrapper, find_decoder, moe_top_k
 
@@ -224,7 +225,7 @@ def test_streamed_blocks_are_compared_on_their_first_block(olmoe: Path) -> None:
     chunk = chunk_of(blocks.model, tokens())
     engine = Engine(blocks, full)
     engine.run([chunk], [full], lambda _state, _logits: None)
-    assert engine.report.bytes_read == file_bytes(checkpoint)
+    assert engine.report.bytes_read == weight_bytes(checkpoint)
     assert len(find_decoder(blocks.model).layers) == 0
     wrong = StreamedBlocks(checkpoint)
     scaled_embedding(wrong.model)

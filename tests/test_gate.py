@@ -240,7 +240,7 @@ def test_the_probes_tell_the_tables_and_the_masks_apart(made: Made) -> None:
 
 def test_an_export_is_refused_when_its_graph_is_wrong(molmo: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """The same through the whole export; nothing stays."""
-    monkeypatch.setattr("export.graph.text_graph", lambda c, form: text_graph(set_top_k(c, 1), form))
+    monkeypatch.setattr("export.graph.emit.text_graph", lambda c, form: text_graph(set_top_k(c, 1), form))
     plan = make_plan(read_checkpoint(molmo), Knobs(3, (0, 2), 432, form="int4"))
     with pytest.raises(VerificationError, match="agree with PyTorch"):
         export_variant(plan, tmp_path / "v")

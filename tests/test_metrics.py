@@ -15,7 +15,8 @@ from importance.ablation import observe
 from importance.blocks import ResidentBlocks
 from importance.chunks import TEXT, VISION, Chunk, from_batch
 from importance.engine import full_config
-from importance.metrics import METRICS, metric
+from importance.metrics import METRICS, Metric, metric
+from importance.metrics._stream import Stream
 from importance.metrics.accuracy import compute_accuracy_drop_importance, compute_importance
 from importance.metrics.activation import compute_activation_importance
 from importance.metrics.angular import Angular, compute_angular_importance
@@ -302,6 +303,12 @@ def test_every_metric_is_complete(found: Any) -> None:
     assert found.reference and found.unit and found.title
     assert found.kind == "ablation" or hasattr(found.module, "watcher" if found.kind == "observation" else "taylor")
     assert found.reference in (found.module.__doc__ or "") or not found.reference.startswith("arXiv")
+
+
+@pytest.mark.parametrize("found", METRICS, ids=lambda found: found.name)
+def test_vision_weighted_metrics_are_those_that_take_a_weight(found: Metric) -> None:
+    watcher = getattr(found.module, "watcher", None)
+    assert found.vision_weighted == (watcher is not None and issubclass(watcher, Stream))
 
 
 def test_an_unknown_metric_names_the_known_ones() -> None:

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from transformers import OlmoeConfig, OlmoeForCausalLM
 from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
 
-from export.graph import emit_graphs
+from export.graph.emit import emit_graphs
 from export.numpy_run import NumpySession
 from tests.conftest import write_raw
 from tests.onnx_support import FIXTURES, session, step, write_variant

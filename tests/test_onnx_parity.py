@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch_file
 from safetensors.torch import save_file as save_torch_file
 
-from export.graph import emit_graphs
+from export.graph.emit import emit_graphs
 from tests.molmo_parity import formula_crops, model_inputs
 from tests.onnx_support import FIXTURES, empty_cache, greedy, session, step, write_variant
 from transform.arrays import Array

@@ -78,7 +78,7 @@ def test_the_cuda_form_says_what_was_not_run(settings: Settings) -> None:
 
 def test_no_torch_is_imported() -> None:
     code = (
-        "import sys; from transform.checkpoint import read_checkpoint; from pathlib import Path;"
+        "import sys; from transform.read import read_checkpoint; from pathlib import Path;"
         "from export.gate.op_checks import check_operators;"
         "check_operators('int4', read_checkpoint(Path('artifacts/molmoe-nano')).settings);"
         "assert 'torch' not in sys.modules"

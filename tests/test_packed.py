@@ -28,7 +28,7 @@ from transform.errors import CheckpointError, WriteError
 from transform.load import load_model, load_view, load_with_report
 from transform.packed import dequantise, fake_quantised, write_packed
 from transform.packed_layout import FILES, packed_bytes
-from transform.packing import pack, unpack
+from transform.packing import decode, encode
 from transform.plan import parameters, weight_bytes
 from transform.read import read_checkpoint
 from transform.top_k import set_top_k
@@ -61,8 +61,8 @@ def test_every_code_is_the_nearest(bits: int, dtype: str, seed: int, exponent: i
     rng = np.random.default_rng(seed)
     values = (rng.standard_normal((3, columns)) * 2.0**exponent).astype(np.float32)
     values[rng.random(values.shape) < 0.2] = 0
-    codes, scales = pack(values, bits, 16, dtype, "w")
-    restored = unpack(codes, scales, bits, columns)
+    codes, scales = encode(values, bits, 16, dtype, "w")
+    restored = decode(codes, scales, bits, columns)
     scale = np.repeat(scales.astype(np.float64), 16, axis=1)[:, :columns]
     error = np.abs(restored.astype(np.float64) - values)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -73,35 +73,35 @@ def test_every_code_is_the_nearest(bits: int, dtype: str, seed: int, exponent: i
 
 def test_low_bits_come_first_and_all_codes_are_used() -> None:
     values = np.arange(-8, 8, dtype=np.float32)[None] * 3
-    codes, scales = pack(values, 4, 16, "<f4", "w")
+    codes, scales = encode(values, 4, 16, "<f4", "w")
     assert codes.tobytes() == bytes.fromhex("1032547698badcfe")
     assert scales.tolist() == [[3.0]]
-    flipped, scales = pack(-values, 4, 16, "<f4", "w")
+    flipped, scales = encode(-values, 4, 16, "<f4", "w")
     assert (flipped.tobytes(), scales.tolist()) == (codes.tobytes(), [[-3.0]])
 
 
 @pytest.mark.parametrize(("bits", "zero"), [(4, 0x88), (8, 0x80)])
 def test_blocks_of_zeros_and_padding_are_zeros(bits: int, zero: int) -> None:
-    codes, scales = pack(np.zeros((2, 40), np.float32), bits, 32, "<f2", "w")
+    codes, scales = encode(np.zeros((2, 40), np.float32), bits, 32, "<f2", "w")
     assert (codes == zero).all() and (scales == 0).all()
     assert codes.shape == (2, 2, 32 * bits // 8)
-    ones, _ = pack(np.ones((2, 40), np.float32), bits, 32, "<f2", "w")
+    ones, _ = encode(np.ones((2, 40), np.float32), bits, 32, "<f2", "w")
     assert (ones[:, 1, 8 * bits // 8 :] == zero).all()
 
 
 def test_the_smallest_values_are_not_lost_to_the_scales_type() -> None:
     """2^-25 / 8 is below float16: the smallest scale there is stands in, and the value is kept to half of it."""
     values = np.full((1, 16), 2.0**-22, np.float32)
-    codes, scales = pack(values, 4, 16, "<f2", "w")
+    codes, scales = encode(values, 4, 16, "<f2", "w")
     assert np.abs(scales) == np.float16(2.0**-24)
-    assert np.array_equal(unpack(codes, scales, 4, 16), values)
+    assert np.array_equal(decode(codes, scales, 4, 16), values)
 
 
 def test_values_beyond_the_scales_type_are_refused() -> None:
     with pytest.raises(CheckpointError, match=r"w: its 4-bit blocks have float16 scales, .* up to 524032; .* 1e\+06"):
-        pack(np.full((1, 16), 1e6, np.float32), 4, 16, "<f2", "w")
-    pack(np.full((1, 16), 1e6, np.float32), 8, 16, "<f2", "w")
-    pack(np.full((1, 16), 3e38, np.float32), 4, 16, "<f4", "w")
+        encode(np.full((1, 16), 1e6, np.float32), 4, 16, "<f2", "w")
+    encode(np.full((1, 16), 1e6, np.float32), 8, 16, "<f2", "w")
+    encode(np.full((1, 16), 3e38, np.float32), 4, 16, "<f4", "w")
 
 
 # The file
@@ -146,7 +146,7 @@ def test_experts_alternate_gate_and_up(molmo: Path, tmp_path: Path, bits: int) -
     assert codes.shape == (8, 64, 64 * bits // 8) and scales.shape == (8, 64, 2) and scales.dtype == np.float16
     for turn, part in enumerate(("gate", "up")):
         name = source.name(f"expert.{part}", 2, 5)
-        ours = unpack(codes[5, turn::2], scales[5, turn::2], bits, 64)
+        ours = decode(codes[5, turn::2], scales[5, turn::2], bits, 64)
         assert np.array_equal(ours, dequantise(written.tensors[name]))
         assert np.abs(ours - floats[name]).max() <= np.abs(scales[5]).max()
     pack_of = [written.tensor(f"expert.{part}", 2, e).pack for part in ("gate", "up") for e in range(8)]
@@ -263,9 +263,9 @@ def test_matmulnbits_reads_the_files_matrices(molmo: Path, tmp_path: Path, bits:
 def test_matmulnbits_reads_padded_blocks(bits: int, columns: int, block: int) -> None:
     rng = np.random.default_rng(1)
     x, values = (rng.standard_normal((n, columns)).astype(np.float32) for n in (3, 24))
-    codes, scales = pack(values, bits, block, "<f4", "w")
+    codes, scales = encode(values, bits, block, "<f4", "w")
     ours = multiply(x, codes, scales, bits, columns, block)
-    assert relative(ours, x @ unpack(codes, scales, bits, columns).T) <= 1e-5
+    assert relative(ours, x @ decode(codes, scales, bits, columns).T) <= 1e-5
 
 
 # With 8 bits the kernel rounds activations to int8 too, whatever accuracy it is asked for.
@@ -311,7 +311,7 @@ def test_four_bits_take_a_third_of_the_released_models_bytes(molmo: Path, tmp_pa
 PACK = """
 import re, sys
 from pathlib import Path
-from transform.checkpoint import read_checkpoint
+from transform.read import read_checkpoint
 from transform.packed import write_packed
 write_packed(read_checkpoint(Path(sys.argv[1])), Path(sys.argv[2]), 4)
 assert not {"torch", "onnx"} & sys.modules.keys()

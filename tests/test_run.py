@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from export.command.main import app
 from export.files.genai import write_genai_config
 from export.files.io_spec import write_io
-from export.graph import emit_graphs
+from export.graph.emit import emit_graphs
 from export.run.answer import Runner, answer
 from export.run.session import RunError
 from transform.depth import drop_blocks
@@ -265,7 +265,7 @@ def test_a_broken_tokenizer_is_named(runnable: Path, tmp_path: Path) -> None:
 
 def test_no_torch_needed(runnable: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from PIL import Image; from export.run import answer\n"
+        "import sys; from pathlib import Path; from PIL import Image; from export.run.answer import answer\n"
         f"given = answer(Path({str(runnable)!r}), Image.new('RGB', (30, 20)), 'w5', max_new_tokens=2)\n"
         "sys.exit(len(given.ids) < 1 or bool({'torch', 'transformers', 'onnx', 'safetensors'} & set(sys.modules)))"
     )

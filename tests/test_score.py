@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from importance.jobs import JobsError
 from importance.metrics import METRICS
 from importance.prompts import load_processor
 from importance.readers.read import read_samples
-from importance.samples import SamplesError
+from importance.samples import Sample, SamplesError, samples_digest
 from importance.score import Scorer, Setting
 from importance.scores import read_scores
 from transform.errors import KnobcastError, KnobError, ScoresError, WriteError
@@ -98,6 +99,23 @@ def test_the_same_scores_on_any_executor_and_from_kept_results(
     monkeypatch.setattr("importance.score.run_shard", never)
     assert Scorer(wanted, tmp_path).scores() == first
     assert all(low <= high for low, high in first.interval.values())
+
+
+def test_pictures_are_digested_once_however_often_sets_are_measured(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = Scorer(setting(data, metric="nll"), tmp_path)
+    digested: list[Sample] = []
+
+    def counted(samples: Sequence[Sample]) -> str:
+        digested.extend(samples)
+        return samples_digest(samples)
+
+    monkeypatch.setattr("importance.score.samples_digest", counted)
+    full = scorer.setting.full
+    first = scorer.measure([full])
+    assert np.allclose(scorer.measure([full, (0, *full[1:])])[0], first[0])
+    assert len(digested) == len(scorer.setting.samples)
 
 
 def test_a_failed_job_leaves_the_others_and_a_rerun_goes_on(

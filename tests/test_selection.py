@@ -1,4 +1,4 @@
-"""The selection strategies under the documentation's names, and the choice a user makes on the command line."""
+"""The selection strategies under the names that programs import, and the choice a user makes on the command line."""
 
 import json
 from collections.abc import Callable
@@ -22,6 +22,12 @@ from transform.errors import KnobError, ScoresError
 from transform.read import read_checkpoint
 
 TOY = [0.1, 0.5, 0.4, 0.9, 0.2, 0.05]
+
+
+def preset(name: str) -> Scores:
+    found = load_preset(name, 16)
+    assert isinstance(found, Scores)
+    return found
 
 
 def kept(mask: list[bool]) -> list[int]:
@@ -67,7 +73,7 @@ def test_scores_may_come_in_any_container(convert: Any) -> None:
 
 def test_fourteen_scores_of_a_sixteen_block_model() -> None:
     """The number of blocks is never inferred from a partial file: block 15 must stay, not block 13."""
-    measured = load_preset("vqa-measured", 16)
+    measured = preset("vqa-measured")
     assert kept(select_top_k_blocks(measured, 12, n_layers=16)) == [0, 1, 2, 5, 6, 8, 9, 10, 11, 13, 14, 15]
     with pytest.raises(ScoresError, match="Give n_layers"):
         select_top_k_blocks(measured, 12)
@@ -104,8 +110,9 @@ def test_scores_that_are_no_numbers(wrong: Any) -> None:
         select_top_k_blocks([0.1, 0.2, 0.3], 2, n_layers=4)
     with pytest.raises(ScoresError, match="blocks 0 to 2"):
         select_top_k_blocks({5: 0.1}, 2, n_layers=3)
+    both: Any = {"1": 0.1, 1: 0.2}
     with pytest.raises(ScoresError, match="2 keys for 1 blocks"):
-        select_top_k_blocks({"1": 0.1, 1: 0.2}, 2, n_layers=3)
+        select_top_k_blocks(both, 2, n_layers=3)
 
 
 def test_threshold_is_a_share_of_the_highest_score() -> None:
@@ -113,7 +120,7 @@ def test_threshold_is_a_share_of_the_highest_score() -> None:
     assert kept(select_by_threshold(TOY, 0.5, keep_first=False, keep_last=False)) == [1, 3]
     assert kept(select_by_threshold(TOY, 0.0)) == [0, 1, 2, 3, 4, 5]
     assert kept(select_by_threshold(TOY, 0.4, relative=False)) == [0, 1, 2, 3, 5]
-    assert len(kept(select_by_threshold(load_preset("exp3-recommended", 16), 0.1))) == 8  # as documented
+    assert len(kept(select_by_threshold(preset("exp3-recommended"), 0.1))) == 8  # as documented
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])

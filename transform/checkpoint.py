@@ -1,7 +1,7 @@
 """A checkpoint as a value: config and tensor table, read from headers. No tensor is loaded, torch isn't needed.
 
-Passes (`depth.py`, `width.py`, `dtype.py`) take a Checkpoint and return another one whose tensors may be fewer or
-have other names, but still know where their bytes lie in the source; `write.py` moves those bytes.
+Passes (`passes.py`) take a Checkpoint and return another one whose tensors may be fewer or have other names, but still
+know where their bytes lie in the source; `write.py` moves those bytes.
 """
 
 import hashlib
@@ -65,6 +65,7 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     side_files: tuple[str, ...]
     joined: bool = False  # to be written as one file in the order of `tensors`, whatever files they come from
+    passes: tuple[str, ...] = ()  # the names of those that changed it since it was read, in order
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -99,8 +100,12 @@ class Checkpoint:
             raise CheckpointError(f"tensor {name!r} ({role}) is missing. The checkpoint is incomplete.")
         return self.tensors[name]
 
-    def expected(self) -> dict[str, tuple[str, tuple[str, ...]]]:
+    def expected(self) -> Mapping[str, tuple[str, tuple[str, ...]]]:
         """Every tensor name the architecture and the config ask for -> (role, shape in symbols)."""
+        return self._expected
+
+    @cached_property
+    def _expected(self) -> Mapping[str, tuple[str, tuple[str, ...]]]:
         wanted = {}
         vision = self.count("j")
         for role, (_, shape) in self.architecture.roles.items():
@@ -164,7 +169,7 @@ def check_tensors(checkpoint: Checkpoint) -> None:
     bound = checkpoint.bound()
     for symbol, key in checkpoint.architecture.config_dims.items():
         value = lookup(checkpoint.config, key)
-        if value is not None and not (type(value) is int and value > 0 and fits(symbol, value, bound)):
+        if value is not None and not (type(value) is int and value > 0 and agrees(symbol, value, bound)):
             raise CheckpointError(
                 f"config.json: {key} does not fit the other sizes ({symbol} = {value!r}, {bound}). "
                 "Restore the original config.json."
@@ -172,7 +177,7 @@ def check_tensors(checkpoint: Checkpoint) -> None:
     for name, (_, symbols) in expected.items():
         shape = checkpoint.tensors[name].shape
         if len(shape) != len(symbols) or not all(
-            fits(symbol, size, bound) for symbol, size in zip(symbols, shape, strict=True)
+            agrees(symbol, size, bound) for symbol, size in zip(symbols, shape, strict=True)
         ):
             raise CheckpointError(
                 f"{name!r} must have the shape [{', '.join(symbols)}] with {bound}, it has {list(shape)}. "
@@ -185,7 +190,7 @@ def check_tensors(checkpoint: Checkpoint) -> None:
         )
 
 
-def fits(symbol: str, size: int, bound: dict[str, int]) -> bool:
+def agrees(symbol: str, size: int, bound: dict[str, int]) -> bool:
     """Whether a size agrees with a symbol such as `d` or `3*d`; a symbol met first is bound to it. No size is 0."""
     if size < 1:
         return False

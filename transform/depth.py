@@ -1,47 +1,87 @@
 """Drop whole decoder blocks from a checkpoint.
 
-Requires indices of existing blocks. Keeps their order, renumbers the survivors, slices every per-layer list of
-the config in the same step; never touches values. Which blocks matter is `importance/`'s to say.
+Keeps the order of the others, renumbers them, slices every per-block list of the config in the same step; never touches
+values. Which blocks matter is `importance/`'s to say.
 """
 
-import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from transform.checkpoint import Checkpoint, Tensor
-from transform.errors import CheckpointError, KnobError
+from transform.checkpoint import Checkpoint
+from transform.errors import KnobError
+from transform.passes import Changes, Pass, check_block_lists
 
 
-def drop_blocks(source: Checkpoint, keep: Sequence[int]) -> Checkpoint:
-    """The checkpoint with only the blocks `keep` (indices of the source, strictly ascending)."""
-    layers = source.settings.layers
-    if not keep or list(keep) != sorted(set(keep)) or not 0 <= keep[0] <= keep[-1] < layers:
-        raise KnobError(
-            f"the blocks kept must be distinct, ascending indices from 0 to {layers - 1}, at least one, "
-            f"got {list(keep)}."
-        )
-    architecture = source.architecture
-    prefix, _, _ = architecture.block.partition("{i}")
-    numbered = re.compile(re.escape(prefix) + r"(\d+)\.")
-    new_index = {old: new for new, old in enumerate(keep)}
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in source.tensors.items():
-        match = numbered.match(name)
-        if match is None:
-            tensors[name] = tensor
-        elif int(match[1]) in new_index:
-            renamed = f"{prefix}{new_index[int(match[1])]}.{name[match.end() :]}"
-            tensors[renamed] = tensor._replace(name=renamed)
+@dataclass(frozen=True)
+class DropBlocks(Pass):
+    """keep_blocks: the blocks that stay, by their indices in the source, strictly ascending."""
 
-    config = dict(source.config)
-    for key in (architecture.top_k_key, *architecture.per_layer_lists):
-        value = config.get(key)
-        if isinstance(value, list):
-            if len(value) != layers:
-                raise CheckpointError(
-                    f"config.json: {key} must list one value per block, it has {len(value)} for {layers} blocks. "
-                    "Restore the original config.json."
-                )
-            config[key] = [value[i] for i in keep]
-    config[architecture.depth_key] = len(keep)
-    return replace(source, config=config, tensors=tensors)
+    keep_blocks: tuple[int, ...]
+    name = "drop_blocks"
+
+    def requires(self, source: Checkpoint) -> None:
+        """Blocks that are there, each once and in order, at least one; lists of the config as long as it has blocks."""
+        keep, layers = self.keep_blocks, source.settings.layers
+        if not keep or list(keep) != sorted(set(keep)) or not 0 <= keep[0] <= keep[-1] < layers:
+            raise KnobError(
+                f"the blocks kept must be distinct, ascending indices from 0 to {layers - 1}, at least one, "
+                f"got {list(keep)}."
+            )
+        check_block_lists(source)
+
+    def run(self, source: Checkpoint) -> Checkpoint:
+        """Fewer tensors under new names, a config of fewer blocks."""
+        new_index = {old: new for new, old in enumerate(self.keep_blocks)}
+        prefix = _prefix(source)
+        tensors = {}
+        for name, tensor in source.tensors.items():
+            block, part = _numbered(name, prefix)
+            if block is None:
+                tensors[name] = tensor
+            elif block in new_index:
+                renamed = f"{prefix}{new_index[block]}.{part}"
+                tensors[renamed] = tensor._replace(name=renamed)
+        config = dict(source.config)
+        depth_key, *lists = _keys(source)
+        for key in lists:
+            value = config.get(key)
+            if isinstance(value, list):
+                config[key] = [value[i] for i in self.keep_blocks]
+        config[depth_key] = len(self.keep_blocks)
+        return replace(source, config=config, tensors=tensors)
+
+    def changes(self, source: Checkpoint) -> Changes:
+        """The number of blocks, what lists them, and the names of those behind a dropped one."""
+        top_k, prefix = source.settings.top_k, _prefix(source)
+
+        def origin(name: str) -> str:
+            block, part = _numbered(name, prefix)
+            return name if block is None else f"{prefix}{self.keep_blocks[block]}.{part}"
+
+        return Changes(tuple(top_k[i] for i in self.keep_blocks), _keys(source), origin)
+
+    def ensures(self, target: Checkpoint) -> str | None:
+        """Nothing more."""
+
+
+def drop_blocks(source: Checkpoint, keep_blocks: Sequence[int]) -> Checkpoint:
+    """The checkpoint with only the blocks `keep_blocks` (indices of the source, strictly ascending)."""
+    return DropBlocks(tuple(keep_blocks))(source)
+
+
+def _keys(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Of the config: the number of blocks, then what may have a list of them."""
+    architecture = checkpoint.architecture
+    return architecture.depth_key, architecture.top_k_key, *architecture.per_layer_lists
+
+
+def _prefix(checkpoint: Checkpoint) -> str:
+    """What the names of tensors in blocks begin with, up to the block's number."""
+    return checkpoint.architecture.block.partition("{i}")[0]
+
+
+def _numbered(name: str, prefix: str) -> tuple[int | None, str]:
+    """(block, the name behind its number); (None, name) for a tensor in no block."""
+    number, _, part = name.removeprefix(prefix).partition(".")
+    inside = name.startswith(prefix) and part and number.isascii() and number.isdigit()
+    return (int(number), part) if inside else (None, name)

@@ -5,7 +5,6 @@ processor_config.json), a variant's by its own processor_config.json.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from transform.architectures import shown
 from transform.checkpoint import Checkpoint
@@ -18,7 +17,7 @@ MOST_CROPS = 100  # trained with 12, evaluated with 36
 # Those of `molmoe/preprocessing.py`, whose arrays a plan would have to import numpy for.
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 # The only values that preprocessing computes with; what isn't there is so by default.
-_FIXED: Mapping[str, tuple[Any, ...]] = {
+_FIXED: Mapping[str, tuple[object, ...]] = {
     "do_normalize": (True,),
     "do_rescale": (True,),
     "do_resize": (True,),
@@ -47,7 +46,9 @@ def max_crops(source: Checkpoint) -> int:
     Raises CheckpointError for any setting of the image processor that preprocessing doesn't have.
     """
     stored = variant_policy(source)
-    places = [(PROCESSOR, stored)] if stored is not None else list(_stock_settings(source))
+    places: list[tuple[str, Mapping[str, object]]] = (
+        [(PROCESSOR, stored)] if stored is not None else list(_stock_settings(source))
+    )
     if stored is None:
         for file, settings in places:
             _check_fixed(file, settings)
@@ -63,7 +64,7 @@ def max_crops(source: Checkpoint) -> int:
     return STOCK_CROPS
 
 
-def _stock_settings(source: Checkpoint) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _stock_settings(source: Checkpoint) -> Iterator[tuple[str, Mapping[str, object]]]:
     for file in (PREPROCESSOR, PROCESSOR):
         if file in source.side_files:
             stored = read_json(source.path / file)
@@ -72,7 +73,7 @@ def _stock_settings(source: Checkpoint) -> Iterator[tuple[str, Mapping[str, Any]
                 yield file, stored["image_processor"]
 
 
-def _check_fixed(file: str, settings: Mapping[str, Any]) -> None:
+def _check_fixed(file: str, settings: Mapping[str, object]) -> None:
     for key, allowed in _FIXED.items():
         value = settings.get(key)
         if value is not None and not any(

@@ -10,19 +10,20 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
 from transform.arrays import Array
-from transform.checkpoint import PACKED, Checkpoint, Pack, Tensor, check_tensors, fits
+from transform.checkpoint import PACKED, Checkpoint, Pack, Tensor, agrees, check_tensors
 from transform.copying import RangeCopier, write_at
 from transform.errors import CheckpointError
 from transform.packed_layout import BLOCK, FILES, MATRICES, Stack, check_format, entries, stacks
-from transform.packing import pack, unpack
+from transform.packing import decode, encode
 from transform.progress import Progress
 from transform.safetensors_header import Entry, read_header
 from transform.side_files import copy_side_files, side_files
+from transform.strict_json import Record
 from transform.write import convert, insist_on_space, nothing, read_range, refuse_packed, rounded, write_json
 
 _KINDS = {"F32": "<f4", "F16": "<f2"}
@@ -89,8 +90,8 @@ def _fake_quantise(tensor: Tensor, bits: int, block: int, scales_kind: str) -> A
     values = np.empty(tensor.shape, np.float32)
     with ExitStack() as files:
         for at, rows in _Sources(files, nothing).rows(tensor):
-            codes, scales = pack(rows, bits, block, scales_kind, tensor.name)
-            values[at : at + len(rows)] = unpack(codes, scales, bits, rows.shape[1])
+            codes, scales = encode(rows, bits, block, scales_kind, tensor.name)
+            values[at : at + len(rows)] = decode(codes, scales, bits, rows.shape[1])
     return values
 
 
@@ -107,10 +108,10 @@ def dequantise(tensor: Tensor) -> Array:
         data = np.fromfile(part.file, np.uint8, count, offset=part.start + first * width)
         return data.reshape(-1, width)[::step].view(kind)
 
-    return unpack(taken(codes, "u1"), taken(scales, _KINDS[scales.stored]), bits, columns)
+    return decode(taken(codes, "u1"), taken(scales, _KINDS[scales.stored]), bits, columns)
 
 
-def read_packed(directory: Path, config: Mapping[str, Any]) -> Checkpoint:
+def read_packed(directory: Path, config: Record) -> Checkpoint:
     """The packed checkpoint in a directory, strictly checked; raises CheckpointError.
 
     `nbytes` of a packed tensor is its share of codes and scales, so that all tensors together make up the file's data.
@@ -140,17 +141,17 @@ def read_packed(directory: Path, config: Mapping[str, Any]) -> Checkpoint:
     return checkpoint
 
 
-def _floats(directory: Path, config: Mapping[str, Any], held: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def _floats(directory: Path, config: Record, held: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The table of the float checkpoint: its names and shapes, with bytes only for what isn't packed."""
     stems = {name.removesuffix(".codes"): tensor for name, tensor in held.items() if name.endswith(".codes")}
     named = Checkpoint(directory, config, {**held, **stems}, ())
     bound, expected, roles = named.bound(), named.expected(), named.architecture.roles
     for name, (role, symbols) in expected.items():
         if role in MATRICES and name in stems and stems[name].shape:
-            fits(symbols[0], stems[name].shape[0], bound)
+            agrees(symbols[0], stems[name].shape[0], bound)
     stacked = stems.get("blocks.0.experts.gate_up")
     if stacked is not None and len(stacked.shape) == 3:
-        fits(roles["expert.gate"].shape[0], stacked.shape[1] // 2, bound)
+        agrees(roles["expert.gate"].shape[0], stacked.shape[1] // 2, bound)
     tensors = {}
     for name, (role, symbols) in expected.items():
         if role in MATRICES or role.startswith("expert."):
@@ -239,7 +240,7 @@ def _write_stack(
         tensors = [checkpoint.tensors[name] for name in stack.members[turn : turn + stack.step]]
         for parts in zip(*(sources.rows(tensor) for tensor in tensors), strict=True):
             pairs = [
-                pack(rows, bits, block, _KINDS[stack.scale_dtype], tensor.name)
+                encode(rows, bits, block, _KINDS[stack.scale_dtype], tensor.name)
                 for tensor, (_, rows) in zip(tensors, parts, strict=True)
             ]
             for which, arrays in enumerate(zip(*pairs, strict=True)):

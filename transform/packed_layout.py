@@ -6,11 +6,12 @@ it is planned. Writing and reading are `packed.py`'s, the arithmetic is `packing
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError
+from transform.passes import broken_word
 from transform.safetensors_header import ITEM_BYTES, Entry
 
 BLOCK = 32  # values per scale
@@ -55,10 +56,11 @@ def stacks(checkpoint: Checkpoint, block: int) -> Iterator[Stack]:
 def entries(checkpoint: Checkpoint, bits: int, block: int) -> dict[str, Entry]:
     """The file's tensors, `start` counted from the end of the header; wider types first, so that all are aligned."""
     check_format(bits, block)
-    packed: set[str] = set()
+    packing = list(stacks(checkpoint, block))
+    _ensure_whole(checkpoint, packing)
+    packed = {name for stack in packing for name in stack.members}
     found: list[tuple[str, str, tuple[int, ...]]] = []
-    for stack in stacks(checkpoint, block):
-        packed.update(stack.members)
+    for stack in packing:
         blocks = -(-stack.columns // block)
         row = (blocks, block * bits // 8) if len(stack.leading) == 1 else (blocks * block * bits // 8,)
         found.append((f"{stack.stem}.codes", "U8", (*stack.leading, *row)))
@@ -71,6 +73,18 @@ def entries(checkpoint: Checkpoint, bits: int, block: int) -> dict[str, Entry]:
         placed[name] = Entry(name, dtype, shape, at, size)
         at += size
     return placed
+
+
+def _ensure_whole(checkpoint: Checkpoint, packing: Sequence[Stack]) -> None:
+    """What packing ensures, as passes do: each value of a matrix has one place in one stack."""
+    members = [name for stack in packing for name in stack.members]
+    if len(set(members)) < len(members):
+        raise broken_word("pack", f"{len(members) - len(set(members))} matrices lie in two stacks")
+    for stack in packing:
+        held = sum(math.prod(checkpoint.tensors[name].shape) for name in stack.members)
+        if held != math.prod(stack.leading) * stack.columns:
+            room = f"{math.prod(stack.leading):,} rows of {stack.columns:,}"
+            raise broken_word("pack", f"{stack.stem!r} has room for {room} values, {held:,} are to lie there")
 
 
 def packed_bytes(checkpoint: Checkpoint, bits: int, block: int = BLOCK) -> int:

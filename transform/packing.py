@@ -4,7 +4,7 @@ Signed scales: a block's value of largest magnitude gets code 0, so that no code
 their stored type before the values are coded: each code is the nearest one for the scale that will be read.
 Arithmetic only; which tensors are packed, and where they lie, is `packed.py`'s to say.
 
-n rows, K values per row, B = ceil(K / block) blocks per row.
+n rows, K values per row, G = ceil(K / block) blocks per row.
 """
 
 import numpy as np
@@ -15,8 +15,8 @@ from transform.errors import CheckpointError
 _AT_ONCE = 1 << 17  # values: what is worked on stays in the processor's cache
 
 
-def pack(values: Array, bits: int, block: int, scale_dtype: str, what: str) -> tuple[Array, Array]:
-    """float32 [n, K] -> codes uint8 [n, B, block*bits/8], low bits first, and scales [n, B] of `scale_dtype`.
+def encode(values: Array, bits: int, block: int, scale_dtype: str, what: str) -> tuple[Array, Array]:
+    """float32 [n, K] -> codes uint8 [n, G, block*bits/8], low bits first, and scales [n, G] of `scale_dtype`.
 
     Zeros stay zeros; a last block that K does not fill is padded with them. Raises CheckpointError in the name of
     `what` for NaN, infinity, and values whose scale the type can't hold.
@@ -36,8 +36,8 @@ def pack(values: Array, bits: int, block: int, scale_dtype: str, what: str) -> t
     return codes, scales
 
 
-def unpack(codes: Array, scales: Array, bits: int, columns: int) -> Array:
-    """Codes [n, ...] and scales [n, B] -> float32 [n, columns], exactly what the kernels multiply with."""
+def decode(codes: Array, scales: Array, bits: int, columns: int) -> Array:
+    """Codes [n, ...] and scales [n, G] -> float32 [n, columns], exactly what the kernels multiply with."""
     rows, blocks = scales.shape
     bytes_each = np.arange(256)
     numbers = np.stack((bytes_each & 15, bytes_each >> 4), 1) if bits == 4 else bytes_each[:, None]
@@ -48,7 +48,7 @@ def unpack(codes: Array, scales: Array, bits: int, columns: int) -> Array:
 
 
 def _scales(values: Array, bits: int, dtype: str, what: str) -> Array:
-    """[n, B, block] -> [n, B]."""
+    """[n, G, block] -> [n, G]."""
     zero = 2 ** (bits - 1)
     high, low = values.max(-1), values.min(-1)
     extreme = np.where(high >= -low, high, low)
@@ -69,7 +69,7 @@ def _scales(values: Array, bits: int, dtype: str, what: str) -> Array:
 
 
 def _codes(values: Array, scales: Array, bits: int) -> Array:
-    """[n, B, block] and their scales [n, B] -> bytes [n, B, block*bits/8]."""
+    """[n, G, block] and their scales [n, G] -> bytes [n, G, block*bits/8]."""
     zero = 2 ** (bits - 1)
     divisor = np.where(scales == 0, 1, scales).astype(np.float32)
     scaled = values / divisor[:, :, None]

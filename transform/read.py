@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from transform.architectures import architecture_of, lookup, shown
 from transform.checkpoint import PACKED, Checkpoint, Tensor, check_tensors
@@ -56,7 +55,7 @@ def _check_index(weight_map: Mapping[str, str], entries: Iterable[str], file: st
             )
 
 
-def refuse_quantised(config: Mapping[str, Any]) -> None:
+def refuse_quantised(config: Mapping[str, object]) -> None:
     """Raise CheckpointError where a config says that another tool has quantised the weights.
 
     Loaders go by that, whatever the files hold: a variant with such a config couldn't be loaded.

@@ -9,9 +9,10 @@ import math
 import os
 import re
 from collections import Counter
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from transform.errors import CheckpointError
 from transform.regular_file import LFS_POINTER, IrregularError, open_regular
@@ -82,7 +83,7 @@ def _parse(path: Path, *_unchanged: int) -> tuple[Entry, ...]:
 
     objects = 0
 
-    def unique(pairs: list[tuple[str, Any]]) -> Record:
+    def unique(pairs: list[tuple[str, object]]) -> Record:
         nonlocal objects
         objects += 1
         if objects > MAX_TENSORS + 2:  # its own, the metadata's; before a million of them are parsed
@@ -118,7 +119,7 @@ def _parse(path: Path, *_unchanged: int) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
-def _entry(name: str, value: Any, base: int, refuse: Any) -> Entry:
+def _entry(name: str, value: object, base: int, refuse: Callable[..., CheckpointError]) -> Entry:
     if not _NAME.match(name) or len(name) > 500:
         raise refuse(f"tensor names must be made of letters, digits, '.', '_' and '-', got {name[:80]!r}")
     if not isinstance(value, dict):

@@ -4,9 +4,11 @@ Names, values and shapes stay, so the checkpoint loads as before; but all gates 
 [experts, width, hidden] array in place, which is what fused operators read.
 """
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from transform.checkpoint import Checkpoint
+from transform.passes import Changes, Pass
 
 PARTS = ("gate", "up", "down")
 
@@ -23,16 +25,49 @@ def is_stacked(checkpoint: Checkpoint) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class StackExperts(Pass):
+    """No setting."""
+
+    name = "stack_experts"
+
+    def run(self, source: Checkpoint) -> Checkpoint:
+        """All in one file, in the source's order but for the experts, which come stack by stack."""
+        stacks: dict[str, list[str]] = {}  # the first of a block's experts in the source's order -> all of that block's
+        experts: set[str] = set()
+        place = {name: at for at, name in enumerate(source.tensors)}
+        for names in _stacks(source):
+            stacks[min(names, key=place.__getitem__)] = names
+            experts.update(names)
+        order: list[str] = []
+        for name in source.tensors:
+            order += stacks.get(name, [] if name in experts else [name])
+        return replace(source, tensors={name: source.tensors[name] for name in order}, joined=True)
+
+    def requires(self, source: Checkpoint) -> None:
+        """Nothing: every block has experts."""
+
+    def changes(self, source: Checkpoint) -> Changes:
+        """The order alone."""
+        return Changes(source.settings.top_k, order=True)
+
+    def ensures(self, target: Checkpoint) -> str | None:
+        """One file, in which each block's experts follow each other."""
+        order = list(target.tensors)
+        place = {name: at for at, name in enumerate(order)}
+        starts = [(place[names[0]], names) for names in _stacks(target)]
+        apart = [block for block, (at, names) in enumerate(starts) if order[at : at + len(names)] != names]
+        if apart or not target.joined:
+            return f"the experts of block {apart[0] if apart else 0} don't follow each other in one file"
+        return None
+
+
+def _stacks(checkpoint: Checkpoint) -> Iterator[list[str]]:
+    """The names of each block's experts, all gates, then all ups, then all downs."""
+    for i in range(checkpoint.settings.layers):
+        yield [checkpoint.name(f"expert.{part}", i, e) for part in PARTS for e in range(checkpoint.settings.experts)]
+
+
 def stack_experts(source: Checkpoint) -> Checkpoint:
     """The checkpoint in one file, its tensors in the source's order but for the experts, which come stack by stack."""
-    stacked: dict[str, list[str]] = {}  # the first of a block's experts in the source's order -> all of that block's
-    experts: set[str] = set()
-    place = {name: at for at, name in enumerate(source.tensors)}
-    for i in range(source.settings.layers):
-        names = [source.name(f"expert.{part}", i, e) for part in PARTS for e in range(source.settings.experts)]
-        stacked[min(names, key=place.__getitem__)] = names
-        experts.update(names)
-    order: list[str] = []
-    for name in source.tensors:
-        order += stacked.get(name, [] if name in experts else [name])
-    return replace(source, tensors={name: source.tensors[name] for name in order}, joined=True)
+    return StackExperts()(source)

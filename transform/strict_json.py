@@ -19,7 +19,7 @@ MAX_TABLE_BYTES = 64_000_000  # an index of shards, a tokenizer
 _HALF = re.compile(rb"\\u[dD][89abcdefABCDEF]")
 
 
-def parse(data: bytes) -> Any:
+def parse(data: bytes) -> object:
     """JSON in which every key is there once, each number finite, each character whole; raises IrregularError."""
     if data.startswith(LFS_POINTER):
         raise IrregularError("it is a git-lfs pointer, not the file: run git lfs pull")
@@ -40,7 +40,7 @@ def parse(data: bytes) -> Any:
     return value
 
 
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: list[tuple[str, object]]) -> Record:
     """An object's pairs as a dict; raises IrregularError where a key is there twice."""
     found = dict(pairs)
     if len(found) != len(pairs):
@@ -60,7 +60,7 @@ def _finite(text: str) -> float:
     return value
 
 
-def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
+def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Record:
     """A JSON object from a regular file of at most `limit` bytes; raises CheckpointError with what is wrong."""
     try:
         value = parse(read_regular(path, limit))

@@ -2,7 +2,6 @@
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError
@@ -74,7 +73,7 @@ def _highest_id(path: Path, *_unchanged: int) -> int:
         return -1
     model, added = stored.get("model"), stored.get("added_tokens")
     vocab = model.get("vocab") if isinstance(model, dict) else None
-    ids: list[Any] = list(vocab.values()) if isinstance(vocab, dict) else []
+    ids: list[object] = list(vocab.values()) if isinstance(vocab, dict) else []
     ids += [len(vocab) - 1] if isinstance(vocab, list) else []
     ids += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
     return max((value for value in ids if type(value) is int), default=-1)

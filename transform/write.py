@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from transform.checkpoint import Checkpoint, Tensor
 from transform.copying import RangeCopier, can_reflink, write_at
@@ -22,6 +22,9 @@ from transform.progress import Progress
 from transform.safetensors_header import ITEM_BYTES, read_header
 from transform.side_files import copy_side_files
 from transform.weight_files import INDEX, SINGLE
+
+if TYPE_CHECKING:
+    from transform.arrays import Array
 
 _CHUNK = 8 << 20
 _PAGE = 4096
@@ -214,7 +217,7 @@ def read_range(tensor: Tensor, source: int, offset: int, count: int) -> bytes:
     return data
 
 
-def rounded(tensor: Tensor, data: bytes) -> Any:
+def rounded(tensor: Tensor, data: bytes) -> "Array":
     """Some of a tensor's bytes as a flat array of its planned dtype; raises CheckpointError where that overflows."""
     import ml_dtypes
     import numpy as np

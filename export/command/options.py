@@ -25,12 +25,12 @@ Resize = Annotated[
 ]
 Rule = Annotated[
     str | None,
-    typer.Option("--rule", help="Tiling by the canvas rule, or the documentation's linear one; absent: as the model."),
+    typer.Option("--rule", help="Tiling: canvas (the shape it fills) or linear (columns/rows); absent: as the model."),
 ]
 Family = Annotated[
     str | None, typer.Option("--family", help="A grid, 'k=1,2,4 blocks=8,12': one directory, a graph per setting.")
 ]
-Member = Annotated[str | None, typer.Option("--member", help="Of a family given as MODEL, this member: k4-b12.")]
+Member = Annotated[str | None, typer.Option("--member", help="MODEL is a family: export this member of it, k4-b12.")]
 Static = Annotated[
     str | None, typer.Option("--static", help="Also graphs of fixed sizes, for at most N tokens of prompt and answer.")
 ]

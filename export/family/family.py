@@ -193,7 +193,7 @@ def _extend_card(stage: Path, entries: Sequence[Record]) -> None:
     card.write_text(card.read_text("utf-8") + "\n".join(lines), "utf-8")
 
 
-def verify_family(directory: Path, say: Say) -> Record:
+def verify_family(directory: Path, say: Say = lambda _: None) -> Record:
     """Check a family: as the variant it is, then every member against the directory's own weights in PyTorch."""
     with unreplaced(directory):
         return _verify_family(directory, say)

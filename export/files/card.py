@@ -2,6 +2,10 @@
 
 from pathlib import Path
 
+from importance.choose import SCORES
+from importance.scores import Scores, model_digest, read_scores
+from transform.checkpoint import Checkpoint
+from transform.errors import ScoresError
 from transform.molmoe.versions import tested_range
 from transform.plan import Plan, form_of
 from transform.strict_json import Record
@@ -33,6 +37,7 @@ def write_card(directory: Path, plan: Plan, verification: Record | str, onnx: bo
     ]
     if facts["vision"]:
         lines += _vision(facts["vision"])
+    lines += ["## Accuracy", "", *_accuracy(plan), ""]
     lines += ["## Verification", "", *_verification(plan, verification), ""]
     lines += ["## Use", "", *_use(plan, directory, onnx), ""]
     if facts["warnings"]:
@@ -48,7 +53,7 @@ def _what(plan: Plan, verified: bool) -> list[str]:
         "fewer vision tokens, without masks or run-time switches." if plan.vision else "without masks or switches.",
     ]
     if rounded := _rounded(plan):
-        lines += [f"Its weights are the source's, {rounded}: what that costs, `knobcast evaluate .` measures."]
+        lines += [f"Its weights are the source's, {rounded}."]
     elif plan.packing:
         lines += [f"Its weights are quantised to {plan.packing[0]} bits, as the source's are."]
     if verified:
@@ -101,6 +106,40 @@ def _vision(vision: Record) -> list[str]:
     ]
 
 
+def _accuracy(plan: Plan) -> list[str]:
+    """What was measured of the knobs' cost, and how to measure it."""
+    what = f"the knobs and {_alike(plan)} weights" if _rounded(plan) else "the knobs"
+    lines = [
+        f"Equal to the same knobs at run time isn't equal to the source. What {what} cost in accuracy, verification "
+        "doesn't say; measure it on your own questions, here and on the source: "
+        "`knobcast evaluate . --data questions.jsonl`."
+    ]
+    if plan.removed and (scores := _scores(plan.source)):
+        base = f", {scores.baseline:.3f} with all blocks" if scores.baseline is not None else ""
+        lines += [
+            "",
+            f"The source's {SCORES}: {scores.metric} ({scores.unit}; {scores.samples:,} samples{base}). One removed "
+            "block at a time; together they cost something else.",
+            "",
+            "| removed block | score | standard error |",
+            "|---|---|---|",
+        ]
+        for block in plan.removed:
+            if block in scores.values:
+                error = f"{scores.stderr[block]:.3f}" if block in scores.stderr else ""
+                lines.append(f"| {block} | {scores.values[block]:.3f} | {error} |")
+    return lines
+
+
+def _scores(source: Checkpoint) -> Scores | None:
+    """Those that lie beside the source and were measured on it."""
+    try:
+        found = read_scores(source.path / SCORES, source.settings.layers, model_digest(source))
+    except ScoresError:
+        return None
+    return found if found.samples is not None and found.model_digest is not None else None
+
+
 def _verification(plan: Plan, verification: Record | str) -> list[str]:
     if isinstance(verification, str):
         return [f"`{verification}`: this variant was **not** verified."]
@@ -116,7 +155,7 @@ def _verification(plan: Plan, verification: Record | str) -> list[str]:
     for name, found in verification["as_user"]["generate"].items():
         lines.append(f"| as users load it, generate == no cache: {name} | {found['difference']:.3g} |")
     for group, title in (
-        ("static_vs_dynamic", f"variant == source{alike} with dynamic knobs"),
+        ("static_vs_dynamic", f"equal to the source{alike} with the same knobs at run time"),
         ("onnx_vs_torch", "ONNX == PyTorch"),
         ("static_vs_torch", "graphs of fixed sizes == PyTorch"),
     ):
@@ -147,9 +186,7 @@ def _published() -> list[str]:
 
 def _use(plan: Plan, directory: Path, onnx: bool) -> list[str]:
     image = plan.vision is not None
-    auto = "AutoModelForImageTextToText" if image else "AutoModelForCausalLM"
-    trust = ", trust_remote_code=True" if image else ""
-    lines = ["```python", f"from transformers import {auto}", f'model = {auto}.from_pretrained("."{trust})', "```"]
+    lines = ["```python", *_program(image, (directory / "tokenizer.json").is_file()), "```"]
     if plan.packing:
         lines = ["The weights are for the graphs, on a CPU; transformers can't load them, and says so."]
     else:
@@ -161,3 +198,27 @@ def _use(plan: Plan, directory: Path, onnx: bool) -> list[str]:
         flag += " --provider cuda" if plan.form == "cuda" else ""
         lines += ["", "```", f'knobcast run .{flag} --prompt "What is this?"', "```"]
     return lines
+
+
+def _program(image: bool, words: bool) -> list[str]:
+    """A question answered by transformers; without a tokenizer the model alone."""
+    auto = "AutoModelForImageTextToText" if image else "AutoModelForCausalLM"
+    side, name = ("AutoProcessor", "processor") if image else ("AutoTokenizer", "tokenizer")
+    trust = ", trust_remote_code=True" if image else ""
+    lines = [
+        f"from transformers import {auto}" + (f", {side}" if words else ""),
+        "",
+        'directory = "."  # where this file lies, or its name on the hub',
+        f"model = {auto}.from_pretrained(directory{trust})",
+    ]
+    if not words:
+        return lines
+    given = 'text="What is this?", images=Image.open("photo.jpg")' if image else '"What is this?", return_tensors="pt"'
+    return [
+        *(["from PIL import Image"] if image else []),
+        *lines,
+        f"{name} = {side}.from_pretrained(directory{trust})",
+        f"inputs = {name}({given})",
+        "output = model.generate(**inputs, max_new_tokens=64)",
+        f'print({name}.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
+    ]

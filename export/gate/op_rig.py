@@ -24,7 +24,7 @@ from transform.arrays import Array
 from transform.checkpoint import Checkpoint, Pack, Tensor
 from transform.errors import VerificationError
 from transform.packed_layout import BLOCK
-from transform.packing import pack
+from transform.packing import encode
 
 STORED = {"F32": np.float32, "F16": np.float16, "BF16": bfloat16, "U8": np.uint8}
 WIDTH, INNER, SPARE = 2 * BLOCK, 3 * BLOCK, 8  # d, I, experts beyond k
@@ -65,7 +65,7 @@ class Rig:
         """
         *rows, width = values.shape
         flat = values.reshape(-1, width)
-        codes, steps = pack(flat, bits, BLOCK, np.dtype(STORED[scales]).str, name)
+        codes, steps = encode(flat, bits, BLOCK, np.dtype(STORED[scales]).str, name)
         numbers = codes if bits == 8 else np.stack((codes & 15, codes >> 4), axis=-1)  # the low half comes first
         numbers = numbers.reshape(*steps.shape, BLOCK).astype(np.float64) - 2 ** (bits - 1)
         meant = (numbers * steps[..., None]).reshape(len(flat), -1)[:, :width].reshape(values.shape)

@@ -1,6 +1,6 @@
 """The oldest onnxruntime that runs a form's graphs: the one place that says so.
 
-Found by running golden prompts, version by version. `io.json`, refusals and the documentation's table say what is here.
+Found by running golden prompts, version by version. `io.json`, refusals and docs/forms.md say what is here.
 Nothing opens onnxruntime.
 """
 

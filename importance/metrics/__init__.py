@@ -15,7 +15,8 @@ from transform.errors import KnobError
 
 @dataclass(frozen=True)
 class Metric:
-    """name: also its file's. higher_means: which way it runs. labels: whether samples must have answers."""
+    """name: also its file's. higher_means: which way it runs. labels: whether samples must have answers.
+    vision_weighted: whether it is a mean over tokens, in which those of pictures may weigh more or less."""
 
     name: str
     kind: str
@@ -24,6 +25,7 @@ class Metric:
     reference: str
     higher_means: str = MORE
     labels: bool = False
+    vision_weighted: bool = False
 
     @property
     def module(self) -> ModuleType:
@@ -38,14 +40,23 @@ METRICS = (
     ),
     Metric("nll", "ablation", "nats per answer token", "rise of the answers' log-loss", "the definition"),
     Metric("kl", "ablation", "nats per answer token", "KL divergence from the full model", "the definition"),
-    Metric("block_influence", "observation", "1 - cosine, 0..2", "Block Influence", "arXiv:2403.03853"),
+    Metric(
+        "block_influence", "observation", "1 - cosine, 0..2", "Block Influence", "arXiv:2403.03853",
+        vision_weighted=True,
+    ),
     Metric("angular", "observation", "half-turns, 0..1", "angular distance", "arXiv:2403.17887"),
-    Metric("activation", "observation", "ratio, 0 and up", "relative size of the update", "residual networks"),
+    Metric(
+        "activation", "observation", "ratio, 0 and up", "relative size of the update", "residual networks",
+        vision_weighted=True,
+    ),
     Metric("gradient", "gradient", "nats per answer token", "first-order Taylor estimate", "arXiv:1906.10771"),
-    Metric("attention", "observation", "share of the highest entropy, 0..1", "attention entropy", "Shannon entropy"),
+    Metric(
+        "attention", "observation", "share of the highest entropy, 0..1", "attention entropy", "Shannon entropy",
+        vision_weighted=True,
+    ),
     Metric(
         "router_mass", "observation", "share of the router's probability, 0..1", "router mass kept at k",
-        "arXiv:2409.02060", LESS,
+        "arXiv:2409.02060", LESS, vision_weighted=True,
     ),
 )  # fmt: skip
 

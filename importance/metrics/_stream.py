@@ -25,13 +25,13 @@ class Stream(ABC):
 
     def __call__(self, step: Step) -> None:
         """Take a block's measure; called by the engine for the full model only."""
-        per_token, modality = self.measure(step), step.state.chunk.modality
-        modality = modality.masked_fill(per_token.isnan(), PADDING)
-        values = weighted(per_token.nan_to_num(), modality, self.vision_weight)
+        found, modality = self.per_token(step), step.state.chunk.modality
+        modality = modality.masked_fill(found.isnan(), PADDING)
+        values = weighted(found.nan_to_num(), modality, self.vision_weight)
         self.values.setdefault(step.index, []).extend(values)
 
     @abstractmethod
-    def measure(self, step: Step) -> Tensor:
+    def per_token(self, step: Step) -> Tensor:
         """[B, S], one number per token; NaN where it says nothing."""
 
 

@@ -8,9 +8,11 @@ and the last too: keeping them is the selection's business. The reference for al
 
 from collections.abc import Iterable, Mapping
 from itertools import chain
-from typing import Any
+
+from torch import nn
 
 from importance.ablation import ablate, chunks_of
+from importance.chunks import Batch
 from importance.objectives import TeacherForced
 from importance.samples import SamplesError
 from transform.errors import KnobError
@@ -19,8 +21,8 @@ TOLERANCE = 0.5  # samples by which a given baseline may differ
 
 
 def compute_accuracy_drop_importance(
-    model: Any,
-    dataloader: Iterable[Mapping[str, Any]],
+    model: nn.Module,
+    dataloader: Iterable[Batch],
     baseline_accuracy: float | None = None,
     num_samples: int = 5000,
 ) -> list[float]:
@@ -41,9 +43,9 @@ def compute_accuracy_drop_importance(
     return result.drops.mean(1).tolist()
 
 
-def compute_importance(model: Any, batch: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> list[float]:
+def compute_importance(model: nn.Module, batch: Batch | Iterable[Batch]) -> list[float]:
     """One score per block for a batch or several: accuracy drop where they have labels, else KL to the full model."""
-    batches: Iterable[Mapping[str, Any]] = [batch] if isinstance(batch, Mapping) else batch
+    batches: Iterable[Batch] = [batch] if isinstance(batch, Mapping) else batch
     iterator = iter(batches)
     first = next(iterator, None)
     if first is None:

@@ -6,12 +6,12 @@
 their position.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from importance.ablation import chunks_of, watch
+from importance.chunks import Batch
 from importance.engine import Step
 from importance.metrics._stream import Stream
 
@@ -19,7 +19,7 @@ from importance.metrics._stream import Stream
 class Activation(Stream):
     """A watcher: relative update of each token."""
 
-    def measure(self, step: Step) -> Tensor:
+    def per_token(self, step: Step) -> Tensor:
         """[B, S]."""
         before = step.state.hidden.double()
         return (step.after.double() - before).norm(dim=-1) / before.norm(dim=-1).clamp(min=1e-300)
@@ -29,7 +29,7 @@ watcher = Activation
 
 
 def compute_activation_importance(
-    model: Any, batches: Mapping[str, Any] | Iterable[Mapping[str, Any]], num_samples: int = 100
+    model: nn.Module, batches: Batch | Iterable[Batch], num_samples: int = 100
 ) -> list[float]:
     """One score per block, over at most `num_samples` different rows of a batch or of several."""
     return watch(model, chunks_of(model, batches, limit=num_samples), Activation())

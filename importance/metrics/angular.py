@@ -8,14 +8,14 @@ Ineffectiveness of the Deeper Layers, arXiv:2403.17887, which takes the last tok
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from importance.ablation import chunks_of, watch
+from importance.chunks import Batch
 from importance.engine import Step
 from importance.metrics._stream import cosine
 
@@ -45,8 +45,6 @@ class Angular:
 watcher = Angular
 
 
-def compute_angular_importance(
-    model: Any, batches: Mapping[str, Any] | Iterable[Mapping[str, Any]], window: int = 1
-) -> list[float]:
+def compute_angular_importance(model: nn.Module, batches: Batch | Iterable[Batch], window: int = 1) -> list[float]:
     """Mean distance of each window of `window` blocks, by its first block: L + 1 - window numbers."""
     return watch(model, chunks_of(model, batches), Angular(window))

@@ -2,20 +2,20 @@
 
     score_i = mean over heads and tokens t of H(a_t) / log(n_t),   H(a) = -sum_j a_j log a_j,   n_t: keys t may see
 
-0 (one key) .. 1 (all alike). Read as the documentation reads it, higher = more important; whether that holds is for a
-comparison with the accuracy drop to say. Tokens that see one key only are left out. Weights are computed again with
+0 (one key) .. 1 (all alike). Higher counts as more important by assumption: whether that holds is for a comparison with
+the accuracy drop to say. Tokens that see one key only are left out. Weights are computed again with
 the eager attention, since fused kernels never show them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from importance.ablation import chunks_of, watch
 from importance.calling import ScoringError
+from importance.chunks import Batch
 from importance.engine import Step
 from importance.metrics._stream import Stream
 
@@ -23,7 +23,7 @@ from importance.metrics._stream import Stream
 class AttentionEntropy(Stream):
     """A watcher: normalised entropy of each token, averaged over heads."""
 
-    def measure(self, step: Step) -> Tensor:
+    def per_token(self, step: Step) -> Tensor:
         """[B, S]; NaN where a token sees a single key."""
         with _weights(step.block) as seen:
             step.again()
@@ -34,7 +34,7 @@ class AttentionEntropy(Stream):
 
 
 @contextmanager
-def _weights(block: Any) -> Any:
+def _weights(block: nn.Module) -> Iterator[list[Tensor]]:
     """The attention weights of the calls inside, one tensor each."""
     attention = getattr(block, "self_attn", None)
     config = getattr(attention, "config", None)
@@ -57,6 +57,6 @@ def _weights(block: Any) -> Any:
 watcher = AttentionEntropy
 
 
-def compute_attention_importance(model: Any, batches: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> list[float]:
+def compute_attention_importance(model: nn.Module, batches: Batch | Iterable[Batch]) -> list[float]:
     """One score per block, over the rows of a batch or of several."""
     return watch(model, chunks_of(model, batches), AttentionEntropy())

@@ -15,7 +15,7 @@ from importance.metrics._stream import Stream, cosine
 class BlockInfluence(Stream):
     """A watcher: 1 - cosine of each token."""
 
-    def measure(self, step: Step) -> Tensor:
+    def per_token(self, step: Step) -> Tensor:
         """[B, S]."""
         return 1 - cosine(step.state.hidden, step.after)
 

@@ -7,16 +7,15 @@ of L(without i) - L(full); higher = more important. Signed, and free of the size
 absolute gradients. After Molchanov et al., Importance Estimation for Neural Network Pruning, arXiv:1906.10771.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from importance.ablation import chunks_of
 from importance.blocks import Blocks, ResidentBlocks
 from importance.calling import ScoringError, additive, at_k, call
-from importance.chunks import Chunk
+from importance.chunks import Batch, Chunk
 from importance.configurations import Config
 from importance.engine import full_config
 from importance.samples import SamplesError
@@ -28,7 +27,7 @@ LOSS: Loss = torch.nn.functional.cross_entropy
 
 
 def compute_gradient_importance(
-    model: Any, batches: Mapping[str, Any] | Iterable[Mapping[str, Any]], loss_fn: Loss | None = None
+    model: nn.Module, batches: Batch | Iterable[Batch], loss_fn: Loss | None = None
 ) -> list[float]:
     """One score per block, from batches with `labels`. `loss_fn`: of one row's logits [T, V] and labels [T]; by default
     cross-entropy."""

@@ -6,14 +6,16 @@ Nats, 0 and up; higher = more important. The default where samples have no answe
 the full model's own greedy answer, or the first answer position where blocks are read from disk.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+
+from torch import nn
 
 from importance.ablation import ablate, chunks_of
+from importance.chunks import Batch
 from importance.objectives import Divergence
 
 
-def compute_kl_importance(model: Any, batches: Iterable[Mapping[str, Any]]) -> list[float]:
+def compute_kl_importance(model: nn.Module, batches: Iterable[Batch]) -> list[float]:
     """One score per block, at the labelled positions of the batches, or at each row's last token."""
     chunks = chunks_of(model, batches)
     return ablate(model, chunks, Divergence()).drops.mean(1).tolist()

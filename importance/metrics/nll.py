@@ -7,14 +7,16 @@ important. Finer than accuracy: every sample moves it, not only those whose answ
 model's own greedy answers take their place.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+
+from torch import nn
 
 from importance.ablation import ablate, chunks_of
+from importance.chunks import Batch
 from importance.objectives import NegativeLogLikelihood
 
 
-def compute_nll_importance(model: Any, batches: Iterable[Mapping[str, Any]]) -> list[float]:
+def compute_nll_importance(model: nn.Module, batches: Iterable[Batch]) -> list[float]:
     """One score per block, from batches with `labels` [B, S], -100 where nothing is scored."""
     chunks = chunks_of(model, batches, labels="nll")
     return ablate(model, chunks, NegativeLogLikelihood()).drops.mean(1).tolist()

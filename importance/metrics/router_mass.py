@@ -8,7 +8,6 @@ Read for blocks, higher = less important. Softmax routing as in OLMoE, arXiv:240
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,12 +25,12 @@ class RouterMass(Stream):
 
     k: int | None = None
 
-    def measure(self, step: Step) -> Tensor:
+    def per_token(self, step: Step) -> Tensor:
         """[B, S]."""
         routers = find_routers(step.block)
         if len(routers) != 1:
             raise ScoringError(f"router mass needs one router per block, this block has {len(routers)}.")
-        router: Any = routers[0][0]
+        router = routers[0][0]
         seen: list[Tensor] = []
         handle = router.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
         try:

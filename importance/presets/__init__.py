@@ -24,4 +24,4 @@ def load_preset(name: str, layers: int) -> Scores | BlockSets:
 def resolve(preset: str, blocks: int, layers: int = 16) -> tuple[int, ...]:
     """The blocks that stay when a preset chooses `blocks` of a model's `layers`."""
     found = load_preset(preset, layers)
-    return found.kept(blocks) if isinstance(found, BlockSets) else keep_top_k(found.importance, blocks, layers)
+    return found.keep_blocks(blocks) if isinstance(found, BlockSets) else keep_top_k(found.importance, blocks, layers)

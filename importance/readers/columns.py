@@ -6,7 +6,6 @@ answers in the first of their columns that has any in a row.
 
 import string
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from importance.readers.answers import answers_of, by_number, choice_numbered
 from importance.readers.fields import choices_of, is_text, short
@@ -56,12 +55,12 @@ def answer_columns(there: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in (*ANSWERS, *NUMBERED, *SPOKEN) if name in present)
 
 
-def holding_answers(row: Mapping[str, Any], columns: Sequence[str]) -> tuple[str, ...]:
+def holding_answers(row: Mapping[str, object], columns: Sequence[str]) -> tuple[str, ...]:
     """Those of the columns that hold answers in this row, if any: a label of true or {…} may be something else."""
     return tuple(name for name in columns if name in ANSWERS[:2] or not isinstance(row[name], bool | dict))
 
 
-def choices_in(row: Mapping[str, Any], columns: Sequence[str], where: str) -> tuple[str, ...]:
+def choices_in(row: Mapping[str, object], columns: Sequence[str], where: str) -> tuple[str, ...]:
     """A row's choices; of single columns those before the first without a text."""
     if len(columns) < 2:
         return choices_of(row[columns[0]], columns[0], where) if columns else ()
@@ -75,7 +74,11 @@ def choices_in(row: Mapping[str, Any], columns: Sequence[str], where: str) -> tu
 
 
 def answers_in(
-    row: Mapping[str, Any], columns: Sequence[str], choices: Sequence[str], numbered: frozenset[str] | None, where: str
+    row: Mapping[str, object],
+    columns: Sequence[str],
+    choices: Sequence[str],
+    numbered: frozenset[str] | None,
+    where: str,
 ) -> tuple[str | None, tuple[str, ...]]:
     """The column that has a row's answers, and the answers. numbered: the columns whose answers are numbers of
     choices; None: whole numbers are, where nothing else is possible."""

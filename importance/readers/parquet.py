@@ -8,7 +8,7 @@ ids gets the samples' numbers. Pictures in it stay encoded in memory, equal ones
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from importance.readers import columns as known
 from importance.readers.answers import answers_of, by_number
@@ -17,6 +17,9 @@ from importance.readers.fields import identifier, kind_of, short, text_of
 from importance.readers.images import Images
 from importance.samples import Picture, Sample, SamplesError
 from transform.strict_json import Record
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
 
 MAX_GROUP = 8_000_000_000  # bytes of a row group when unpacked
 BATCH = 16  # rows that are unpacked at a time
@@ -93,7 +96,7 @@ def _line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def _columns(table: Any, path: Path) -> Columns:
+def _columns(table: "ParquetFile", path: Path) -> Columns:
     there: list[str] = table.schema_arrow.names
     image = known.first_of(known.IMAGES, there) or known.numbered_images(there)
     image_id = () if image else known.first_of(known.IMAGE_IDS, there)
@@ -115,7 +118,7 @@ def _columns(table: Any, path: Path) -> Columns:
     return Columns(name, image, image_id, prompt, answers, choices, kind, (), numbered)
 
 
-def _is_numbered(table: Any, column: str, choices: Sequence[str], path: Path) -> bool:
+def _is_numbered(table: "ParquetFile", column: str, choices: Sequence[str], path: Path) -> bool:
     """Whether a column's answers are numbers of choices: all of its rows say so."""
     if column in known.NUMBERED:
         return True

@@ -7,7 +7,6 @@ are unlabelled (the test splits). All annotators' answers are kept in order; `ki
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from importance.readers.columns import Reading
 from importance.readers.fields import annotators, identifier, json_object, kind_of, short, text_of
@@ -27,10 +26,10 @@ def read(path: Path, images: Images, annotations: Path | None, _: Reading) -> It
     questions = _entries(raw, "questions", path, FORM)
     subtype = _subtype(raw, path)
     labels = None if annotations is None else _labels(annotations)
-    for number, entry in enumerate(questions, 1):
+    for number, given in enumerate(questions, 1):
         place = f"question {number}"
         where = f"{path.name}, {place}"
-        _need(entry, ("question_id", "image_id", "question"), where, FORM)
+        entry = _need(given, ("question_id", "image_id", "question"), where, FORM)
         name = identifier(entry["question_id"], "question_id", where)
         picture = images.first(_names(entry["image_id"], subtype, where), where)
         answers, kind = _label(labels, name, annotations, where)
@@ -58,10 +57,10 @@ def _label(
 def _labels(path: Path) -> dict[str, tuple[str, Record]]:
     """question_id -> (place, annotation)."""
     found: dict[str, tuple[str, Record]] = {}
-    for number, entry in enumerate(_entries(_load(path, _ANSWERS), "annotations", path, _ANSWERS), 1):
+    for number, given in enumerate(_entries(_load(path, _ANSWERS), "annotations", path, _ANSWERS), 1):
         place = f"annotation {number}"
         where = f"{path.name}, {place}"
-        _need(entry, ("question_id", "answers"), where, _ANSWERS)
+        entry = _need(given, ("question_id", "answers"), where, _ANSWERS)
         name = identifier(entry["question_id"], "question_id", where)
         if name in found:
             raise SamplesError(
@@ -101,15 +100,17 @@ def _load(path: Path, form: str) -> Record:
     return json_object(text, path.name, form)
 
 
-def _entries(raw: Record, key: str, path: Path, form: str) -> list[Any]:
+def _entries(raw: Record, key: str, path: Path, form: str) -> list[object]:
     if not isinstance(raw.get(key), list):
         raise SamplesError(f"{path.name}: must have a list of {key}, got {short(raw.get(key))}. {form}")
     return list(raw[key])
 
 
-def _need(entry: object, keys: tuple[str, ...], where: str, form: str) -> None:
+def _need(entry: object, keys: tuple[str, ...], where: str, form: str) -> Record:
+    """The entry, an object with these keys."""
     if not isinstance(entry, dict):
         raise SamplesError(f"{where}: must be a JSON object, got a {type(entry).__name__}. {form}")
     missing = [key for key in keys if key not in entry]
     if missing:
         raise SamplesError(f"{where}: {', '.join(keys)} are needed, {', '.join(missing)} missing. {form}")
+    return entry

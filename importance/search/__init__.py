@@ -7,14 +7,13 @@ each is imported when it is used, so that a plan answers at once.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from importance.configurations import Config, Cost
 from transform.errors import KnobError
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from importance.search.found import Found, Task
 
 
@@ -39,7 +38,7 @@ class Strategy:
         """How often it goes through all samples, at most: one call of `measure` each."""
         return self._module().passes(task)
 
-    def _module(self) -> "ModuleType":
+    def _module(self) -> ModuleType:
         return import_module(f"importance.search.{self.name}")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Unpack
 
-from importance.configurations import Config, Cost, Measure, kept, subsets_cost, up_to
+from importance.configurations import Config, Cost, Measure, keep_blocks, subsets_cost, up_to
 from importance.search.found import Found, Ledger, Options, Set, Task
 from transform.errors import KnobError
 
@@ -39,7 +39,7 @@ def search(measure: Measure, full: Config, max_drop: int, **options: Unpack[Opti
 def cost(task: Task) -> Cost:
     """Exact where one call suffices; each further call may run the blocks of one configuration again."""
     total = subsets_cost(task.full, task.free, task.max_drop)
-    return total + Cost(0, (_calls(total) - 1) * len(kept(task.full)), 0) + task.chain_cost()
+    return total + Cost(0, (_calls(total) - 1) * len(keep_blocks(task.full)), 0) + task.chain_cost()
 
 
 def passes(task: Task) -> int:
@@ -55,7 +55,7 @@ def depth_first(free: Set, most: int) -> Iterator[Set]:
     """All sets of at most `most` of `free`, each once; a block is kept first and then dropped."""
     stack: list[tuple[Set, int]] = [((), 0)]
     while stack:
-        chosen, start = stack.pop()
-        yield chosen
-        if len(chosen) < most:
-            stack += [((*chosen, free[i]), i + 1) for i in range(start, len(free))]
+        dropped, start = stack.pop()
+        yield dropped
+        if len(dropped) < most:
+            stack += [((*dropped, free[i]), i + 1) for i in range(start, len(free))]

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import comb
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 
-from importance.configurations import Config, Cost, Measure, free_blocks, kept, measured, up_to, without
+from importance.configurations import Config, Cost, Measure, free_blocks, keep_blocks, measured, up_to, without
+from importance.search.top_k import BlockScores
 from transform.errors import KnobError
 from transform.progress import Progress
 
@@ -29,7 +30,7 @@ class Options(TypedDict, total=False):
     """
 
     protected: Iterable[int] | None
-    scores: Any
+    scores: BlockScores | None
     nested: bool
     width: int
     progress: Progress | None
@@ -49,10 +50,11 @@ class Task:
     def of(cls, full: Config, max_drop: int, protected: Iterable[int] | None, width: int, nested: bool) -> "Task":
         """KnobError for a number of blocks that can't be dropped, 0 being the smallest, or a width below 1."""
         free = free_blocks(full, protected)
-        most = min(len(free), len(kept(full)) - 1)
+        blocks = len(keep_blocks(full))
+        most = min(len(free), blocks - 1)
         if type(max_drop) is not int or not 0 <= max_drop <= most:
             raise KnobError(
-                f"max_drop must be from 0 to {most} ({len(kept(full))} blocks, {len(free)} of them not protected, at "
+                f"max_drop must be from 0 to {most} ({blocks} blocks, {len(free)} of them not protected, at "
                 f"least one stays), got {max_drop!r}. Choose one of these or protect fewer blocks."
             )
         if type(width) is not int or width < 1:
@@ -63,7 +65,7 @@ class Task:
         """At most: what measuring the sets of the best chain again takes, whose losses weren't kept."""
         if not self.nested:
             return Cost()
-        naive = sum(len(kept(self.full)) - size for size in range(1, self.max_drop + 1))
+        naive = sum(len(keep_blocks(self.full)) - size for size in range(1, self.max_drop + 1))
         return Cost(self.max_drop, naive, naive)
 
 
@@ -117,7 +119,7 @@ class Ledger:
         max_drop: int,
         *,
         protected: Iterable[int] | None = None,
-        scores: Any = None,
+        scores: BlockScores | None = None,
         nested: bool = False,
         width: int = 3,
         progress: Progress | None = None,
@@ -134,14 +136,14 @@ class Ledger:
         wanted = set(sets)
         asked = wanted if self._best else wanted | {()}
         means = {}
-        for chosen, loss, row in self._rows(asked):
-            best = self._best.get(len(chosen))
-            if best is None or (loss, chosen) < (best.loss, best.dropped):
-                self._best[len(chosen)] = Choice.of(chosen, loss, row)
-            means[chosen] = loss
+        for dropped, loss, row in self._rows(asked):
+            best = self._best.get(len(dropped))
+            if best is None or (loss, dropped) < (best.loss, best.dropped):
+                self._best[len(dropped)] = Choice.of(dropped, loss, row)
+            means[dropped] = loss
         if self.task.nested:
             self._means |= means
-        return {chosen: means[chosen] for chosen in sorted(wanted)}
+        return {dropped: means[dropped] for dropped in sorted(wanted)}
 
     def found(self, chain: bool = False) -> Found:
         """The best measured set of every size, or with `chain` the best nested ones among the measured."""
@@ -151,21 +153,21 @@ class Ledger:
         if chain:
             wanted = best_chain(self._means, self.task.max_drop)
             missing = {each for each in wanted if each != best[len(each)].dropped}
-            best |= {len(chosen): Choice.of(chosen, loss, row) for chosen, loss, row in self._rows(missing)}
+            best |= {len(dropped): Choice.of(dropped, loss, row) for dropped, loss, row in self._rows(missing)}
         return Found(self.strategy, self.task.full, self._best[0], tuple(best.values()), self.cost)
 
     def _rows(self, sets: set[Set]) -> list[tuple[Set, float, np.ndarray]]:
         """(set, mean loss, losses [samples]), depth first: neighbours share the longest prefixes."""
         if not sets:
             return []
-        asked = sorted(((without(self.task.full, chosen), chosen) for chosen in sets), reverse=True)
+        asked = sorted(((without(self.task.full, dropped), dropped) for dropped in sets), reverse=True)
         configs = [config for config, _ in asked]
         losses = measured(self._measure, configs, len(self._best[0].losses) if self._best else None)
         self.cost += Cost.of(configs)
         if self._progress:
             self._progress(len(configs))
         means = losses.mean(axis=1).tolist()
-        return [(chosen, mean, row) for (_, chosen), mean, row in zip(asked, means, losses, strict=True)]
+        return [(dropped, mean, row) for (_, dropped), mean, row in zip(asked, means, losses, strict=True)]
 
 
 def most_cost(task: Task, sizes: Mapping[int, int]) -> Cost:
@@ -174,7 +176,7 @@ def most_cost(task: Task, sizes: Mapping[int, int]) -> Cost:
     Before a kept block there are as many states as sets, or as ways to drop that many of the free blocks before it.
     """
     counts = {size: min(count, comb(len(task.free), size)) for size, count in sizes.items()}
-    blocks = kept(task.full)
+    blocks = keep_blocks(task.full)
     sets, largest = sum(counts.values()), max(counts, default=0)
     naive = sum(count * (len(blocks) - size) for size, count in counts.items())
     states = sum(min(sets, up_to(sum(each < block for each in task.free), largest)) for block in blocks)
@@ -187,12 +189,12 @@ def best_chain(means: Mapping[Set, float], longest: int) -> tuple[Set, ...]:
     Dynamic programme over the sets, by size. Of equal sums the lexicographically smallest set stays, from the end.
     """
     total: dict[Set, tuple[float, Set]] = {(): (0.0, ())}  # sum of the best chain that ends here, the set before
-    for chosen in sorted((each for each in means if each), key=len):
-        smaller = (chosen[:i] + chosen[i + 1 :] for i in range(len(chosen)))
+    for dropped in sorted((each for each in means if each), key=len):
+        smaller = (dropped[:i] + dropped[i + 1 :] for i in range(len(dropped)))
         reached = [(total[each][0], each) for each in smaller if each in total]
         if reached:
             least, before = min(reached)
-            total[chosen] = (least + means[chosen], before)
+            total[dropped] = (least + means[dropped], before)
     at = min((each for each in total if len(each) == longest), key=lambda each: (total[each][0], each))
     chain: list[Set] = []
     while at:

@@ -6,17 +6,17 @@ Nested by construction: every set is part of the next one. One call per level. R
 from bisect import bisect_left
 from typing import Unpack
 
-from importance.configurations import Config, Cost, Measure, kept, subsets_cost
+from importance.configurations import Config, Cost, Measure, keep_blocks, subsets_cost
 from importance.search.found import Found, Ledger, Options, Set, Task
 
 
 def search(measure: Measure, full: Config, max_drop: int, **options: Unpack[Options]) -> Found:
     """The greedy chain of 1 to `max_drop` blocks."""
     ledger = Ledger("greedy", measure, full, max_drop, **options)
-    chosen: Set = ()
+    dropped: Set = ()
     for _ in range(max_drop):
-        losses = ledger.ask(grown(chosen, ledger.task.free))
-        chosen = min(losses, key=lambda each: (losses[each], each))
+        losses = ledger.ask(grown(dropped, ledger.task.free))
+        dropped = min(losses, key=lambda each: (losses[each], each))
     return ledger.found()
 
 
@@ -33,9 +33,9 @@ def passes(task: Task) -> int:
     return max(1, task.max_drop)
 
 
-def grown(chosen: Set, free: Set) -> list[Set]:
-    """`chosen` and one more of the `free` blocks."""
-    return [tuple(sorted((*chosen, block))) for block in free if block not in chosen]
+def grown(dropped: Set, free: Set) -> list[Set]:
+    """`dropped` and one more of the `free` blocks."""
+    return [tuple(sorted((*dropped, block))) for block in free if block not in dropped]
 
 
 def level_cost(task: Task, size: int) -> Cost:
@@ -45,9 +45,9 @@ def level_cost(task: Task, size: int) -> Cost:
     be. Exact where protected blocks lie outside the free ones; between them, m is not known.
     """
     open_blocks = len(task.free) - size + 1
-    left = len(kept(task.full)) - size
+    left = len(keep_blocks(task.full)) - size
     evaluations = sum(m + (m < open_blocks - 1) for m in range(open_blocks))
-    for block in kept(task.full):
+    for block in keep_blocks(task.full):
         if block not in task.free:
             evaluations += min(bisect_left(task.free, block) + 1, open_blocks)
     return Cost(open_blocks, evaluations, open_blocks * left)

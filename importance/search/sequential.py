@@ -16,5 +16,5 @@ def select_sequential_blocks(n_layers: int, num_active: int, keep_last: bool = T
             f"num_active must be from {least} to {n_layers} (the model's blocks; the last one stays: {keep_last}), "
             f"got {num_active!r}. Choose one of these, or pass keep_last=False."
         )
-    kept = [*range(num_active - 1), n_layers - 1] if keep_last else [*range(num_active)]
-    return mask(kept, n_layers)
+    keep_blocks = [*range(num_active - 1), n_layers - 1] if keep_last else [*range(num_active)]
+    return mask(keep_blocks, n_layers)

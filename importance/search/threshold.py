@@ -5,14 +5,13 @@ score, half of the blocks are below). `relative=False` compares with the thresho
 """
 
 import math
-from typing import Any
 
-from importance.search.top_k import as_mapping, mask, protected, ranked
+from importance.search.top_k import BlockScores, as_mapping, mask, protected, ranked
 from transform.errors import KnobError
 
 
 def select_by_threshold(
-    scores: Any,
+    scores: BlockScores,
     threshold: float,
     keep_first: bool = True,
     keep_last: bool = True,
@@ -37,10 +36,10 @@ def select_by_threshold(
                 "Pass relative=False with a threshold in the scores' own unit."
             )
         bar = threshold * max(values.values())
-    kept = held | {block for block in ranked(values, layers, held) if values[block] >= bar}
-    if not kept:
+    keep_blocks = held | {block for block in ranked(values, layers, held) if values[block] >= bar}
+    if not keep_blocks:
         raise KnobError(
             f"at least one block must stay; no score reaches {bar}, the highest is {max(values.values())}. "
             "Lower the threshold."
         )
-    return mask(sorted(kept), layers)
+    return mask(sorted(keep_blocks), layers)

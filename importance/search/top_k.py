@@ -5,11 +5,12 @@ never scored can't be ranked, and guessing (or taking the first k blocks) would 
 Of equal scores the earlier block stays.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 from importance.scores import Scores
 from transform.errors import KnobError, ScoresError
+
+BlockScores = Scores | Mapping[int, float] | Iterable[float]  # of some blocks by index, or of all in order
 
 
 def keep_top_k(
@@ -32,7 +33,7 @@ def keep_top_k(
 
 
 def select_top_k_blocks(
-    scores: Any, k: int, keep_first: bool = True, keep_last: bool = True, n_layers: int | None = None
+    scores: BlockScores, k: int, keep_first: bool = True, keep_last: bool = True, n_layers: int | None = None
 ) -> list[bool]:
     """One bool per block, True where it stays: the mask that BlockMaskWrapper takes.
 
@@ -60,7 +61,7 @@ def ranked(scores: Mapping[int, float], layers: int, held: set[int]) -> list[int
     return found
 
 
-def as_mapping(scores: Any, n_layers: int | None) -> tuple[dict[int, float], int]:
+def as_mapping(scores: BlockScores, n_layers: int | None) -> tuple[dict[int, float], int]:
     """(block index -> importance, number of blocks) from anything the documented functions take."""
     if isinstance(scores, Scores):
         scores = scores.importance
@@ -74,7 +75,7 @@ def as_mapping(scores: Any, n_layers: int | None) -> tuple[dict[int, float], int
                 f"{min(values, default=None)} to {max(values, default=None)}. Give n_layers."
             )
     else:
-        listed: Sequence[Any] = scores.tolist() if hasattr(scores, "tolist") else list(scores)
+        listed: Sequence[float] = scores.tolist() if hasattr(scores, "tolist") else list(scores)
         values = {block: _finite(value, block) for block, value in enumerate(listed)}
         if n_layers is not None and n_layers != len(values):
             raise ScoresError(f"a list of scores needs one per block: n_layers={n_layers}, scores={len(values)}.")
@@ -85,12 +86,12 @@ def as_mapping(scores: Any, n_layers: int | None) -> tuple[dict[int, float], int
     return values, layers
 
 
-def mask(kept: Sequence[int], layers: int) -> list[bool]:
+def mask(keep_blocks: Sequence[int], layers: int) -> list[bool]:
     """One bool per block, True where it stays."""
-    return [block in set(kept) for block in range(layers)]
+    return [block in set(keep_blocks) for block in range(layers)]
 
 
-def _finite(value: Any, block: object) -> float:
+def _finite(value: float, block: object) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError) as error:

@@ -6,7 +6,7 @@ block. Ref: arXiv:2403.17887, which finds its window by angular distance, not by
 
 from typing import Unpack
 
-from importance.configurations import Config, Cost, Measure, kept, without
+from importance.configurations import Config, Cost, Measure, keep_blocks, without
 from importance.search.found import Found, Ledger, Options, Set, Task
 from transform.errors import KnobError
 
@@ -20,7 +20,7 @@ def search(measure: Measure, full: Config, max_drop: int, **options: Unpack[Opti
 
 def cost(task: Task) -> Cost:
     """Of the very windows: they don't depend on the losses."""
-    return Cost.of([task.full, *(without(task.full, chosen) for chosen in windows(task))]) + task.chain_cost()
+    return Cost.of([task.full, *(without(task.full, dropped) for dropped in windows(task))]) + task.chain_cost()
 
 
 def passes(task: Task) -> int:
@@ -31,7 +31,7 @@ def passes(task: Task) -> int:
 def windows(task: Task) -> list[Set]:
     """Every window of 1 to `max_drop` free blocks; KnobError where no window is that long."""
     runs: list[list[int]] = [[]]
-    for block in kept(task.full):
+    for block in keep_blocks(task.full):
         if block in task.free:
             runs[-1].append(block)
         else:

@@ -19,7 +19,7 @@ from export.numpy_run.experts import mixed, top_k
 from export.run.session import open_session
 from tests.gpu.rows import PROVIDER, Context, Row
 from transform.arrays import Array
-from transform.packing import pack, unpack
+from transform.packing import decode, encode
 
 E, H, I, K, N = 8, 256, 128, 2, 5  # noqa: E741
 LAYOUTS = {"alternating rows": 1, "separate halves": 2, "three matrices": 0}
@@ -71,7 +71,7 @@ def arrange(drawn: dict[str, Array], fusion: int, bits: int, block: int, dtype: 
     packed = {}
     for name, values in stacks.items():
         rows, columns = values.shape[1:]
-        codes, scales = pack(values.reshape(-1, columns), bits, block or columns, np.dtype(dtype).str, name)
+        codes, scales = encode(values.reshape(-1, columns), bits, block or columns, np.dtype(dtype).str, name)
         scales = scales.reshape((E, rows, -1) if block else (E, rows))
         packed[name] = codes.reshape(E, rows, -1), scales
     return packed
@@ -112,7 +112,7 @@ def closest(
     """Which reading the result is nearest to, and how near."""
     values = {
         name: np.stack([
-            unpack(c, s.reshape(len(c), -1), bits, c.shape[-1] * 8 // bits) for c, s in zip(*pair, strict=True)
+            decode(c, s.reshape(len(c), -1), bits, c.shape[-1] * 8 // bits) for c, s in zip(*pair, strict=True)
         ])
         for name, pair in weights.items()
     }  # fmt: skip

@@ -14,7 +14,7 @@ from time import perf_counter
 import numpy as np
 
 from export.files.io_spec import write_io
-from export.graph import emit_graphs
+from export.graph.emit import emit_graphs
 from tests.gpu.environment import used_memory
 from tests.gpu.rows import Context, NotAvailableError, Row
 from tests.gpu.synthetic import Sizes, write_noise

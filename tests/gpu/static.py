@@ -52,7 +52,7 @@ def steps(graphs: Any, ids: Array) -> Array:
 def measure_steps(ctx: Context) -> Iterator[Row]:
     """Decode steps of the model of noise, as static graphs."""
     from export.files.io_spec import write_io
-    from export.graph import emit_graphs
+    from export.graph.emit import emit_graphs
     from export.graph.static import write_static
     from export.run.static_plan import Prefill, StaticPlan
 

@@ -1,0 +1,25 @@
+"""All graphs of a variant, beside its weights."""
+
+from pathlib import Path
+
+from export.graph.builder import Graph
+from export.graph.decoder import text_graph
+from export.graph.embedding import embedding_graph
+from export.graph.vision import vision_graph
+from transform.checkpoint import Checkpoint
+from transform.special_tokens import image_token_ids
+
+
+def emit_graphs(checkpoint: Checkpoint, directory: Path, crops: int | None, form: str = "cpu") -> list[Path]:
+    """Write the graphs of a finished variant beside its weights; `crops` fixes vision.onnx to so many crops."""
+    graphs: dict[str, Graph] = {}
+    if checkpoint.architecture.multimodal:
+        patch = image_token_ids(directory, checkpoint.settings).patch
+        graphs["vision.onnx"] = vision_graph(checkpoint, crops, form)
+        graphs["embedding.onnx"] = embedding_graph(checkpoint, patch, form)
+    graphs["text.onnx"] = text_graph(checkpoint, form)
+    written = []
+    for name, graph in graphs.items():
+        graph.write(directory / name)
+        written.append(directory / name)
+    return written

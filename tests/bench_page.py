@@ -1,0 +1,179 @@
+"""`docs/bench.md` out of `docs/bench.json`: what each figure is, in words and units, beside its bar.
+
+`python -m tests.bench_page` writes the page again and measures nothing.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import TypeAlias
+
+ROOT = Path(__file__).parent.parent
+FIGURES, PAGE = ROOT / "docs" / "bench.json", ROOT / "docs" / "bench.md"
+Value: TypeAlias = str | int | float
+Figures: TypeAlias = dict[str, Value]
+
+HEAD = """# What was measured
+
+`make bench` writes this page; here on {machine}.
+
+Times are medians of interleaved runs, with files synced on both sides; memory is that of the whole process. Ratios are
+to a baseline that took turns with it. "Full size" is a synthetic checkpoint with the names and shapes of MolmoE-1B and
+random weights. The same for programs: [bench.json](bench.json).
+"""
+ABOUT = {
+    "drop_4_of_16": (
+        "Dropping 4 of 16 blocks",
+        "A 7 GB OLMoE checkpoint; the baseline is `cp` and `sync` of the bytes that stay.",
+    ),
+    "drop_4_of_16_reflink": ("The same where the file system shares blocks", "XFS with reflinks, in a loop device."),
+    "plan_full_size": ("Planning at full size", "`knobcast plan`, which reads headers alone."),
+    "graphs_full_size": ("Graphs at full size", "Vision, embedding and decoder of the `cpu` form."),
+    "sweep_16_blocks": (
+        "Scoring all 16 blocks one by one",
+        "An OLMoE in memory; the baseline runs the whole model once for each dropped block.",
+    ),
+    "sweep_16_tokens_a_call": ("The same with short texts", "Small calls are stacked into one."),
+    "exact_all_sets": (
+        "Scoring all 16,384 sets of blocks",
+        "A small model whose first and last block stay; the baseline is extrapolated from 128 sets.",
+    ),
+    "exact_embedded_4_of_14": (
+        "Scoring all sets of at most 4 blocks of the embedded model",
+        "Two pictures with all their questions; the baseline is extrapolated from 8 sets.",
+    ),
+    "score_full_size_streamed": (
+        "Scoring a model larger than memory",
+        "`knobcast score --stream --metric nll` at full size in bfloat16: all 16 blocks, a picture with two questions.",
+    ),
+    "family_full_size": ("25 settings in one directory", "What `--family` adds to copying full-size weights."),
+    "moe_layer_cpu": ("One layer of experts, `cpu` form", "MolmoE-1B's widths, one thread: time follows k."),
+    "moe_layer_int4": ("One layer of experts, `int4` form", "The same weights in 4 bits."),
+    "decoder_and_parts_cpu": (
+        "A decoder and its parts, `cpu` form",
+        "One token through two blocks, beside attention, experts and head measured alone.",
+    ),
+    "decoder_and_parts_int4": ("A decoder and its parts, `int4` form", "The same in 4 bits."),
+    "decode_against_pytorch": (
+        "Decoding beside PyTorch",
+        "One token through two blocks of float32 weights, one thread; PyTorch with grouped matrix products.",
+    ),
+    "session_load": ("Opening a graph", "One layer of experts; weights are read from the mapped file."),
+    "export_full_size_cpu": (
+        "The main job at full size, `cpu` form",
+        "k = 4, 12 of 16 blocks, 432 vision tokens, bfloat16; verified block by block as where memory is short.",
+    ),
+    "export_full_size_int4": ("The main job at full size, `int4` form", "The same in 4 bits."),
+    "user_process": (
+        "What checking a variant as its users load it takes",
+        "A process without knobcast, embedded model; seconds of a processor.",
+    ),
+    "open_text_cpu": (
+        "Opening the embedded variant's decoder, `cpu` form",
+        "Seconds of a processor; the baseline lets onnxruntime plan which buffers to use again.",
+    ),
+    "open_text_int4": ("Opening the embedded variant's decoder, `int4` form", "The same in 4 bits."),
+}
+# A key, what it is called, its unit. The first that matches the whole key counts.
+WORDS = [
+    ("kept_bytes", "weights that stay", "B"),
+    ("checkpoint_bytes", "the checkpoint", "B"),
+    ("bytes_requested", "read", "B"),
+    ("bytes_on_disk", "the variant on disk", "B"),
+    ("weight_bytes", "its weights", "B"),
+    ("seconds", "time", "s"),
+    ("cp_sync_seconds", "`cp` and `sync`", "s"),
+    ("plain_loop_seconds", "the plain loop", "s"),
+    (r"plain_loop_seconds_from_(\d+)_sets", r"the plain loop, from \1 sets", "s"),
+    ("planned_seconds", "with the plan", "s"),
+    ("main_job_seconds", "the main job", "s"),
+    ("added", "added to the rest of the main job", ""),
+    ("ratio", "ratio to the baseline", ""),
+    ("share", "share of the plain loop's block evaluations", ""),
+    ("bytes_ratio", "bytes, to those of the checkpoint", ""),
+    ("bytes_over_bfloat16_same_blocks", "weights, to bfloat16 of the same blocks", ""),
+    ("bytes_over_bfloat16_all_blocks", "weights, to bfloat16, all 16 blocks", ""),
+    ("peak_mb", "peak memory", "MiB"),
+    ("peak_anonymous_mb", "peak memory without mapped files", "MiB"),
+    ("anonymous_mb", "memory beside the mapped file", "MB"),
+    ("weight_mb", "weights of the layer", "MB"),
+    ("file_mb", "all graphs", "MB"),
+    ("largest_graph_mb", "largest graph", "MB"),
+    (r"decode_k(\d)_ms", r"one token, k = \1", "ms"),
+    (r"prefill_(\d+)_k(\d)_ms", r"\1 tokens, k = \2", "ms"),
+    (r"decode_k(\d)_over_k(\d)", r"one token, k = \1 to k = \2", ""),
+    (r"prefill_k(\d)_over_k(\d)", r"512 tokens, k = \1 to k = \2", ""),
+    (r"torch_k(\d)_ms", r"PyTorch, k = \1", "ms"),
+    (r"(cpu|int4)_k(\d)_ms", r"`\1` form, k = \2", "ms"),
+    (r"(cpu|int4)_over_torch_k(\d)", r"`\1` form to PyTorch, k = \2", ""),
+    ("whole_over_parts", "decoder to the sum of its parts", ""),
+    ("(whole|attention|experts|head)_ms", r"\1", "ms"),
+    ("largest_difference", "largest difference of the losses", ""),
+    ("static_vs_dynamic", "PyTorch: variant to source with the knobs at run time, largest difference", ""),
+    ("onnx_vs_torch", "graphs to PyTorch, largest difference", ""),
+    ("largest_value", "largest value compared", ""),
+    ("block_evaluations", "block evaluations", ""),
+    ("naive_block_evaluations", "the plain loop's", ""),
+    ("block_evaluations_per_picture", "block evaluations per picture", ""),
+    ("naive_block_evaluations_per_picture", "the plain loop's", ""),
+    ("tokens_per_call", "tokens of a call", ""),
+    ("mode", "verified", ""),
+    ("onnxruntime", "version of onnxruntime", ""),
+    ("(tensors|sets|questions|calls|members|blocks|note|skipped)", r"\1", ""),
+]
+
+
+def render(results: dict[str, str | Figures]) -> str:
+    """The page. KeyError: a bar or figure has no words here."""
+    lines = [HEAD.format(machine=results["machine"])]
+    for name, found in results.items():
+        if isinstance(found, str):
+            continue
+        title, what = ABOUT[name]
+        bars = dict(_bars(str(found.get("bar", ""))))
+        lines += [f"## {title}", "", what, "", "| | measured | bar |", "|---|---|---|"]
+        lines += [_row(key, value, bars) for key, value in found.items() if key != "bar"]
+        lines += [""]
+    return "\n".join(lines)
+
+
+def words(key: str) -> tuple[str, str]:
+    """(what a figure is called, its unit); KeyError where it has no words."""
+    for pattern, label, unit in WORDS:
+        if match := re.fullmatch(pattern, key):
+            return match.expand(label), unit
+    raise KeyError(f"{key!r} has no words in {Path(__file__).name}: add a row to WORDS.")
+
+
+def _bars(text: str) -> list[tuple[str, tuple[str, float]]]:
+    """`ratio <= 0.1, peak_mb <= 120`, by key; a key that ends in `*` stands for all that begin so."""
+    return [(key, (sign, float(bar))) for key, sign, bar in re.findall(r"(\w+\*?) (<=|>=) ([\d.]+)", text)]
+
+
+def _row(key: str, value: Value, bars: dict[str, tuple[str, float]]) -> str:
+    label, unit = words(key)
+    own = [bar for name, bar in bars.items() if name == key or (name[-1] == "*" and key.startswith(name[:-1]))]
+    cell = ""
+    for sign, bar in own:
+        assert not isinstance(value, str)
+        met = value <= bar if sign == "<=" else value >= bar
+        cell = f"{'at most' if sign == '<=' else 'at least'} {_value(bar, unit)}{'' if met else ' (**missed**)'}"
+    return f"| {label} | {_value(value, unit)} | {cell} |"
+
+
+def _value(value: Value, unit: str) -> str:
+    if isinstance(value, str):
+        return value
+    if unit == "B":
+        return f"{value / 1e9:.2f} GB"
+    if isinstance(value, float) and 0 < abs(value) < 1e-3:
+        number = f"{value:.1e}"
+    elif value == int(value) or value >= 1000:
+        number = f"{value:,.0f}"
+    else:
+        number = f"{value:,}"
+    return f"{number} {unit}".rstrip()
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(json.loads(FIGURES.read_text())))
