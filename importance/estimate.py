@@ -35,10 +35,10 @@ class Estimate:
 
     def words(self) -> str:
         """One line for people."""
-        minutes = f"{self.seconds:.0f} seconds" if self.seconds < 90 else f"{self.seconds / 60:.0f} minutes"
+        whole = f"{self.seconds:.0f} seconds" if self.seconds < 90 else f"{self.seconds / 60:.0f} minutes"
         return (
-            f"about {minutes} on this machine, one job after another: samples of one picture or text, "
-            f"{self.timed_samples}, took {self.timed_seconds:.2g} s; loading the model isn't counted"
+            f"about {whole} on this machine, one job after another: a small one of {self.timed_samples} samples took "
+            f"{self.timed_seconds:.2g} s, loading the model not counted"
         )
 
 

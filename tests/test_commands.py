@@ -159,3 +159,5 @@ def test_a_plan_names_what_chose_the_blocks(
     assert f"chosen by {words}" in " ".join(knobcast(*asked).stdout.split())
     assert json.loads(knobcast(*asked, "--json").stdout)["scores"] == facts
     assert "chosen by" not in knobcast("plan", olmoe, "--drop-blocks", "2").stdout
+    grid = ["export", olmoe, "--family", "k=1 blocks=5", *asked[4:], "--dry-run"]
+    assert f"blocks chosen by {words}\n" in knobcast(*grid).stdout

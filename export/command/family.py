@@ -10,8 +10,9 @@ from export.command.bars import progress_bars
 from export.command.groups import said
 from export.command.output import print_json, remarks, show_warnings
 from export.command.request import Graphs, Request, Target
-from export.command.show import show_next
+from export.command.show import ranking_words, show_next
 from export.family.family import export_family, member_name, plan_family, plan_member
+from importance.choose import Source, find_scores
 from transform.errors import KnobError
 from transform.hub_cache import name_of
 from transform.plan import Plan, weight_bytes
@@ -33,7 +34,9 @@ def export_grid(request: Request, graphs: Graphs, target: Target) -> None:
     out = target.out or Path("artifacts") / name
     console = Console(highlight=False)
     if not target.as_json or not target.dry_run:
-        _show_plans(base, members, console if target.dry_run else remarks)
+        dropped = any(plan.removed for plan in members)
+        ranking = find_scores(source.path, request.scores, source.settings.layers) if dropped else None
+        _show_plans(base, members, ranking, console if target.dry_run else remarks)
         warnings = dict.fromkeys(warning for plan in (base, *members) for warning in plan.warnings)
         show_warnings(warnings, *([console] if target.dry_run else []))
     if target.dry_run:
@@ -71,8 +74,10 @@ def _facts(plan: Plan) -> Record:
     return {"name": member_name(plan.target), **{word: facts[word] for word in words}}
 
 
-def _show_plans(base: Plan, members: tuple[Plan, ...], console: Console) -> None:
+def _show_plans(base: Plan, members: tuple[Plan, ...], ranking: Source | None, console: Console) -> None:
     console.print(f"{len(members)} members over {base.bytes:,} bytes of weights", style="italic")
+    if ranking:
+        console.print(f"blocks chosen by {escape(ranking_words(ranking))}", soft_wrap=True)
     table = Table(box=None, pad_edge=False)
     table.add_column("member")
     table.add_column("drop blocks")
