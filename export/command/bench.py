@@ -70,7 +70,7 @@ def bench(
     from transform.read import read_checkpoint
 
     provider, member = contest.provider, contest.member
-    baselines = parse_against(joined(contest.against) or AGAINST)
+    baselines = parse_against(AGAINST if contest.against is None else str(joined(contest.against)))
     io, entry = _open(directory, provider, member)
     _check_out(out, force or dry_run)
     from export.bench.workload import make_workload

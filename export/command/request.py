@@ -94,10 +94,10 @@ class RunTimeRequest:
 class Request(RunTimeRequest):
     """The same, and how a variant of it is stored and takes pictures."""
 
-    dtype: Dtype = "source"
-    form: Form = None
     resize: Resize = None
     rule: Rule = None
+    form: Form = None
+    dtype: Dtype = "source"
 
     @property
     def knobs(self) -> Knobs:
