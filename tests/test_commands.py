@@ -11,27 +11,16 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from export.command.main import app, main
+from export.command.main import app
+from tests.support.command import knobcast
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = "import sys; sys.argv[0] = 'knobcast'; from export.command.main import main; main()"
 
 
-def knobcast(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(each) for each in arguments], catch_exceptions=False)
-
-
-def exit_code(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["knobcast", *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        main()
-    return int(end.value.code or 0)
-
-
 def test_the_version() -> None:
-    assert knobcast("--version").stdout == f"knobcast {version('knobcast')}\n"
+    assert knobcast("--version").out == f"knobcast {version('knobcast')}\n"
 
 
 def in_bash(words: str, **environment: str) -> str:
@@ -71,13 +60,11 @@ def test_a_shell_completes_verbs_and_options() -> None:
     ],
     ids=str,
 )
-def test_exit_codes_are_those_of_the_documentation(
-    arguments: list[str], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert exit_code(monkeypatch, *arguments) == code
-    out, err = capsys.readouterr()
+def test_exit_codes_are_those_of_the_documentation(arguments: list[str], code: int) -> None:
+    done = knobcast(*arguments)
+    assert done.code == code
     if code == 1:
-        assert (out, err.count("error:"), "Traceback" in err) == ("", 1, False)
+        assert (done.out, done.err.count("error:"), "Traceback" in done.err) == ("", 1, False)
 
 
 def test_every_verb_is_in_the_documentation() -> None:
@@ -95,37 +82,37 @@ def commands(stderr: str) -> list[list[str]]:
 
 def test_an_export_ends_with_what_to_do_next(olmoe: Path, tmp_path: Path) -> None:
     out, one_block = tmp_path / "it's a variant", ["export", "--k", "1", "--keep-blocks", "0", "--no-verify"]
-    run, evaluate, verify = commands(knobcast(*one_block, "--out", out).stderr)
+    run, evaluate, verify = commands(knobcast(*one_block, "--out", out).err)
     assert run == ["run", str(out), "--image", "PICTURE", "--prompt", "QUESTION"]
     assert evaluate == ["evaluate", str(out), "--data", "FILE"]
     assert verify == ["verify", str(out)]
     Image.new("RGB", (40, 30)).save(tmp_path / "p.png")
-    assert knobcast(*run[:3], tmp_path / "p.png", *run[4:], "--max-new-tokens", "1").exit_code == 0
+    assert knobcast(*run[:3], tmp_path / "p.png", *run[4:], "--max-new-tokens", "1").code == 0
     bare = knobcast(*one_block, "--no-onnx", "--out", tmp_path / "bare")
-    assert [words[0] for words in commands(bare.stderr)] == ["evaluate", "verify"]
+    assert [words[0] for words in commands(bare.err)] == ["evaluate", "verify"]
     silent = knobcast("export", olmoe, "--k", "1", "--no-verify", "--out", tmp_path / "silent")
-    assert [words[0] for words in commands(silent.stderr)] == ["verify"], "it has no tokenizer"
+    assert [words[0] for words in commands(silent.err)] == ["verify"], "it has no tokenizer"
     family = knobcast("export", "--family", "k=1,2", "--no-verify", "--out", tmp_path / "f")
-    assert commands(family.stderr)[0][:5] == ["run", str(tmp_path / "f"), "--member", "k1-b16", "--image"]
+    assert commands(family.err)[0][:5] == ["run", str(tmp_path / "f"), "--member", "k1-b16", "--image"]
 
 
 def test_quiet_leaves_results_warnings_and_errors(molmo: Path, tmp_path: Path) -> None:
     beyond = ["export", molmo, "--k", "6", "--no-verify", "--no-onnx"]
     loud, quiet = knobcast(*beyond, "--out", tmp_path / "a"), knobcast(*beyond, "--out", tmp_path / "b", "--quiet")
-    assert "router top-k" in loud.stderr and "… weights" in loud.stderr
-    warnings = quiet.stderr.splitlines()
+    assert "router top-k" in loud.err and "… weights" in loud.err
+    warnings = quiet.err.splitlines()
     assert any("above the trained k=4" in warning for warning in warnings)
-    assert all(warning.startswith("warning: ") and warning in loud.stderr for warning in warnings)
-    assert quiet.stdout == loud.stdout.replace("/a", "/b") != ""
+    assert all(warning.startswith("warning: ") and warning in loud.err for warning in warnings)
+    assert quiet.out == loud.out.replace("/a", "/b") != ""
     done = knobcast(*beyond, "--out", tmp_path / "c", "--json")
-    assert "next:" not in done.stderr and json.loads(done.stdout)["top_k"] == [6] * 4
+    assert "next:" not in done.err and json.loads(done.out)["top_k"] == [6] * 4
 
 
 def test_quiet_is_no_state(olmoe: Path) -> None:
-    assert knobcast("export", olmoe, "--dry-run", "--quiet").stdout
+    assert knobcast("export", olmoe, "--dry-run", "--quiet").out
     done = knobcast("score", olmoe, "--data", "x.jsonl", "--quiet", "--help")
-    assert done.exit_code == 0
-    assert knobcast("run", olmoe, "--help").stdout
+    assert done.code == 0
+    assert knobcast("run", olmoe, "--help").out
 
 
 SCORES = {"schema": 1, "metric": "rise of the log-loss", "samples": 1234}
@@ -156,8 +143,8 @@ def test_a_plan_names_what_chose_the_blocks(
 ) -> None:
     (tmp_path / "by.json").write_text(json.dumps(content))
     asked = ["plan", olmoe, "--blocks", "5", "--scores", tmp_path / "by.json"]
-    assert f"chosen by {words}" in " ".join(knobcast(*asked).stdout.split())
-    assert json.loads(knobcast(*asked, "--json").stdout)["scores"] == facts
-    assert "chosen by" not in knobcast("plan", olmoe, "--drop-blocks", "2").stdout
+    assert f"chosen by {words}" in " ".join(knobcast(*asked).out.split())
+    assert json.loads(knobcast(*asked, "--json").out)["scores"] == facts
+    assert "chosen by" not in knobcast("plan", olmoe, "--drop-blocks", "2").out
     grid = ["export", olmoe, "--family", "k=1 blocks=5", *asked[4:], "--dry-run"]
-    assert f"blocks chosen by {words}\n" in knobcast(*grid).stdout
+    assert f"blocks chosen by {words}\n" in knobcast(*grid).out

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.imports import PACKAGES
+from tests.support.imports import PACKAGES
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 HOUSES = (*PACKAGES, "tests", "docs", ".ci")
 NAMED = re.compile(rf"`((?:{'|'.join(map(re.escape, HOUSES))})/[\w./*-]*)`")
@@ -23,10 +23,10 @@ def exists(pattern: str) -> bool:
 
 
 def on_the_map(page: str) -> Iterator[str]:
-    """Paths in the first cells of design.md's rows; one that begins in no house lies in the folder of that before it,
-    or, below a line that begins with `a folder/`, in that one."""
+    """Paths in the first cells of design.md's rows, before its first heading; one that begins in no house lies in the
+    folder of that before it, or, below a line that begins with `a folder/`, in that one."""
     home = ""
-    for line in page.splitlines():
+    for line in page.partition("\n## ")[0].splitlines():
         if heading := re.match(r"`([\w/]+/)`", line):
             home = heading[1]
         if line.startswith("| `"):

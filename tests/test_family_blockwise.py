@@ -15,12 +15,13 @@ import export.gate.resident
 import export.graph.decoder
 import transform.load
 import transform.machine
-from export.family.family import export_family, plan_family, verify_family
+from export.family.family import verify_family
 from export.files.integrity import external_tensors
-from tests.test_family import GRID, NAMES, read, record_sums
+from tests.support.families import NAMES, write_family, write_scores
+from tests.support.variants import read_json, record_sums
 from transform.checkpoint import Checkpoint
 from transform.errors import VerificationError
-from transform.knobs import Knobs
+from transform.forms import REFERENCE, Form
 from transform.read import read_checkpoint
 from transform.top_k import set_top_k
 
@@ -34,15 +35,12 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(transform.machine, "free_memory", lambda: 0)
     monkeypatch.setattr(transform.load, "load_model", refuse)
-    for name in ("load_model", "load_with_report", "dynamic_twin"):
+    for name in ("load_model", "load_with_report", "source_model"):
         monkeypatch.setattr(export.gate.resident, name, refuse)
 
 
 def write(molmo: Path, out: Path, form: str = "cpu") -> dict[str, Any]:
-    scores = out.parent / "scores.json"
-    scores.write_text(json.dumps({"0": 0.9, "1": 0.1, "2": 0.2, "3": 0.8}))
-    base, members = plan_family(read_checkpoint(molmo), GRID, Knobs(tokens=288, form=form), str(scores))
-    return export_family(base, members, out)
+    return write_family(molmo, out, tokens=288, scores=write_scores(out.parent), form=form)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +69,7 @@ def test_members_are_proven_block_by_block(
     said: list[str] = []
     record = write(molmo, tmp_path / "family", form)
     assert list(loaded.values()) == [1] * 4
-    assert read(tmp_path / "family" / "manifest.json")["verification"]["mode"] == "blockwise"
+    assert read_json(tmp_path / "family" / "manifest.json")["verification"]["mode"] == "blockwise"
     assert [entry["name"] for entry in record["members"]] == NAMES
     for entry, blocks in zip(record["members"], (3, 4, 3), strict=True):
         found = entry["verification"]
@@ -93,7 +91,7 @@ def test_a_member_of_other_blocks_or_another_k_is_refused(made: Path, tmp_path: 
     if change == "graph":
         shutil.copyfile(family / "text-k1x2.4x1-b3.onnx", family / "text-k2-b3.onnx")
     else:
-        record = read(family / "family.json")
+        record = read_json(family / "family.json")
         record["members"][0][change] = {"blocks_kept": [0, 1, 3], "top_k": [2, 2, 1]}[change]
         (family / "family.json").write_text(json.dumps(record))
     record_sums(family)
@@ -123,7 +121,7 @@ def test_one_block_that_is_wrong_for_one_k_is_found(
     right = export.graph.decoder.text_graph
     wanted = read_checkpoint(molmo).tensor("attention.norm", 2)
 
-    def wrong(checkpoint: Checkpoint, form: str = "cpu") -> Any:
+    def wrong(checkpoint: Checkpoint, form: Form = REFERENCE) -> Any:
         k = list(checkpoint.settings.top_k)
         for i in range(checkpoint.settings.layers):
             norm = checkpoint.tensor("attention.norm", i)

@@ -1,8 +1,6 @@
 """Graphs of fixed sizes against PyTorch and the growing ones: every form, every tiling, the cache to its end."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,11 @@ import torch
 
 from artifacts.nano import data
 from export.gate.blockwise import blockwise_gate
+from export.gate.checking import checking_static
 from export.gate.golden import record
 from export.gate.image_probe import image_probe
 from export.gate.probe import MarginWatch
-from export.gate.static import StaticImage, check_static_text, checking_static, static_images
+from export.gate.static import StaticImage, check_static_text, static_images
 from export.gate.verify import verify_directory
 from export.graph.attention import Static
 from export.graph.decoder import text_graph
@@ -27,8 +26,10 @@ from export.run.static import StaticGraphs
 from export.run.static_plan import Prefill, StaticPlan
 from export.variant import export_variant
 from importance.readers.read import read_samples
+from tests.support.command import knobcast
 from transform.arrays import Array
 from transform.errors import KnobcastError, KnobError, VerificationError
+from transform.forms import Form
 from transform.knobs import Knobs
 from transform.load import load_model
 from transform.molmoe.tiling import image_tokens
@@ -36,7 +37,6 @@ from transform.plan import make_plan
 from transform.read import read_checkpoint
 from transform.source import DEFAULT
 
-ROOT = Path(__file__).parent.parent
 FORMS = ("cpu", "cuda", "int4")  # cuda by numpy, for onnxruntime has no such experts without a GPU
 CACHE, PROMPT = 40, 8
 TOLERANCE = 5e-5  # 1e-5 of the largest logits, which are 5 and more
@@ -248,7 +248,7 @@ def test_the_blockwise_gate_proves_static_graphs(molmo: Path, tmp_path: Path, fo
     plan = make_plan(read_checkpoint(molmo), Knobs(2, (0, 2), 432, form=form))
     export_variant(plan, tmp_path / "v", verify=False, static=plan_static(plan, 640))
     before = sorted(tmp_path.glob("v/*"))
-    found = blockwise_gate(plan, tmp_path / "v", True, lambda _: None)["static_vs_torch"]
+    found = blockwise_gate(plan, read_checkpoint(tmp_path / "v"), True, lambda _: None).static_vs_torch
     assert {"prefill-1x2.onnx", "prefill-2x1.onnx", "vision-1x2.onnx"} <= found.keys()
     assert sorted(tmp_path.glob("v/*")) == before
 
@@ -258,7 +258,7 @@ def test_the_gate_sees_a_wrong_static_graph(molmo: Path, tmp_path: Path, monkeyp
 
     write = module.write_decoders
 
-    def wrong(checkpoint: Any, directory: Path, static: StaticPlan, form: str = "cpu", prefix: str = "") -> list[Path]:
+    def wrong(checkpoint: Any, directory: Path, static: StaticPlan, form: Form, prefix: str = "") -> list[Path]:
         files = write(checkpoint, directory, static, form, prefix)
         one_more = Static(1, static.cache)
         from transform.top_k import set_top_k
@@ -342,11 +342,7 @@ def test_text_prompts_that_can_not_be(olmoe: Path, prompt: int) -> None:
 
 
 def test_the_command_line(olmoe: Path, tmp_path: Path) -> None:
-    def knobcast(*words: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "export.command.main", "export", str(olmoe), *words]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-    shown = json.loads(knobcast("--k", "2", "--static", "64", "--dry-run", "--json").stdout)
+    shown = json.loads(knobcast("export", olmoe, "--k", "2", "--static", "64", "--dry-run", "--json").out)
     assert shown["static"]["prefills"] == [{"tiling": None, "sequence": 64, "prefill": "prefill.onnx"}]
     assert shown["out"].endswith("-s64")
     for words, expected in (
@@ -355,9 +351,9 @@ def test_the_command_line(olmoe: Path, tmp_path: Path) -> None:
         (["--static", "many"], "whole number"),
         (["--family", "k=1,2", "--static", "64"], "--family goes without --static"),
     ):
-        done = knobcast(*words, "--out", str(tmp_path / "v"))
-        assert done.returncode == 1
-        assert expected in " ".join(done.stderr.split()), done.stderr
+        done = knobcast("export", olmoe, *words, "--out", tmp_path / "v")
+        assert done.code == 1
+        assert expected in done.said
         assert not (tmp_path / "v").exists()
 
 

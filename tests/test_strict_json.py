@@ -11,7 +11,7 @@ from export.files.integrity import check_sums, sha256_file
 from export.graph.vision import read_tower
 from export.run.graph_facts import read_facts
 from importance.scores import read_scores
-from tests.conftest import write_raw
+from tests.support.safetensors_file import write_raw
 from transform.errors import CheckpointError, ScoresError, VerificationError
 from transform.molmoe.pictures import ImageError, open_image
 from transform.read import read_checkpoint

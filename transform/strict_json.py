@@ -19,7 +19,7 @@ MAX_TABLE_BYTES = 64_000_000  # an index of shards, a tokenizer
 _HALF = re.compile(rb"\\u[dD][89abcdefABCDEF]")
 
 
-def parse(data: bytes) -> object:
+def parse(data: bytes) -> Any:
     """JSON in which every key is there once, each number finite, each character whole; raises IrregularError."""
     if data.startswith(LFS_POINTER):
         raise IrregularError("it is a git-lfs pointer, not the file: run git lfs pull")

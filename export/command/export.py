@@ -66,5 +66,4 @@ def export(request: Request, graphs: Graphs, target: Target) -> None:
         print_json({**manifest, "out": str(out)})
     else:
         show_result(manifest, out, console)
-        pictures, form = manifest["vision"] is not None, manifest["knobs"]["form"]
-        show_next(out, remarks, pictures=pictures, form=form, onnx=graphs.onnx)
+        show_next(out, remarks, pictures=made.vision is not None, form=made.form, onnx=graphs.onnx)

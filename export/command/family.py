@@ -12,6 +12,7 @@ from export.command.output import print_json, remarks, show_warnings
 from export.command.request import Graphs, Request, Target
 from export.command.show import ranking_words, show_next
 from export.family.family import export_family, member_name, plan_family, plan_member
+from export.files.verification import Verification
 from importance.choose import Source, find_scores
 from transform.errors import KnobError
 from transform.hub_cache import name_of
@@ -90,11 +91,10 @@ def _show_plans(base: Plan, members: tuple[Plan, ...], ranking: Source | None, c
 
 
 def _show_result(record: Record, target: Path, console: Console) -> None:
-    members = record["members"]
-    checked = [entry["verification"] for entry in members]
-    if "skipped" in checked:
+    checked = [Verification.parse(entry["verification"]) for entry in record["members"]]
+    if None in checked:
         console.print(f"[yellow]not verified[/yellow] {escape(str(target))}", soft_wrap=True)
         return
-    worst = max(found["onnx_vs_torch"][part] for found in checked for part in ("prefill", "decode", "padded"))
-    console.print(f"[green]verified[/green] {escape(str(target))}: {len(members)} members", soft_wrap=True)
+    worst = max(max(found.differences("onnx_vs_torch").values()) for found in checked if found)
+    console.print(f"[green]verified[/green] {escape(str(target))}: {len(checked)} members", soft_wrap=True)
     console.print(f"  onnx vs torch: largest difference {worst:.3g}", style="dim")

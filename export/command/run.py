@@ -30,12 +30,11 @@ def run(
 ) -> None:
     """Answer a prompt about an image with onnxruntime alone."""
     from export.run.answer import answer
-    from export.run.graphs import members
+    from export.run.family_file import FILE, read_family
 
-    if place.member is None and (names := members(directory)):
-        say_note(
-            f"this runs the family's own graph, text.onnx, with all of the model; --member takes {', '.join(names)}"
-        )
+    if place.member is None and (directory / FILE).is_file():
+        names = ", ".join(member.name for member in read_family(directory).members)
+        say_note(f"this runs the family's own graph, text.onnx, with all of the model; --member takes {names}")
     stream: Say | None = None if as_json else lambda piece: print(piece, end="", flush=True)
     given = answer(
         directory, image, prompt, max_new_tokens, stream=stream,

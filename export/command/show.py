@@ -10,8 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from export.files.verification import Verification
 from importance.choose import Source
 from importance.scores import Scores
+from transform.forms import Form
+from transform.knobs import spelt_k
 from transform.plan import Plan
 from transform.strict_json import Record
 
@@ -26,7 +29,7 @@ def show_plan(plan: Plan, ranking: Source | None, console: Console) -> None:
     rows = [
         ("drop blocks", f"{removed}   ({len(facts['blocks_removed'])} of {source['blocks']})"),
         *([("chosen by", escape(ranking_words(ranking)))] if ranking else []),
-        ("router top-k", f"{_k(source['top_k'])} -> {_k(facts['top_k'])}"),
+        ("router top-k", f"{spelt_k(source['top_k'])} -> {spelt_k(facts['top_k'])}"),
         ("parameters", f"{source['parameters']:,} -> {facts['parameters']:,}"),
         ("active per token", f"{source['active_parameters']:,} -> {facts['active_parameters']:,}"),
         ("weight bytes", f"{source['bytes']:,} -> {facts['bytes']:,}   ({_stored(plan)})"),
@@ -61,11 +64,7 @@ def ranking_words(ranking: Source) -> str:
 def _stored(plan: Plan) -> str:
     if plan.packing:
         return f"{plan.packing[0]}-bit codes and scales"
-    return f"{'float16' if plan.form == 'cuda' else plan.knobs.dtype} dtype"
-
-
-def _k(values: list[int]) -> str:
-    return str(values[0]) if len(set(values)) == 1 else ",".join(map(str, values))
+    return f"{plan.dtype} dtype"
 
 
 def _vision_rows(vision: Record) -> list[tuple[str, str]]:
@@ -85,24 +84,23 @@ def _vision_rows(vision: Record) -> list[tuple[str, str]]:
 
 def show_result(manifest: Record, target: Path, console: Console) -> None:
     """Where the variant is and what the gate measured."""
-    checked = manifest["verification"]
-    if isinstance(checked, str):
+    checked = Verification.parse(manifest["verification"])
+    if checked is None:
         console.print(f"[yellow]not verified[/yellow] {escape(str(target))}", soft_wrap=True)
         return
     console.print(f"[green]verified[/green] {escape(str(target))}", soft_wrap=True)
     for group in ("static_vs_dynamic", "onnx_vs_torch"):
-        values = {k: v for k, v in checked.get(group, {}).items() if k not in ("relative_tolerance", "largest_value")}
-        if values:
+        if values := checked.differences(group):
             console.print(f"  {group.replace('_', ' ')}: largest difference {max(values.values()):.3g}", style="dim")
 
 
 def show_next(
-    target: Path, console: Console, *, pictures: bool, form: str, onnx: bool = True, member: str | None = None
+    target: Path, console: Console, *, pictures: bool, form: Form, onnx: bool = True, member: str | None = None
 ) -> None:
     """The commands that a new variant is for, ready to be copied; without a tokenizer it takes no words."""
     where, speaks = shlex.quote(str(target)), (target / "tokenizer.json").is_file()
     chosen = "" if member is None else f" --member {member}"
-    device = " --provider cuda" if form == "cuda" else ""
+    device = "" if form.runs_on_cpu else f" --provider {form.usual_provider}"
     run = f"run {where}{chosen}{device}{' --image PICTURE' if pictures else ''} --prompt QUESTION"
     spoken = ([run] if onnx else []) + [f"evaluate {where} --data FILE"]
     commands = (*(spoken if speaks else []), f"verify {where}")
