@@ -60,7 +60,7 @@ def export(request: Request, graphs: Graphs, target: Target) -> None:
     with progress_bars(remarks, weight_bytes(made.target)) as (say, progress):
         manifest = export_variant(
             made, out, onnx=graphs.onnx, verify=target.verify, force=target.force, say=say, progress=progress,
-            static=fixed,
+            static=fixed, ranking=ranking,
         )  # fmt: skip
     if target.as_json:
         print_json({**manifest, "out": str(out)})
