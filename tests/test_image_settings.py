@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transform.errors import CheckpointError, KnobError
 from transform.image_settings import MEAN, STD
 from transform.knobs import Knobs
 from transform.molmoe import preprocessing
-from transform.plan import make_plan
+from transform.plan import DEFAULT_POLICY, RESIZES, make_plan
 from transform.read import read_checkpoint
 from transform.source import DEFAULT
 
@@ -80,6 +81,12 @@ def test_other_ways_to_prepare_pictures_are_refused(
 
 def test_means_and_deviations_are_those_that_pictures_are_prepared_with() -> None:
     np.testing.assert_array_equal(np.array([MEAN, STD], np.float32), [preprocessing.MEAN, preprocessing.STD])
+
+
+def test_the_words_of_a_policy_are_those_that_pictures_are_cut_by() -> None:
+    usual = signature(preprocessing.preprocess).parameters
+    assert RESIZES == preprocessing.RESIZES
+    assert (usual["resize"].default, usual["rule"].default) == DEFAULT_POLICY
 
 
 def test_settings_as_released_change_nothing(molmo: Path, copy_of: Copy) -> None:

@@ -22,7 +22,7 @@ from transform.tokenizer_file import tokenizer_warnings
 from transform.top_k import beyond_training, set_top_k
 from transform.write import written_bytes
 
-RESIZES = ("pad", "fill")
+RESIZES = ("pad", "fill")  # those of `molmoe/preprocessing.py`, which needs numpy
 DEFAULT_POLICY = ("pad", "canvas")
 ADAPTER = "adapter_config.json"  # peft's
 

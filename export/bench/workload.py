@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from export.run.graphs import open_tokenizer
+from export.run.io_file import policy_in
 from transform.arrays import Array
 from transform.errors import KnobError, VerificationError
 from transform.strict_json import Record
@@ -112,7 +113,7 @@ def _picture(io: Record, image: Path | None) -> tuple[dict[str, Array], list[int
     """The arrays of a picture cut by the variant's own policy, and its stream of ids."""
     from transform.molmoe.preprocessing import preprocess
 
-    policy = {name: io["vision"][name] for name in ("tokens", "max_crops", "resize", "rule") if name in io["vision"]}
+    policy = policy_in(io["vision"])
     if image is None:
         from export.gate.probe import picture
 

@@ -12,7 +12,8 @@ from transform.special_tokens import image_token_ids
 
 
 def emit_graphs(checkpoint: Checkpoint, directory: Path, crops: int | None, form: Form = REFERENCE) -> list[Path]:
-    """Write the graphs of a finished variant beside its weights; `crops` fixes vision.onnx to so many crops."""
+    """Write the graphs of a finished variant beside its weights; `crops` fixes vision.onnx to so many, the global view
+    included."""
     graphs: dict[str, Graph] = {}
     if checkpoint.architecture.modality.sees_images:
         patch = image_token_ids(checkpoint, directory).patch

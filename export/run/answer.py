@@ -14,7 +14,7 @@ import numpy as np
 from export.run.bound import Bound
 from export.run.family_file import read_family
 from export.run.graphs import Graphs, open_tokenizer
-from export.run.io_file import ROLES
+from export.run.io_file import ROLES, policy_in
 from export.run.providers import PROVIDERS
 from export.run.session import RunError
 from transform.architectures import architecture_named
@@ -148,9 +148,7 @@ class Runner:
             )
         cut = None
         if image is not None:
-            policy = self.graphs.io["vision"]
-            settings = {name: policy[name] for name in ("tokens", "max_crops", "resize", "rule") if name in policy}
-            cut = preprocess(image, **settings)
+            cut = preprocess(image, **policy_in(self.graphs.io["vision"]))
         stream = [] if cut is None else cut.image_tokens(*roles).tolist()
         return self._checked(Prompt(np.array([[self.ids["bos"], *stream, *words]], np.int64), cut))
 

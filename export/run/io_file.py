@@ -54,6 +54,11 @@ def form_in(io: Mapping[str, Any]) -> Form:
     return form_named(io.get("form", REFERENCE.name))
 
 
+def policy_in(vision: Mapping[str, object]) -> Record:
+    """How the `vision` of an io.json or a manifest has pictures cut, as `preprocess` takes it."""
+    return {name: vision[name] for name in ("tokens", "max_crops", "resize", "rule") if name in vision}
+
+
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 < value < _LARGEST
 
