@@ -1,16 +1,18 @@
 """The main job: a plan becomes a directory that is complete by itself, verified, or nothing at all.
 
-weights and config -> travelling code -> graphs over the same bytes -> gate -> card -> sums -> manifest -> rename.
+`write`: weights and config, travelling code, graphs over the same bytes; `prove`: the gate; `seal`: card, sums,
+manifest; then it gets its name. A family is made of the same steps.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from export.files.card import write_card
 from export.files.integrity import write_sums
 from export.files.manifest import write_manifest
+from export.files.verification import Verification
 from export.graph.static import write_static
 from export.run.static_plan import StaticPlan
 from transform import molmoe
@@ -36,13 +38,21 @@ def export_variant(
     force: bool = False,
     say: Say = lambda _: None,
     progress: Progress = lambda _: None,
-    also: Callable[[Path], None] = lambda _: None,
     static: StaticPlan | None = None,
 ) -> Record:
     """Write the variant to `out` and return its manifest; on any error `out` is as it was.
 
-    `static` adds the graphs of fixed sizes. `also` may add files to the staged directory, before the sums are taken.
+    `static` adds the graphs of fixed sizes.
     """
+    check(plan, out, onnx=onnx, verify=verify, force=force)
+    with staged(out, force) as stage:
+        written = write(plan, stage, onnx=onnx, static=static, say=say, progress=progress)
+        verification = prove(plan, written, onnx=onnx, say=say) if verify else None
+        return seal(plan, written, verification, onnx=onnx, say=say)
+
+
+def check(plan: Plan, out: Path, *, onnx: bool = True, verify: bool = True, force: bool = False) -> None:
+    """Refuse before any work what could not be written, or could not be proven once it is; touches nothing."""
     source = plan.source.path.resolve()
     target = out.resolve()
     if target == source or target in source.parents or source in target.parents:
@@ -60,28 +70,58 @@ def export_variant(
     if onnx and verify:
         from export.gate.op_checks import check_form
 
-        check_form(plan.form)  # found out again by the gate, after the weights were written
-    with staged(out, force) as stage:
-        say("weights")
-        if plan.packing:
-            write_packed(travelling(plan), stage, *plan.packing, progress=progress)
-        else:
-            write_checkpoint(travelling(plan), stage, progress)
-        if plan.vision:
-            _write_code(plan, stage)
-        if onnx:
-            say("graphs")
-            _write_graphs(plan, stage, static)
-        verification: Record | str = "skipped"
-        if verify:
-            from export.gate.choose import run_gate  # torch takes seconds to import
+        check_form(plan.form)
 
-            verification = run_gate(plan, stage, onnx, say)
-        say("card, sums, manifest")
-        write_card(stage, plan, verification, onnx)
-        also(stage)
-        sums = write_sums(stage) if verify else "not computed"
-        return write_manifest(stage, plan, verification, sums)
+
+def write(
+    plan: Plan,
+    stage: Path,
+    *,
+    onnx: bool = True,
+    static: StaticPlan | None = None,
+    say: Say = lambda _: None,
+    progress: Progress = lambda _: None,
+) -> Checkpoint:
+    """Weights, config, travelling code and graphs into the folder `stage`; returns the checkpoint that it now holds."""
+    say("weights")
+    if plan.packing:
+        write_packed(travelling(plan), stage, *plan.packing, progress=progress)
+    else:
+        write_checkpoint(travelling(plan), stage, progress)
+    if plan.vision:
+        _write_code(plan, stage)
+    written = read_checkpoint(stage)
+    if onnx:
+        say("graphs")
+        _write_graphs(plan, written, static)
+    return written
+
+
+def prove(plan: Plan, written: Checkpoint, *, onnx: bool = True, say: Say = lambda _: None) -> Verification:
+    """What `write` gave equals the source with the plan's knobs at run time, and its graphs equal it; or
+    VerificationError. Adds the golden outputs."""
+    from export.gate.choose import run_gate  # torch takes seconds to import
+
+    return run_gate(plan, written, onnx, say)
+
+
+def seal(
+    plan: Plan,
+    written: Checkpoint,
+    verification: Verification | None,
+    *,
+    onnx: bool = True,
+    card: Sequence[str] = (),
+    say: Say = lambda _: None,
+) -> Record:
+    """Card, with more lines at its end, sums and manifest: nothing may be added afterwards. Returns the manifest.
+
+    `verification` None: nothing was proven, and no sums are taken.
+    """
+    say("card, sums, manifest")
+    write_card(written.path, plan, verification, onnx, card)
+    sums = write_sums(written.path) if verification else "not computed"
+    return write_manifest(written, plan, verification, sums)
 
 
 def travelling(plan: Plan) -> Checkpoint:
@@ -104,12 +144,12 @@ def _write_code(plan: Plan, stage: Path) -> None:
         write_json(stage / "processor_config.json", policy)
 
 
-def _write_graphs(plan: Plan, stage: Path, static: StaticPlan | None) -> None:
+def _write_graphs(plan: Plan, written: Checkpoint, static: StaticPlan | None) -> None:
     from export.files.genai import write_genai_config
     from export.files.io_spec import write_io
     from export.graph.emit import emit_graphs
 
-    written = read_checkpoint(stage)
+    stage = written.path
     crops = plan.vision.crops + 1 if plan.vision and plan.vision.crops is not None else None
     emit_graphs(written, stage, crops, plan.form)
     if static:

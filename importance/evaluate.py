@@ -1,7 +1,7 @@
 """How many answers of a model are right. Greedy, float32, at whatever knobs the model has while it runs.
 
     prepared = prepare(model, processor, samples, tokens=432)        # pictures are seen once per budget
-    with moe_top_k(model, 4), BlockMaskWrapper(model, mask):
+    with knobs_at_run_time(model, keep=(0, 1, 3), top_k=(4, 4, 4)):
         print(evaluate(model, prepared).accuracy)
 
 Samples are grouped by picture: begin token and image stream are prefilled once, then all questions about it run as
@@ -10,7 +10,6 @@ one batch on the expanded cache. Equal to `model.generate()` one sample at a tim
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from transform.load import load_model
 from transform.molmoe.pictures import ImageError
 from transform.plan import Plan
 from transform.progress import Progress
-from transform.runtime import BlockMaskWrapper, moe_top_k
+from transform.runtime import knobs_at_run_time
 from transform.strict_json import Record
 
 MAX_NEW_TOKENS = 16
@@ -216,20 +215,5 @@ def evaluate_plan(
     model = load_model(plan.source.path)
     prepared = prepare(model, processor, samples, plan.knobs.tokens, hold=False)
     say("evaluate")
-    with knobs_applied(model, plan):
+    with knobs_at_run_time(model, plan.keep, plan.target.settings.top_k):
         return evaluate(model, prepared, max_new_tokens=max_new_tokens, metric=metric, progress=progress)
-
-
-@contextmanager
-def knobs_applied(model: nn.Module, plan: Plan) -> Iterator[None]:
-    """The source model with the plan's k and blocks for the length of a `with` block."""
-    source = plan.source.settings
-    k = list(source.top_k)
-    for block, value in zip(plan.keep, plan.target.settings.top_k, strict=True):
-        k[block] = value
-    with ExitStack() as stack:
-        if tuple(k) != source.top_k:
-            stack.enter_context(moe_top_k(model, k if len(set(k)) > 1 else k[0]))
-        if len(plan.keep) < source.layers:
-            stack.enter_context(BlockMaskWrapper(model, [block in plan.keep for block in range(source.layers)]))
-        yield

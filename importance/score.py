@@ -30,7 +30,7 @@ from importance.statistics import Spread
 from importance.tasks import check_samples, metric_named
 from transform.checkpoint import Checkpoint
 from transform.errors import KnobError
-from transform.knobs import Knobs
+from transform.knobs import Knobs, merged_k
 from transform.plan import make_plan
 from transform.progress import Progress
 from transform.strict_json import Record
@@ -323,12 +323,13 @@ class Scorer:
         """values [blocks, items]: their means are the scores; groups [items]: items that share a picture."""
         setting, chosen = self.setting, self.setting.chosen
         mean, spread = values.mean(1).tolist(), Spread.of(values, groups)
+        k = merged_k(setting.full)
         notes: Record = {
             "name": chosen.name,
             "reference": chosen.reference,
             "pictures": len({g for g, s in zip(setting.groups.tolist(), setting.samples, strict=True) if s.images}),
             "tokens": setting.tokens,
-            "k": list(setting.full) if len(set(setting.full)) > 1 else setting.full[0],
+            "k": k if isinstance(k, int) else list(k),
             "interval": spread.note,
         }
         if chosen.kind == "ablation":

@@ -22,8 +22,8 @@ from pathlib import Path
 start = time.perf_counter()
 from export.family.family import plan_family, write_members
 from export.files.genai import write_genai_config
-from export.graph.emit import emit_graphs
 from export.files.io_spec import write_io
+from export.graph.emit import emit_graphs
 from transform.read import read_checkpoint
 directory, grid, scores = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 checkpoint = read_checkpoint(directory)
@@ -31,14 +31,14 @@ base, members = plan_family(checkpoint, grid, scores=scores)
 emit_graphs(checkpoint, directory, None)
 write_io(checkpoint, directory, base.vision.as_dict())
 write_genai_config(checkpoint, directory)
-record = write_members(base, members, directory)
+family = write_members(base, members, checkpoint)
 seconds = time.perf_counter() - start
 peak = re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]
 print(json.dumps({
-    "members": len(record["members"]),
+    "members": len(family.members),
     "seconds": seconds,
     "peak_bytes": int(peak) * 1024,
-    "largest_graph": max(entry["graph_bytes"] for entry in record["members"]),
+    "largest_graph": max(member.graph_bytes for member in family.members),
 }))
 """
 

@@ -27,6 +27,7 @@ from export.run.session_options import session_options
 from tests.full_size import ROOT
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint
+from transform.forms import form_named
 from transform.load import load_model
 from transform.molmoe.compatibility import CACHE
 from transform.packed import write_packed
@@ -117,12 +118,12 @@ class Setup:
         """A session on a graph."""
         path = self.directories[form] / name
         graph.write(path)
-        return open_session(path, session_options(form), threads=1)
+        return open_session(path, session_options(form_named(form)), threads=1)
 
 
 def moe_graph(checkpoint: Checkpoint, form: str) -> Graph:
     """The experts of block 0 alone."""
-    g = Graph("moe", form)
+    g = Graph("moe", form_named(form))
     x = g.input("x", FLOAT, ["n", WIDTH])
     g.output("y", mixture(g, checkpoint, 0, x), FLOAT, ["n", WIDTH])
     return g
@@ -155,7 +156,7 @@ def part_graphs(checkpoint: Checkpoint, form: str) -> dict[str, Graph]:
     """What a decoder is made of, block 0 standing for all: attention half, experts half, head."""
     settings = checkpoint.settings
     size = [settings.kv_heads, settings.head_dim]
-    first = Graph("attention", form)
+    first = Graph("attention", form_named(form))
     given = first.input("x", FLOAT, ["batch", "sequence", WIDTH])
     mask = first.input("attention_mask", INT64, ["batch", "total"])
     past = [first.input(f"past.{part}", FLOAT, ["batch", size[0], "past", size[1]]) for part in ("key", "value")]
@@ -166,11 +167,11 @@ def part_graphs(checkpoint: Checkpoint, form: str) -> dict[str, Graph]:
     first.output("y", first.op("Add", x, mixed), FLOAT, ["n", WIDTH])
     for part, value in (("key", keys), ("value", values)):
         first.output(f"present.{part}", value, FLOAT, ["batch", size[0], "total", size[1]])
-    second = Graph("experts", form)
+    second = Graph("experts", form_named(form))
     x = second.input("x", FLOAT, ["n", WIDTH])
     normed = rms_norm(second, x, checkpoint.tensor("mlp.norm", 0), settings.eps)
     second.output("y", second.op("Add", x, mixture(second, checkpoint, 0, normed)), FLOAT, ["n", WIDTH])
-    third = Graph("head", form)
+    third = Graph("head", form_named(form))
     x = third.input("x", FLOAT, ["n", WIDTH])
     logits = third.linear(rms_norm(third, x, checkpoint.tensor("norm"), settings.eps), checkpoint.tensor("head"))
     third.output("y", logits, FLOAT, ["n", VOCAB])
@@ -198,7 +199,7 @@ def bench_parts(setup: Setup, form: str, layers: int) -> dict[str, Any]:
     past = rng.standard_normal((1, 16, PAST, WIDTH // 16)).astype(np.float32)
     around = {"attention_mask": np.ones((1, PAST + 1), np.int64), "past.key": past, "past.value": past}
     sessions = {name: setup.open(form, graph, f"{name}.onnx") for name, graph in part_graphs(checkpoint, form).items()}
-    whole = setup.open(form, text_graph(checkpoint, form), "whole.onnx")
+    whole = setup.open(form, text_graph(checkpoint, form_named(form)), "whole.onnx")
     found = take_turns(
         {
             "whole": decoder_job(whole, layers, setup.tokens),
@@ -249,7 +250,7 @@ def bench_against_torch(setup: Setup, layers: int, ks: Sequence[int] = (8, 4)) -
         set_moe_top_k(model, k)
         jobs: dict[str, Job] = {"torch": torch_job(model, layers, setup.tokens)}
         for form in setup.directories:
-            session = setup.open(form, text_graph(setup.checkpoint(form, k), form), f"text-{k}.onnx")
+            session = setup.open(form, text_graph(setup.checkpoint(form, k), form_named(form)), f"text-{k}.onnx")
             jobs[form] = decoder_job(session, layers, setup.tokens)
         times = take_turns(jobs, STEPS, 8)
         found |= {f"{name}_k{k}_ms": round(value, 2) for name, value in times.items()}
@@ -262,12 +263,13 @@ import json, sys
 from pathlib import Path
 from export.run.session_options import session_options
 from export.run.session import open_session
+from transform.forms import REFERENCE
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 import onnxruntime
 before = anonymous()
-session = open_session(Path(sys.argv[1]), session_options("cpu"), threads=1)
+session = open_session(Path(sys.argv[1]), session_options(REFERENCE), threads=1)
 print(anonymous() - before)
 """
 

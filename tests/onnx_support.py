@@ -16,7 +16,7 @@ from transform.arrays import Array
 from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
 from transform.dtype import cast
-from transform.knobs import PACKED_BITS
+from transform.forms import form_named
 from transform.packed import write_packed
 from transform.read import read_checkpoint
 from transform.stack import stack_experts
@@ -41,14 +41,15 @@ def write_variant(
     if k is not None:
         checkpoint = set_top_k(checkpoint, k)
     target.mkdir(parents=True)
-    if form in PACKED_BITS:
-        write_packed(checkpoint, target, PACKED_BITS[form])
+    made = form_named(form)
+    if made.bits:
+        write_packed(checkpoint, target, made.bits)
     else:
-        write_checkpoint(stack_experts(cast(checkpoint, "float16")) if form == "cuda" else checkpoint, target)
+        write_checkpoint(stack_experts(cast(checkpoint, "float16")) if made.stacked else checkpoint, target)
     written = read_checkpoint(target)
-    emit_graphs(written, target, crops, form)
-    write_io(written, target, {"tokens": None if crops is None else 144 * crops}, form)
-    write_genai_config(written, target, form)
+    emit_graphs(written, target, crops, made)
+    write_io(written, target, {"tokens": None if crops is None else 144 * crops}, made)
+    write_genai_config(written, target, made)
     return target
 
 

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from export.bench import contestants
 from export.bench.contestants import parse_against, unavailable
+from export.bench.job import BenchJob
 from export.bench.machine import machine_facts, parse_device_memory, physical_cores, process_memory
 from export.bench.measure import first_difference
 from export.bench.process import Contestant, ContestantError, without_folders
@@ -151,7 +152,7 @@ def test_the_picture_reaches_the_tokens(image_variant: Path, tmp_path: Path) -> 
     blind = Workload(seen.ids, 2, {**seen.picture, "images": seen.picture["images"] * 0}, "")
     from export.bench.engine_graphs import Engine
 
-    job = {"directory": str(image_variant), "provider": "cpu", "threads": 1, "graph": "text.onnx"}
+    job = BenchJob(str(image_variant), "cpu", 1)
     logits = []
     for work in (Workload.load(tmp_path / "work.npz"), blind):
         engine = Engine(job, work)
@@ -191,8 +192,7 @@ def test_who_fails_is_listed_and_the_others_are_measured(text_variant: Path, tmp
 
 
 def test_a_crash_is_told_with_its_last_words(tmp_path: Path) -> None:
-    job = {"name": "graphs", "workload": str(tmp_path / "none.npz"), "threads": 1, "provider": "cpu"}
-    process = Contestant(job, 60)
+    process = Contestant(BenchJob("", "cpu", 1, name="graphs", workload=str(tmp_path / "none.npz")), 60)
     with pytest.raises(ContestantError, match=r"ended with code 1 during load.*No such file") as caught:
         process.ask("load")
     assert "/" not in str(caught.value).split("No such file")[1]
@@ -201,10 +201,7 @@ def test_a_crash_is_told_with_its_last_words(tmp_path: Path) -> None:
 def test_silence_is_an_error(text_variant: Path, tmp_path: Path) -> None:
     io = json.loads((text_variant / "io.json").read_text())
     make_workload(text_variant, io, PROMPT, NEW, None).save(tmp_path / "work.npz")
-    job = {
-        "name": "graphs", "workload": str(tmp_path / "work.npz"), "threads": 1, "provider": "cpu",
-        "directory": str(text_variant), "graph": "text.onnx",
-    }  # fmt: skip
+    job = BenchJob(str(text_variant), "cpu", 1, name="graphs", workload=str(tmp_path / "work.npz"))
     process = Contestant(job, 0.01)
     with pytest.raises(ContestantError, match=r"load must answer within 0\.01 seconds"):
         process.ask("load")
@@ -214,10 +211,7 @@ def test_silence_is_an_error(text_variant: Path, tmp_path: Path) -> None:
 def test_a_process_goes_when_nobody_waits_for_it(text_variant: Path, tmp_path: Path) -> None:
     io = json.loads((text_variant / "io.json").read_text())
     make_workload(text_variant, io, PROMPT, 400, None).save(tmp_path / "work.npz")
-    job = {
-        "name": "graphs", "workload": str(tmp_path / "work.npz"), "threads": 1, "provider": "cpu",
-        "directory": str(text_variant), "graph": "text.onnx",
-    }  # fmt: skip
+    job = BenchJob(str(text_variant), "cpu", 1, name="graphs", workload=str(tmp_path / "work.npz"))
     process = Contestant(job, 60)
     process.ask("load")
     assert process._process.stdin is not None

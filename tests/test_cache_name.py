@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 
 from export.bench.engine_torch import Engine as Contestant
+from export.bench.job import BenchJob
 from export.bench.workload import Workload
-from export.gate.probe import text_probe
 from export.gate.compare import run_text
+from export.gate.probe import text_probe
 from importance.batch import answer_batch, prefill
 from importance.blocks import ResidentBlocks
 from importance.chunks import from_batch
@@ -41,8 +42,7 @@ with BlockMaskWrapper(model, [True] * (len(full) - 1) + [False]):
     assert [len(answer) for answer in made] == [3, 3]
     assert torch.isfinite(run_text(model, text_probe(100, 0))["decode"]).all()
 
-job = {"directory": path, "dtype": "float32", "provider": "cpu", "threads": 1, "name": "eager", "member": None}
-contestant = Contestant(job, Workload(ids.numpy(), 2, {}, "text"))
+contestant = Contestant(BenchJob(path, "cpu", 1, name="eager"), Workload(ids.numpy(), 2, {}, "text"))
 contestant.load()
 contestant.start()
 contestant.step(contestant.prefill())

@@ -33,6 +33,7 @@ from tests.onnx_support import FIXTURES, empty_cache, session, step, write_varia
 from transform.arrays import Array
 from transform.depth import drop_blocks
 from transform.errors import CheckpointError, KnobError, VerificationError, WriteError
+from transform.forms import form_named
 from transform.knobs import Knobs
 from transform.plan import make_plan
 from transform.read import read_checkpoint
@@ -75,7 +76,7 @@ def emitted(directory: Path, k: Any, drop: Sequence[int], form: str = "cpu") -> 
     checkpoint = read_checkpoint(directory)
     layers = checkpoint.settings.layers
     member = drop_blocks(checkpoint, [i for i in range(layers) if i not in {d % layers for d in drop}])
-    text_graph(member if k is None else set_top_k(member, k), form).write(directory / "direct.onnx")
+    text_graph(member if k is None else set_top_k(member, k), form_named(form)).write(directory / "direct.onnx")
     return "direct.onnx"
 
 

@@ -20,7 +20,7 @@ from export.command.show import show_evaluation
 from export.variant import export_variant
 from importance import batch
 from importance.batch import EvaluationError, answer_batch, prefill, rows_that_fit
-from importance.evaluate import evaluate, evaluate_plan, knobs_applied, prepare
+from importance.evaluate import evaluate, evaluate_plan, prepare
 from importance.prompts import load_processor
 from importance.readers.read import read_samples
 from importance.samples import Sample, SamplesError
@@ -29,6 +29,7 @@ from transform.knobs import Knobs
 from transform.load import load_model
 from transform.plan import make_plan
 from transform.read import read_checkpoint
+from transform.runtime import knobs_at_run_time
 from transform.source import DEFAULT
 
 NEW = 5
@@ -110,7 +111,8 @@ SETTINGS = [
 def test_answers_are_those_of_generate(nano: tuple[Any, Any], samples: list[Sample], knobs: Knobs) -> None:
     model, processor = nano
     tokens = knobs.tokens if isinstance(knobs.tokens, int) else None
-    with knobs_applied(model, make_plan(read_checkpoint(DEFAULT), knobs)):
+    plan = make_plan(read_checkpoint(DEFAULT), knobs)
+    with knobs_at_run_time(model, plan.keep, plan.target.settings.top_k):
         found = evaluate(model, prepare(model, processor, samples, tokens), max_new_tokens=NEW)
         assert list(found.answers) == generated(model, processor, samples, tokens)
 
@@ -121,7 +123,7 @@ def test_knobs_change_the_answers_and_leave_no_trace(nano: tuple[Any, Any], samp
     prepared = prepare(model, processor, samples)
     full = evaluate(model, prepared, max_new_tokens=NEW)
     plan = make_plan(read_checkpoint(DEFAULT), Knobs(k=1, keep=(0, 8, 15)))
-    with knobs_applied(model, plan):
+    with knobs_at_run_time(model, plan.keep, plan.target.settings.top_k):
         assert evaluate(model, prepared, max_new_tokens=NEW).answers != full.answers
     assert evaluate(model, prepared, max_new_tokens=NEW) == full
 
@@ -252,7 +254,7 @@ def test_models_without_eyes(speaker: Path, knobs: Knobs, monkeypatch: pytest.Mo
     plan = make_plan(read_checkpoint(speaker), knobs)
     found = evaluate_plan(plan, samples, max_new_tokens=NEW)
     model = load_model(speaker)
-    with knobs_applied(model, plan):
+    with knobs_at_run_time(model, plan.keep, plan.target.settings.top_k):
         assert list(found.answers) == generated(model, load_processor(plan.source), samples)
     with pytest.raises(SamplesError, match="'p': this model sees no images"):
         evaluate_plan(plan, [*samples, Sample("p", (Path("x.png"),), "?", ("x",))])

@@ -84,10 +84,10 @@ def test_an_olmoe_variant_loads_in_stock_transformers(olmoe: Path, tmp_path: Pat
 def test_the_blockwise_gate_agrees(molmo: Path, tmp_path: Path, knobs: Knobs) -> None:
     plan = make_plan(read_checkpoint(molmo), knobs)
     export_variant(plan, tmp_path / "v", verify=False)
-    checked = blockwise_gate(plan, tmp_path / "v", True, lambda _: None)
-    assert set(checked["static_vs_dynamic"].values()) == {0.0}
-    assert checked["onnx_vs_torch"]["prefill"] < 1e-4
-    assert "embeddings" in checked["onnx_vs_torch"]
+    checked = blockwise_gate(plan, read_checkpoint(tmp_path / "v"), True, lambda _: None)
+    assert set(checked.static_vs_dynamic.values()) == {0.0}
+    assert checked.onnx_vs_torch["prefill"] < 1e-4
+    assert "embeddings" in checked.onnx_vs_torch
 
 
 def test_the_blockwise_gate_sees_a_swapped_expert(molmo: Path, tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_the_blockwise_gate_sees_a_swapped_expert(molmo: Path, tmp_path: Path) -
     export_variant(plan, tmp_path / "v", verify=False)
     _swap_experts(tmp_path / "v" / "model.safetensors", "model.transformer.blocks.1.mlp.experts.")
     with pytest.raises(VerificationError, match="difference 0"):
-        blockwise_gate(plan, tmp_path / "v", False, lambda _: None)
+        blockwise_gate(plan, read_checkpoint(tmp_path / "v"), False, lambda _: None)
 
 
 def _swap_experts(file: Path, prefix: str) -> None:
@@ -318,8 +318,8 @@ def test_sixteen_bit_sources_can_be_widened(molmo: Path, tmp_path: Path, stored:
         0.0
     }
     plan = make_plan(read_checkpoint(tmp_path / "source"), knobs)
-    checked = blockwise_gate(plan, tmp_path / "v", False, lambda _: None)
-    assert set(checked["static_vs_dynamic"].values()) == {0.0}
+    checked = blockwise_gate(plan, read_checkpoint(tmp_path / "v"), False, lambda _: None)
+    assert set(checked.static_vs_dynamic.values()) == {0.0}
 
 
 def test_a_model_that_torch_can_not_run_is_refused_with_the_reason(tmp_path: Path) -> None:

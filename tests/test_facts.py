@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from export.files.facts import check_facts, mode_of
+from export.files.facts import check_facts
+from export.files.verification import Verification
 from export.gate.verify import verify_directory
 from export.variant import export_variant
 from transform.errors import VerificationError
@@ -106,6 +107,7 @@ def test_a_fact_that_is_not_so_is_named(made: dict[str, Path], name: str, path: 
         ("everything", "dtype", "float32"), ("everything", "dtype", "bfloat16"), ("everything", "dtype", "int3"),
         ("everything", "tokens", 288), ("everything", "form", "int8"), ("bfloat16", "dtype", "float16"),
         ("int4", "form", "int8"), ("int4", "form", "cpu"), ("text", "form", "int4"), ("text", "dtype", "float16"),
+        ("text", "form", "half"), ("text", "form", ["cpu"]),
     ],
 )  # fmt: skip
 def test_knobs_that_were_others_are_named(made: dict[str, Path], name: str, word: str, value: Any) -> None:
@@ -142,14 +144,20 @@ def test_a_policy_that_other_files_contradict_is_named(made: dict[str, Path], tm
 
 @pytest.mark.parametrize("verification", ["resident", {}, {"mode": "residential"}, {"note": "resident"}, None, []])
 def test_how_it_was_verified_is_a_field(verification: Any) -> None:
-    assert mode_of({"verification": {"mode": "blockwise", "note": "not resident"}}) == "blockwise"
+    assert Verification.parse({"mode": "blockwise", "note": "not resident"}) == Verification(mode="blockwise")
+    assert Verification.parse("skipped") is None
+    with pytest.raises(VerificationError, match=r"verification\.onnx_vs_torch"):
+        Verification.parse({"mode": "resident", "onnx_vs_torch": 0.0})
     with pytest.raises(VerificationError, match=r"verification\.mode"):
-        mode_of({"verification": verification})
+        Verification.parse(verification)
 
 
 def test_verify_refuses_another_manifest(molmo: Path, tmp_path: Path) -> None:
     export_variant(make_plan(read_checkpoint(molmo), Knobs(k=2, keep=(0, 2))), tmp_path / "v", onnx=False)
     manifest = manifest_of(tmp_path / "v")
+    passed = Verification.parse(manifest["verification"])
+    assert passed is not None
+    assert passed.as_dict() == manifest["verification"]
     for key, value in (("blocks_kept", [0, 1]), ("parameters", 7), ("source", {}), ("vision", None)):
         (tmp_path / "v" / "manifest.json").write_text(json.dumps(manifest | {key: value}))
         with pytest.raises(VerificationError, match=r"manifest\.json must"):

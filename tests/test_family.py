@@ -21,6 +21,7 @@ from export.command.main import app
 from export.family.family import export_family, plan_family, plan_member, verify_family
 from export.family.grid import MOST_MEMBERS, Setting, parse_grid
 from export.files.integrity import external_tensors, sha256_file, write_sums
+from export.run.family_file import Family
 from export.run.graphs import Graphs
 from export.variant import export_variant
 from transform.errors import KnobcastError, KnobError, ScoresError, VerificationError, WriteError
@@ -133,7 +134,9 @@ def test_a_family_holds_the_weights_once_and_a_graph_per_member(made: Path, molm
 
 
 def test_the_record_says_what_the_members_are_and_what_was_measured(made: Path) -> None:
-    members = read(made / "family.json")["members"]
+    record = read(made / "family.json")
+    assert Family.parse(record).as_dict() == record
+    members = record["members"]
     assert [m["name"] for m in members] == NAMES
     assert [m["blocks_kept"] for m in members] == [[0, 2, 3], [0, 1, 2, 3], [0, 2, 3]]
     assert [m["top_k"] for m in members] == [[2] * 3, [2] * 4, [1, 1, 4]]
@@ -237,6 +240,7 @@ def test_a_digest_that_is_not_the_graphs_fails_verify(made: Path, tmp_path: Path
         {"graph": "text.onnx"},
         {"graph": "../text-k2-b3.onnx"},
         {"top_k": [2, 2, True]},
+        {"top_k": [2, 2]},
         {"blocks_kept": "0,2,3"},
         {"sha256": None},
         {"name": "k2-b4", "graph": "text-k2-b4.onnx"},
@@ -376,7 +380,7 @@ def test_a_family_in_another_form(form: str, molmo: Path, scores: str, tmp_path:
         assert entry["verification"]["onnx_vs_torch"]["decode"] < 1e-4
     verify_family(tmp_path / "family", lambda _: None)
     plan, name = plan_member(tmp_path / "family", "k2-b3")
-    assert plan.form == form
+    assert plan.form.name == form
     assert name == f"molmo-k2-b3-t288-{form}"
     export_variant(plan, tmp_path / name)
     keep = next(entry["blocks_kept"] for entry in record["members"] if entry["name"] == "k2-b3")

@@ -20,6 +20,7 @@ from export.files.integrity import external_tensors
 from tests.test_family import GRID, NAMES, read, record_sums
 from transform.checkpoint import Checkpoint
 from transform.errors import VerificationError
+from transform.forms import REFERENCE, Form
 from transform.read import read_checkpoint
 from transform.top_k import set_top_k
 
@@ -33,7 +34,7 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(transform.machine, "free_memory", lambda: 0)
     monkeypatch.setattr(transform.load, "load_model", refuse)
-    for name in ("load_model", "load_with_report", "dynamic_twin"):
+    for name in ("load_model", "load_with_report", "source_model"):
         monkeypatch.setattr(export.gate.resident, name, refuse)
 
 
@@ -122,7 +123,7 @@ def test_one_block_that_is_wrong_for_one_k_is_found(
     right = export.graph.decoder.text_graph
     wanted = read_checkpoint(molmo).tensor("attention.norm", 2)
 
-    def wrong(checkpoint: Checkpoint, form: str = "cpu") -> Any:
+    def wrong(checkpoint: Checkpoint, form: Form = REFERENCE) -> Any:
         k = list(checkpoint.settings.top_k)
         for i in range(checkpoint.settings.layers):
             norm = checkpoint.tensor("attention.norm", i)

@@ -71,8 +71,8 @@ def test_kernels_of_the_machine_it_was_saved_on_stay_behind(
     manifest = export_variant(plan, tmp_path / "v", onnx=False)
     assert set(manifest["verification"]["static_vs_dynamic"].values()) == {0.0}
     assert not kernels.keys() & json.loads((tmp_path / "v" / "config.json").read_text()).keys()
-    found = blockwise_gate(plan, tmp_path / "v", False, lambda _: None)
-    assert set(found["static_vs_dynamic"].values()) == {0.0}
+    found = blockwise_gate(plan, read_checkpoint(tmp_path / "v"), False, lambda _: None)
+    assert set(found.static_vs_dynamic.values()) == {0.0}
 
 
 @pytest.mark.parametrize(

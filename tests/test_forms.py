@@ -23,7 +23,8 @@ from tests.onnx_support import empty_cache, session, step, write_variant
 from tests.test_onnx_olmoe import torch_logits
 from tests.test_onnx_sizes import write_odd
 from transform.errors import CheckpointError, KnobError
-from transform.knobs import FORMS, Knobs
+from transform.forms import NAMES, form_named
+from transform.knobs import Knobs
 from transform.load import load_model
 from transform.plan import form_of, make_plan
 from transform.read import read_checkpoint
@@ -64,7 +65,7 @@ def variant(tmp_path: Path, form: str, setting: dict[str, Any]) -> tuple[Any, An
     return session(made, "text.onnx"), load_model(made)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", NAMES)
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_every_way_of_calling_equals_pytorch(setting: str, form: str, tmp_path: Path) -> None:
     text, theirs = variant(tmp_path, form, SETTINGS[setting])
@@ -85,7 +86,7 @@ def test_every_way_of_calling_equals_pytorch(setting: str, form: str, tmp_path: 
         np.testing.assert_allclose(logits[mask == 1], expected[mask == 1], rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", NAMES)
 def test_another_k_gives_another_result(form: str, tmp_path: Path) -> None:
     """Otherwise the comparisons above could not tell."""
     logits = []
@@ -179,7 +180,7 @@ def test_scattered_experts_cannot_be_fused(tmp_path: Path) -> None:
 
     save_source(tmp_path / "source")
     with pytest.raises(CheckpointError, match="--form cuda"):
-        text_graph(read_checkpoint(tmp_path / "source"), "cuda")
+        text_graph(read_checkpoint(tmp_path / "source"), form_named("cuda"))
 
 
 def test_float16_rounding_is_small(tmp_path: Path) -> None:
@@ -199,10 +200,10 @@ def test_variants_of_a_cuda_variant_are_so_too(tmp_path: Path) -> None:
     """Their form is read off the weights: float16, the experts of a block back to back."""
     save_source(tmp_path / "source")
     made = write_variant(tmp_path / "source", tmp_path / "variant", form="cuda")
-    assert form_of(read_checkpoint(tmp_path / "source")) == "cpu"
+    assert form_of(read_checkpoint(tmp_path / "source")).name == "cpu"
     plan = make_plan(read_checkpoint(made), Knobs(2, (0, 2)))
-    assert plan.form == "cuda"
+    assert plan.form.name == "cuda"
     assert plan.name == "variant-k2-b2"
-    assert make_plan(read_checkpoint(made), Knobs(2, form="cpu")).form == "cpu"
+    assert make_plan(read_checkpoint(made), Knobs(2, form="cpu")).form.name == "cpu"
     with pytest.raises(KnobError, match="float16"):
         make_plan(read_checkpoint(made), Knobs(2, dtype="float32"))

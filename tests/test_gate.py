@@ -12,6 +12,7 @@ import onnx
 import pytest
 from safetensors.numpy import load_file
 
+from export.gate.checking import checking_graphs
 from export.gate.compare import TOLERANCE, find_probe, onnx_vs_torch
 from export.gate.golden import GOLDEN_ROWS, check_graphs, record, torch_image, write_golden
 from export.gate.image_probe import ImageProbe, image_probe
@@ -20,11 +21,12 @@ from export.gate.verify import verify_directory
 from export.graph.decoder import text_graph
 from export.graph.embedding import embedding_graph
 from export.graph.vision import Tower, vision_graph
-from export.numpy_run.graphs import check_rounding, checking_graphs
+from export.numpy_run.graphs import check_rounding
 from export.variant import export_variant
 from transform.checkpoint import Checkpoint, Tensor
 from transform.errors import VerificationError
-from transform.knobs import FORMS, Knobs
+from transform.forms import NAMES, Form
+from transform.knobs import Knobs
 from transform.load import load_model
 from transform.plan import make_plan
 from transform.read import read_checkpoint
@@ -36,7 +38,7 @@ class Made:
     """An unverified variant, and what the gate compares it with."""
 
     directory: Path
-    form: str
+    form: Form
     checkpoint: Checkpoint
     model: Any
     probe: TextProbe
@@ -52,7 +54,7 @@ class Made:
         check_graphs(checking_graphs(self.directory), self.golden, self.image, TOLERANCE)
 
 
-@pytest.fixture(scope="module", params=FORMS)
+@pytest.fixture(scope="module", params=NAMES)
 def made(request: pytest.FixtureRequest, molmo: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     directory = tmp_path_factory.mktemp("gate") / request.param
     plan = make_plan(read_checkpoint(molmo), Knobs(3, (0, 2), 432, form=request.param))
@@ -62,7 +64,7 @@ def made(request: pytest.FixtureRequest, molmo: Path, tmp_path_factory: pytest.T
     probe = find_probe(model, checkpoint)
     image = image_probe(checkpoint, directory, plan.vision.as_dict(), probe.seed)
     golden = record(model, probe.ids.numpy(), image)
-    found = Made(directory, request.param, checkpoint, model, probe, image, golden)
+    found = Made(directory, plan.form, checkpoint, model, probe, image, golden)
     found.check_text()
     found.check_image()
     return found

@@ -19,6 +19,7 @@ from export.files.integrity import check_before_torch, external_tensors
 from export.layout.moved import PAGE, plan_move, write_move
 from export.layout.triton import config_pbtxt
 from export.layout.write import plan_layout, write_layout
+from export.run.family_file import Family, Member
 from export.run.graph_facts import read_facts
 from export.run.graphs import Graphs
 from export.run.providers import CPU, CUDA, provider_options
@@ -28,6 +29,7 @@ from tests.onnx_support import FIXTURES, write_variant
 from tests.test_onnx_olmoe import random_ids, save_source
 from transform.arrays import Array
 from transform.errors import KnobError, VerificationError, WriteError
+from transform.forms import REFERENCE, form_named
 from transform.knobs import Knobs
 from transform.plan import make_plan
 from transform.read import read_checkpoint
@@ -244,7 +246,8 @@ def test_views_that_overlap_are_carried_once(tmp_path: Path) -> None:
 
 def test_accelerators_of_a_gpu(tmp_path: Path) -> None:
     signature = {"inputs": [{"name": "x", "dtype": "float16", "shape": ["b", 3]}], "outputs": []}
-    options: dict[str, Any] = {str(pair[0]): pair[1] for pair in provider_options("cuda", static=False)["tensorrt"]}
+    known = provider_options(form_named("cuda"), static=False)["tensorrt"]
+    options: dict[str, Any] = {str(pair[0]): pair[1] for pair in known}
     (tmp_path / "c").write_text(config_pbtxt("text", signature, "tensorrt", options, folds=False))
     config = parse(tmp_path / "c")
     tensorrt, cuda = config.optimization.execution_accelerators.gpu_execution_accelerator
@@ -292,8 +295,8 @@ def write_family(directory: Path) -> None:
     from transform.depth import drop_blocks
 
     text_graph(drop_blocks(read_checkpoint(directory), (0, 2))).write(directory / "text-k3-b2.onnx")
-    entry = {"name": "k3-b2", "graph": "text-k3-b2.onnx"}
-    (directory / "family.json").write_text(json.dumps({"schema": 1, "members": [entry]}))
+    entry = Member("k3-b2", (0, 2), (3, 3), 0, 0, 0, 0, "", (), "skipped")
+    (directory / "family.json").write_text(json.dumps(Family("m", REFERENCE, (), None, (entry,)).as_dict()))
 
 
 def test_a_member_carries_its_own_blocks(tmp_path: Path) -> None:
@@ -306,7 +309,7 @@ def test_a_member_carries_its_own_blocks(tmp_path: Path) -> None:
     write_layout(member, tmp_path / "js")
     assert json.loads((tmp_path / "js" / "config.json").read_text())["num_hidden_layers"] == 2
     assert len(read_facts(tmp_path / "js" / "onnx" / "model.onnx").inputs) == 2 + 4
-    with pytest.raises(RunError, match="one of the family's members, k3-b2; got 'k9'"):
+    with pytest.raises(KnobError, match="one of the family's members, k3-b2; got 'k9'"):
         plan_layout(family, "triton", member="k9")
 
 

@@ -21,6 +21,7 @@ from tests.conftest import write_raw
 from tests.onnx_support import FIXTURES, session, step, write_variant
 from transform.arrays import Array
 from transform.errors import VerificationError
+from transform.forms import form_named
 from transform.knobs import Knobs
 from transform.plan import make_plan
 from transform.read import read_checkpoint
@@ -154,7 +155,7 @@ def test_the_cuda_form_equals_transformers(k: int, widen: bool, tolerance: float
     """float16 weights on both sides; theirs computes in float32, and so does a widened session."""
     plan = make_plan(read_checkpoint(olmoe), Knobs(k=k, keep=(0, 1, 4), form="cuda"))
     write_checkpoint(plan.target, tmp_path)
-    emit_graphs(read_checkpoint(tmp_path), tmp_path, None, "cuda")
+    emit_graphs(read_checkpoint(tmp_path), tmp_path, None, form_named("cuda"))
     text = NumpySession(tmp_path / "text.onnx", widen)
     dtype = np.dtype(np.float32 if widen else np.float16)
     assert {i.type for i in text.get_inputs()} == {"tensor(int64)", "tensor(float)" if widen else "tensor(float16)"}

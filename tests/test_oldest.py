@@ -11,12 +11,13 @@ from onnx import TensorProto, helper
 
 from export.gate.op_checks import check_operators
 from export.run.load_errors import shortened, too_old_to_load
-from export.run.oldest import FORMS, too_old, too_old_for
+from export.run.oldest import OPERATORS, QMOE, too_old, too_old_for
 from export.run.session import RunError, open_session
 from export.variant import export_variant
 from tests.onnx_support import write_variant
 from tests.test_session import fused, graph_file
 from transform.errors import VerificationError
+from transform.forms import FORMS, form_named
 from transform.knobs import Knobs
 from transform.plan import make_plan
 from transform.read import read_checkpoint
@@ -45,9 +46,10 @@ def node(kind: str, inputs: str = "x", domain: str = "com.microsoft", **attribut
 def test_quantised_experts_need_a_version(version: str, old: bool) -> None:
     assert (too_old("text.onnx", {"Gemm", "com.microsoft::QMoE"}, version) is not None) == old
     for form in ("int4", "int8"):
-        assert (too_old_for(form, version) is not None) == old
+        assert (too_old_for(form_named(form), version) is not None) == old
     assert too_old("text.onnx", {"Gemm", "com.microsoft::MoE"}, version) is None
-    assert too_old_for("cpu", version) is None
+    assert too_old_for(form_named("cpu"), version) is None
+    assert {form.oldest for form in FORMS if form.bits} == {OPERATORS[QMOE]}
 
 
 def test_an_older_onnxruntime_is_refused_before_the_graph_is_opened(
@@ -71,7 +73,7 @@ def test_an_export_is_refused_before_a_byte_is_written(
     assert said == []
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(VerificationError, match=NEEDED):
-        check_operators(form, plan.target.settings)
+        check_operators(plan.form, plan.target.settings)
 
 
 @pytest.mark.parametrize(
@@ -124,9 +126,9 @@ def test_the_reason_is_not_cut_off() -> None:
 @pytest.mark.parametrize("form", ["cpu", "cuda", "int4", "int8"])
 def test_io_json_and_documentation_say_the_same(form: str, molmo: Path, tmp_path: Path) -> None:
     io = json.loads((write_variant(molmo, tmp_path / form, form=form) / "io.json").read_text())
-    assert io["onnxruntime"] == f">={FORMS[form]}"
+    assert io["onnxruntime"] == f">={form_named(form).oldest}"
     (row,) = (line for line in (ROOT / "docs/forms.md").read_text().splitlines() if line.startswith(f"| `{form}`"))
-    assert f"onnxruntime {FORMS[form]} or later" in row
+    assert f"onnxruntime {form_named(form).oldest} or later" in row
 
 
 def test_every_admitted_onnxruntime_runs_every_form() -> None:

@@ -12,9 +12,7 @@ import onnxruntime
 import pytest
 
 from export.gate.op_checks import (
-    FLOAT16_LIMIT,
-    FLOAT32_LIMIT,
-    INT8_LIMIT,
+    LIMITS,
     Check,
     check_cpu_moe,
     check_operators,
@@ -28,6 +26,7 @@ from export.run.session_options import SESSION_OPTIONS
 from transform.architectures import Settings
 from transform.checkpoint import Checkpoint
 from transform.errors import VerificationError
+from transform.forms import form_named
 from transform.read import read_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +46,7 @@ def with_k(settings: Settings, *k: int, experts: int = 64, norm: bool = False) -
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize(("k", "experts"), [((1,), 4), ((8, 4, 4), 64), ((3,), 3)])
 def test_this_onnxruntime_passes(form: str, norm: bool, k: tuple[int, ...], experts: int, settings: Settings) -> None:
-    found = check_operators(form, with_k(settings, *k, experts=experts, norm=norm))
+    found = check_operators(form_named(form), with_k(settings, *k, experts=experts, norm=norm))
     assert found["onnxruntime"] == onnxruntime.__version__
     assert found["provider"] == "cpu"
     limited = [entry for entry in found["checks"].values() if "limit" in entry]
@@ -58,13 +57,13 @@ def test_this_onnxruntime_passes(form: str, norm: bool, k: tuple[int, ...], expe
 
 def test_checks_are_few_and_the_same_in_every_run(settings: Settings) -> None:
     for form in ("cpu", "cuda", "int4", "int8"):
-        found = check_operators(form, settings)
-        assert found == check_operators(form, settings)
+        found = check_operators(form_named(form), settings)
+        assert found == check_operators(form_named(form), settings)
         assert 3 <= len(found["checks"]) <= 12
 
 
 def test_the_cuda_form_says_what_was_not_run(settings: Settings) -> None:
-    found = check_operators("cuda", settings)
+    found = check_operators(form_named("cuda"), settings)
     assert any(name.startswith("SimplifiedLayerNormalization") for name in found["checks"])
     reason = missing_cuda()
     if reason is None:
@@ -73,14 +72,14 @@ def test_the_cuda_form_says_what_was_not_run(settings: Settings) -> None:
     else:
         assert found["not_run"] == f"MoE: {reason}"
         with pytest.raises(VerificationError, match=r"must load to be used|must be built"):
-            check_operators("cuda", settings, "cuda")
+            check_operators(form_named("cuda"), settings, "cuda")
 
 
 def test_no_torch_is_imported() -> None:
     code = (
         "import sys; from transform.read import read_checkpoint; from pathlib import Path;"
-        "from export.gate.op_checks import check_operators;"
-        "check_operators('int4', read_checkpoint(Path('artifacts/molmoe-nano')).settings);"
+        "from export.gate.op_checks import check_operators; from transform.forms import form_named;"
+        "check_operators(form_named('int4'), read_checkpoint(Path('artifacts/molmoe-nano')).settings);"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
@@ -100,7 +99,7 @@ def test_the_fused_moe_of_the_cpu_is_caught(rows: int | str, settings: Settings)
 
 @pytest.mark.parametrize("form", ["int4", "int8"])
 def test_without_router_weights_the_result_is_another(form: str, settings: Settings) -> None:
-    found = check_operators(form, with_k(settings, 4))["checks"]
+    found = check_operators(form_named(form), with_k(settings, 4))["checks"]
     (without,) = (entry for name, entry in found.items() if "without router_weights" in name)
     assert without["difference"] > 1e-2
 
@@ -111,8 +110,8 @@ def test_repacked_eight_bits_stay_within_their_limit(tmp_path: Path, settings: S
     block = make_block(kept, with_k(settings, 4), 4, bits=8)
     repacked = difference(kept, block)
     kept.options = [SESSION_OPTIONS]
-    assert 1e-3 < repacked < INT8_LIMIT
-    assert difference(kept, block) < FLOAT32_LIMIT
+    assert 1e-3 < repacked < form_named("int8").tolerance
+    assert difference(kept, block) < LIMITS["float32"]
 
 
 # Wrong weights and wrong attributes
@@ -124,7 +123,8 @@ def rig(tmp_path: Path) -> Rig:
 
 
 def difference(rig: Rig, block: Block, change: Callable[[Any], None] = lambda _: None) -> float:
-    return relative(rig.run(block_graph(block.checkpoint, "int4"), block.tokens, change), block.expected(block.tokens))
+    graph = block_graph(block.checkpoint, form_named("int4"))
+    return relative(rig.run(graph, block.tokens, change), block.expected(block.tokens))
 
 
 def attribute(name: str, value: Any) -> Callable[[Any], None]:
@@ -137,7 +137,7 @@ def attribute(name: str, value: Any) -> Callable[[Any], None]:
 
 
 def test_the_block_that_is_damaged_below_is_right(rig: Rig, settings: Settings) -> None:
-    assert difference(rig, make_block(rig, with_k(settings, 4), 4, bits=4)) < FLOAT32_LIMIT
+    assert difference(rig, make_block(rig, with_k(settings, 4), 4, bits=4)) < LIMITS["float32"]
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_another_layout_shows(damage: Callable[[Any], Any], rig: Rig, settings: 
 def test_a_wrong_operator_refuses_the_export(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("export.gate.op_rig.rms_norm", lambda g, x, weight, eps: rms_norm(g, x, weight, 4 * eps))
     with pytest.raises(VerificationError) as refused:
-        check_operators("int4", settings)
+        check_operators(form_named("int4"), settings)
     message = str(refused.value)
     assert "SimplifiedLayerNormalization (epsilon" in message
     assert f"onnxruntime {onnxruntime.__version__} differs by 0." in message
@@ -188,14 +188,14 @@ def test_an_operator_that_is_missing_refuses_the_export(rig: Rig, settings: Sett
     def unknown(g: Graph, checkpoint: Checkpoint, i: int, x: str) -> str:
         return g.op("MoEOfTomorrow", x, domain=CONTRIB)
 
-    graph = block_graph(make_block(rig, with_k(settings, 2), 2).checkpoint, "int4", experts=unknown)
+    graph = block_graph(make_block(rig, with_k(settings, 2), 2).checkpoint, form_named("int4"), experts=unknown)
     with pytest.raises(VerificationError, match=r"MoEOfTomorrow.*onnxruntime [0-9].*--form cpu"):
         rig.run(graph, np.zeros((1, 64), np.float32))
 
 
 @pytest.mark.parametrize(("value", "passed"), [(float("nan"), False), (float("inf"), False), (1e-6, True)])
 def test_what_is_not_a_number_fails(value: float, passed: bool) -> None:
-    assert Check("MoE", "k 4", value, FLOAT32_LIMIT).passed == passed
+    assert Check("MoE", "k 4", value, LIMITS["float32"]).passed == passed
     assert Check("MoE", "k 4", value, None).passed
 
 
@@ -212,6 +212,6 @@ def test_the_fused_float16_block_means_what_is_expected(norm: bool, rig: Rig, se
     """What a GPU is measured against, here against numpy."""
     block = make_block(rig, with_k(settings, 4, norm=norm), 4, "F16")
     path = rig.directory / "block.onnx"
-    block_graph(block.checkpoint, "cuda").write(path)
+    block_graph(block.checkpoint, form_named("cuda")).write(path)
     x = block.tokens.astype(np.float16)
-    assert relative(NumpySession(path).run(None, {"x": x}), block.expected(x)) < FLOAT16_LIMIT
+    assert relative(NumpySession(path).run(None, {"x": x}), block.expected(x)) < LIMITS["float16"]

@@ -119,7 +119,7 @@ NAMES = ["out[bold]", "a[/x]", "[red]b", "c[/]", "d[link=x]e", "[0]"]
 @pytest.mark.parametrize("name", NAMES)
 def test_names_are_shown_as_they_are(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(highlight=False)
-    checked = {"onnx_vs_torch": {"prefill": 0.0, "decode": 0.0, "padded": 0.0}}
+    checked = {"mode": "resident", "onnx_vs_torch": {"prefill": 0.0, "decode": 0.0, "padded": 0.0}}
     show_family({"members": [{"verification": checked}]}, Path(name), console)
     show_family({"members": [{"verification": "skipped"}]}, Path(name), console)
     agreed = {"spearman": 1.0, "data": name, "band": "strong"}

@@ -14,7 +14,7 @@ import pytest
 from export.derive import derive, record
 from export.files.integrity import check_graph_bounds, check_sums, unreplaced, write_sums
 from export.gate.verify import verify_directory
-from export.variant import export_variant
+from export.variant import export_variant, prove, seal, write
 from transform import stage
 from transform.errors import KnobcastError, VerificationError, WriteError
 from transform.knobs import Knobs
@@ -278,7 +278,10 @@ def test_traces_of_systems_do_not_count(variant: Path) -> None:
 
 def test_traces_that_come_while_it_is_written_are_not_recorded(olmoe: Path, tmp_path: Path) -> None:
     plan = make_plan(read_checkpoint(olmoe), Knobs(k=2))
-    export_variant(plan, tmp_path / "v", also=add_traces)
+    with stage.staged(tmp_path / "v", False) as folder:
+        written = write(plan, folder)
+        add_traces(folder)
+        seal(plan, written, prove(plan, written))
     assert not [name for name in TRACES if name in (tmp_path / "v" / "SHA256SUMS").read_text()]
     check_sums(tmp_path / "v")
 

@@ -16,8 +16,11 @@ from export.files.genai import write_genai_config
 from export.files.io_spec import write_io
 from export.graph.emit import emit_graphs
 from export.run.answer import Runner, answer
+from export.run.family_file import Family, Member
 from export.run.session import RunError
 from transform.depth import drop_blocks
+from transform.errors import KnobError
+from transform.forms import REFERENCE
 from transform.molmoe.preprocessing import ImageError
 from transform.plan import plan_vision
 from transform.read import read_checkpoint
@@ -155,7 +158,7 @@ def test_refusals(runnable: Path, tmp_path: Path) -> None:
         answer(runnable, None, "w5", provider="tpu")
     with pytest.raises(RunError, match="got -1"):
         answer(runnable, None, "w5", threads=-1)
-    with pytest.raises(RunError, match=r"no family\.json"):
+    with pytest.raises(KnobError, match=r"no family\.json"):
         answer(runnable, None, "w5", member="k4-b2")
     (tmp_path / "bare").mkdir()
     with pytest.raises(RunError, match=r"must have io\.json"):
@@ -217,14 +220,14 @@ def test_a_familys_member_answers_as_the_variant_alone(tmp_path: Path) -> None:
     family = write_runnable(tmp_path / "family", text, CASES["variants"]["full"])
     member = set_top_k(drop_blocks(read_checkpoint(family), (0, 1, 3)), 2)
     text_graph(member).write(family / "text-k2-b3.onnx")
-    entry = {"name": "k2-b3", "graph": "text-k2-b3.onnx"}
-    (family / "family.json").write_text(json.dumps({"schema": 1, "members": [entry]}))
+    entry = Member("k2-b3", (0, 1, 3), (2, 2, 2), 0, 0, 0, 0, "", (), "skipped")
+    (family / "family.json").write_text(json.dumps(Family("m", REFERENCE, (), None, (entry,)).as_dict()))
     alone = write_runnable(tmp_path / "alone", text, {"keep_blocks": [0, 1, 3], "top_k": 2})
     image = Image.new("RGB", (50, 40), (200, 30, 90))
     ours = answer(family, image, "w5 w6", max_new_tokens=8, member="k2-b3", threads=1)
     assert ours.ids == answer(alone, image, "w5 w6", max_new_tokens=8, threads=1).ids
     assert ours.ids != answer(family, image, "w5 w6", max_new_tokens=8, threads=1).ids
-    with pytest.raises(RunError, match=r"one of the family's members, k2-b3; got '\.\./x'"):
+    with pytest.raises(KnobError, match=r"one of the family's members, k2-b3; got '\.\./x'"):
         answer(family, None, "w5", member="../x")
 
     command = [

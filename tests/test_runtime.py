@@ -28,7 +28,7 @@ from transform.errors import KnobError
 from transform.load import load_model
 from transform.molmoe import MolmoEConfig, MolmoEForConditionalGeneration
 from transform.molmoe.compatibility import CACHE
-from transform.runtime import BlockMaskWrapper, moe_top_k, set_moe_top_k
+from transform.runtime import BlockMaskWrapper, find_decoder, knobs_at_run_time, moe_top_k, set_moe_top_k
 
 SIZES: dict[str, Any] = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 5, "num_attention_heads": 4,
@@ -244,6 +244,9 @@ def test_knobs_combine_in_either_order() -> None:
         inside = model(**given).logits
     assert torch.equal(outside, inside)
     trained = model.config.moe_top_k
+    with knobs_at_run_time(model, kept, [ks[i] for i in kept]), torch.no_grad():
+        assert torch.equal(outside, model(**given).logits)
+    assert (len(find_decoder(model).layers), model.config.moe_top_k) == (layers, trained)
     wrapper = BlockMaskWrapper(model, mask).apply()
     assert set_moe_top_k(model, 1) == len(kept)
     wrapper.remove()

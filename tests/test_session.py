@@ -17,8 +17,9 @@ from onnx import TensorProto, helper
 
 from export.files.integrity import external_tensors
 from export.run.bound import Bound
+from export.run.family_file import read_family
 from export.run.graph_facts import read_facts
-from export.run.graphs import Graphs, member_graph
+from export.run.graphs import Graphs
 from export.run.last_row import INPUT, OUTPUT, last_row_model
 from export.run.providers import CPU, CUDA, TENSORRT, cuda_options, own_caches, provider_options, tensorrt_options
 from export.run.session import RunError, check_provider, open_session
@@ -26,6 +27,7 @@ from export.run.static import StaticGraphs
 from tests.onnx_support import FIXTURES, write_variant
 from tests.test_onnx_olmoe import random_ids, save_source
 from transform.errors import VerificationError
+from transform.forms import form_named
 
 LIBRARIES = Path(onnxruntime.__file__).parent / "capi"
 
@@ -153,7 +155,7 @@ def test_provider_names_are_those_of_the_libraries() -> None:
     """A misspelt option is an error only where the provider loads, so the names are looked for in its library."""
     for options, library in (
         (cuda_options(True), "libonnxruntime_providers_cuda.so"),
-        (tensorrt_options("cuda", True), "libonnxruntime_providers_tensorrt.so"),
+        (tensorrt_options(form_named("cuda"), True), "libonnxruntime_providers_tensorrt.so"),
     ):
         if not (LIBRARIES / library).is_file():
             pytest.skip(f"this onnxruntime has no {library}")
@@ -163,20 +165,20 @@ def test_provider_names_are_those_of_the_libraries() -> None:
 
 
 def test_options_by_form_and_shapes(variant: Path) -> None:
-    made = provider_options("cpu", static=False)
+    made = provider_options(form_named("cpu"), static=False)
     assert list(made) == ["cpu", "cuda", "tensorrt"]
     assert [name for name, _ in made["tensorrt"]] == [TENSORRT, CUDA, CPU]
     assert "enable_cuda_graph" not in made["cuda"][0][1]
-    assert provider_options("cpu", static=True)["cuda"][0][1]["enable_cuda_graph"] == "1"
+    assert provider_options(form_named("cpu"), static=True)["cuda"][0][1]["enable_cuda_graph"] == "1"
     assert made["tensorrt"][0][1]["trt_fp16_enable"] == "0"
-    assert provider_options("cuda", static=False)["tensorrt"][0][1]["trt_fp16_enable"] == "1"
-    assert list(provider_options("int4", static=False)) == ["cpu"]
+    assert provider_options(form_named("cuda"), static=False)["tensorrt"][0][1]["trt_fp16_enable"] == "1"
+    assert list(provider_options(form_named("int4"), static=False)) == ["cpu"]
     # the decoder's shapes are named, whatever its form
     assert json.loads((variant / "io.json").read_text())["providers"] == made
 
 
 def test_engine_caches_are_one_variants_own(variant: Path) -> None:
-    options = tensorrt_options("cpu", False)
+    options = tensorrt_options(form_named("cpu"), False)
     ours, theirs = own_caches(options, "a"), own_caches(options, "b")
     assert ours["trt_engine_cache_path"] != theirs["trt_engine_cache_path"]
     assert ours["trt_timing_cache_path"] == theirs["trt_timing_cache_path"] == options["trt_timing_cache_path"]
@@ -236,7 +238,7 @@ def test_a_provider_that_falls_back_is_refused_before_the_graph_is_read(
 ) -> None:
     if Path("/dev/nvidia0").exists():
         pytest.skip("there is a GPU here, the provider may load")
-    name = provider_options("cpu", False)[provider][0][0]
+    name = provider_options(form_named("cpu"), False)[provider][0][0]
     built_in = name in onnxruntime.get_available_providers()
     with pytest.raises(RunError, match=f"could not load {name}" if built_in else f"not {name}"):
         _ = Graphs(variant, provider).text
@@ -337,5 +339,5 @@ def test_a_damaged_record_of_static_graphs_fails_in_words(variant: Path, tmp_pat
 @pytest.mark.parametrize("members", [5, "x", [5], None, [{"name": "../x", "graph": "text-../x.onnx"}]])
 def test_a_damaged_list_of_members_is_refused(members: Any, tmp_path: Path) -> None:
     (tmp_path / "family.json").write_text(json.dumps({"members": members}))
-    with pytest.raises(RunError, match="one of the family's members"):
-        member_graph(tmp_path, "../x")
+    with pytest.raises(VerificationError, match="not a family of schema 1"):
+        read_family(tmp_path)

@@ -13,10 +13,11 @@ import torch
 
 from artifacts.nano import data
 from export.gate.blockwise import blockwise_gate
+from export.gate.checking import checking_static
 from export.gate.golden import record
 from export.gate.image_probe import image_probe
 from export.gate.probe import MarginWatch
-from export.gate.static import StaticImage, check_static_text, checking_static, static_images
+from export.gate.static import StaticImage, check_static_text, static_images
 from export.gate.verify import verify_directory
 from export.graph.attention import Static
 from export.graph.decoder import text_graph
@@ -29,6 +30,7 @@ from export.variant import export_variant
 from importance.readers.read import read_samples
 from transform.arrays import Array
 from transform.errors import KnobcastError, KnobError, VerificationError
+from transform.forms import Form
 from transform.knobs import Knobs
 from transform.load import load_model
 from transform.molmoe.tiling import image_tokens
@@ -248,7 +250,7 @@ def test_the_blockwise_gate_proves_static_graphs(molmo: Path, tmp_path: Path, fo
     plan = make_plan(read_checkpoint(molmo), Knobs(2, (0, 2), 432, form=form))
     export_variant(plan, tmp_path / "v", verify=False, static=plan_static(plan, 640))
     before = sorted(tmp_path.glob("v/*"))
-    found = blockwise_gate(plan, tmp_path / "v", True, lambda _: None)["static_vs_torch"]
+    found = blockwise_gate(plan, read_checkpoint(tmp_path / "v"), True, lambda _: None).static_vs_torch
     assert {"prefill-1x2.onnx", "prefill-2x1.onnx", "vision-1x2.onnx"} <= found.keys()
     assert sorted(tmp_path.glob("v/*")) == before
 
@@ -258,7 +260,7 @@ def test_the_gate_sees_a_wrong_static_graph(molmo: Path, tmp_path: Path, monkeyp
 
     write = module.write_decoders
 
-    def wrong(checkpoint: Any, directory: Path, static: StaticPlan, form: str = "cpu", prefix: str = "") -> list[Path]:
+    def wrong(checkpoint: Any, directory: Path, static: StaticPlan, form: Form, prefix: str = "") -> list[Path]:
         files = write(checkpoint, directory, static, form, prefix)
         one_more = Static(1, static.cache)
         from transform.top_k import set_top_k

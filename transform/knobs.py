@@ -3,22 +3,22 @@
 `k`, `tokens` and `form` are what the user typed, `keep` the chosen blocks; None means "as the source has it".
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from transform.errors import KnobError
+from transform.forms import form_named
 
 MOST_DIGITS = 9
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-FORMS = ("cpu", "cuda", "int4", "int8")  # how graphs compute, and what that asks of the weights
-PACKED_BITS = {"int4": 4, "int8": 8}
 
 
 @dataclass(frozen=True)
 class Knobs:
     """One setting. `k`: global or one value per kept block; `keep`: kept block indices of the source, ascending;
-    `tokens`: nominal vision tokens per image, or a tier; `dtype`: `source` or a key of DTYPES; `form`: of FORMS,
-    None: the one that the source's weights are for."""
+    `tokens`: nominal vision tokens per image, or a tier; `dtype`: `source` or a key of DTYPES; `form`: a name
+    of FORMS, None: the one that the source's weights are for."""
 
     k: int | tuple[int, ...] | None = None
     keep: tuple[int, ...] | None = None
@@ -29,10 +29,9 @@ class Knobs:
     def __post_init__(self) -> None:
         if self.dtype != "source" and self.dtype not in DTYPES:
             raise KnobError(f"dtype must be source, {', '.join(DTYPES)}, got {self.dtype!r}.")
-        if self.form is not None and self.form not in FORMS:
-            raise KnobError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}.")
-        if self.form == "cuda" and self.dtype not in ("source", "float16"):
-            raise KnobError(f"the cuda form is float16, got dtype {self.dtype!r}. Leave the dtype out.")
+        form = None if self.form is None else form_named(self.form)
+        if form and not form.takes(self.dtype):
+            raise KnobError(f"the {form.name} form is {form.stored}, got dtype {self.dtype!r}. Leave the dtype out.")
 
 
 def parse_k(text: str | int | None) -> int | tuple[int, ...] | None:
@@ -83,6 +82,17 @@ def _is_count(text: str) -> bool:
 
 def _short(text: str | int) -> str:
     return repr(str(text)[:40])
+
+
+def merged_k(top_k: Sequence[int]) -> int | tuple[int, ...]:
+    """One number where all blocks have the same k, else one per block: a k as people give it."""
+    return top_k[0] if len(set(top_k)) == 1 else tuple(top_k)
+
+
+def spelt_k(top_k: Sequence[int]) -> str:
+    """`4`, or `8,4,4`: what `parse_k` reads."""
+    k = merged_k(top_k)
+    return str(k) if isinstance(k, int) else ",".join(map(str, k))
 
 
 def canonical_name(top_k: tuple[int, ...], tokens: int | str | None) -> str:

@@ -10,9 +10,10 @@ from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
 from transform.dtype import cast
 from transform.errors import KnobError
+from transform.forms import FORMS, REFERENCE, Form, form_named
 from transform.hub_cache import hub_id, name_of, revision_of
 from transform.image_settings import max_crops, variant_policy
-from transform.knobs import PACKED_BITS, Knobs, canonical_name, parse_tokens
+from transform.knobs import DTYPES, Knobs, canonical_name, parse_tokens
 from transform.molmoe import tiling
 from transform.packed_layout import BLOCK, packed_bytes
 from transform.stack import is_stacked, stack_experts
@@ -68,6 +69,8 @@ class Plan:
     knobs: Knobs
     keep: tuple[int, ...]
     vision: Vision | None
+    form: Form
+    source_form: Form  # what the source's weights are for
     warnings: tuple[str, ...]
 
     @property
@@ -80,20 +83,24 @@ class Plan:
     def extras(self) -> tuple[str, ...]:
         """What a name says behind k, blocks and tokens: all that isn't as usual."""
         policy = (self.vision.resize, self.vision.rule) if self.vision else ()
-        words = (self.form, self.knobs.dtype, *policy)
-        usual = (form_of(self.source), "source", *DEFAULT_POLICY)
+        words = (self.form.name, self.knobs.dtype, *policy)
+        usual = (self.source_form.name, "source", *DEFAULT_POLICY)
         return tuple(word for word in words if word not in usual)
 
     @property
-    def form(self) -> str:
-        """Of FORMS."""
-        return self.knobs.form or form_of(self.source)
+    def dtype(self) -> str:
+        """The dtype that weights are rounded to; `source`: they are not."""
+        return self.form.dtype(self.knobs.dtype)
 
     @property
     def packing(self) -> tuple[int, int] | None:
         """(bits, values per scale) of a quantised form; None: the weights stay floats."""
-        bits = PACKED_BITS.get(self.form)
-        return None if bits is None else (bits, BLOCK)
+        return None if self.form.bits is None else (self.form.bits, BLOCK)
+
+    @property
+    def new_packing(self) -> tuple[int, int] | None:
+        """The same where this plan quantises; None where the source's weights are codes already."""
+        return None if self.form == self.source_form else self.packing
 
     @property
     def bytes(self) -> int:
@@ -126,7 +133,7 @@ class Plan:
                 "blocks": target.settings.layers,
                 "tokens": self.knobs.tokens,
                 "dtype": self.knobs.dtype,
-                "form": self.form,
+                "form": self.form.name,
             },
             "blocks_kept": list(self.keep),
             "blocks_removed": list(self.removed),
@@ -178,10 +185,11 @@ def make_plan(source: Checkpoint, knobs: Knobs, resize: str | None = None, rule:
     if knobs.k is not None:
         target = set_top_k(target, knobs.k)
         warnings += [beyond_training(source, target.settings.top_k, keep)]
-    _check_form(source, knobs)
-    form = knobs.form or form_of(source)
-    target = cast(target, "float16" if form == "cuda" else knobs.dtype)
-    if form == "cuda":
+    source_form = form_of(source)
+    form = source_form if knobs.form is None else form_named(knobs.form)
+    _check_form(source, source_form, form, knobs.dtype)
+    target = cast(target, form.dtype(knobs.dtype))
+    if form.stacked:
         target = stack_experts(target)
     vision = None
     if source.architecture.multimodal:
@@ -200,27 +208,30 @@ def make_plan(source: Checkpoint, knobs: Knobs, resize: str | None = None, rule:
             f"{ADAPTER} lies beside the weights: the variant is made of the weights alone. If the adapter isn't merged "
             "into them, merge it first (peft's merge_and_unload)"
         )
-    return Plan(source, target, knobs, tuple(keep), vision, tuple(w for w in warnings if w))
+    return Plan(source, target, knobs, tuple(keep), vision, form, source_form, tuple(w for w in warnings if w))
 
 
-def form_of(checkpoint: Checkpoint) -> str:
-    """The form that stored weights are for: quantised ones have no other, stacked ones are for cuda, others for any."""
+def form_of(checkpoint: Checkpoint) -> Form:
+    """The form that stored weights are for: codes and stacked experts have one, all others are for any."""
     bits = {tensor.pack.bits for tensor in checkpoint.tensors.values() if tensor.pack is not None}
-    own = next((form for form, wanted in PACKED_BITS.items() if bits == {wanted}), None)
-    return own or ("cuda" if is_stacked(checkpoint) else "cpu")
+    for form in FORMS:
+        if bits == {form.bits}:
+            return form
+        if form.stacked and form.stored is not None and is_stacked(checkpoint, DTYPES[form.stored]):
+            return form
+    return REFERENCE
 
 
-def _check_form(source: Checkpoint, knobs: Knobs) -> None:
-    own = form_of(source)
-    if own in PACKED_BITS and (knobs.form not in (None, own) or knobs.dtype != "source"):
+def _check_form(source: Checkpoint, own: Form, form: Form, dtype: str) -> None:
+    if own.bits and (form != own or dtype != "source"):
         raise KnobError(
-            f"the weights of {name_of(source.path)} are quantised, and so are its variants: their form is {own}, got "
-            f"{knobs.form or own} with dtype {knobs.dtype}. Leave both out, or export from the source it was made of."
+            f"the weights of {name_of(source.path)} are quantised, and so are its variants: their form is {own.name}, "
+            f"got {form.name} with dtype {dtype}. Leave both out, or export from the source it was made of."
         )
-    if own == "cuda" and knobs.form is None and knobs.dtype not in ("source", "float16"):
+    if not form.takes(dtype):  # nobody asked for the form, or its setting would have been refused
         raise KnobError(
-            f"the weights of {name_of(source.path)} are laid out for the cuda form, which is float16, and so are its "
-            f"variants: got dtype {knobs.dtype!r}. Leave it out, or give another --form."
+            f"the weights of {name_of(source.path)} are laid out for the {own.name} form, which is {own.stored}, and "
+            f"so are its variants: got dtype {dtype!r}. Leave it out, or give another --form."
         )
 
 

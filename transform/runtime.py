@@ -4,7 +4,7 @@ Works on MolmoE and on transformers' decoders. Nothing here writes a checkpoint:
 weights stay in memory, and the config of a model whose blocks differ in k can't always say so.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from transform.errors import KnobError
+from transform.knobs import merged_k
 
 # How configs call k; only MolmoE's may hold a list, the others get the largest value.
 _TOP_K_KEYS = ("moe_top_k", "num_experts_per_tok")
@@ -50,6 +51,17 @@ def moe_top_k(model: nn.Module, k: int | Sequence[int]) -> Iterator[int]:
         yield set_moe_top_k(model, k)
     finally:
         _restore(before)
+
+
+@contextmanager
+def knobs_at_run_time(model: nn.Module, keep: Collection[int], top_k: Sequence[int]) -> Iterator[None]:
+    """Inside a `with` block the model has only the blocks `keep`, and the i-th of these gives a token top_k[i] experts.
+
+    What a variant of these blocks and this k must equal. `keep` holds indices of the model's blocks, ascending.
+    """
+    mask = [block in keep for block in range(len(find_decoder(model).layers))]
+    with BlockMaskWrapper(model, mask), moe_top_k(model, top_k):
+        yield
 
 
 def find_routers(model: nn.Module) -> list[tuple[nn.Module, int]]:
@@ -221,8 +233,8 @@ def _announce(model: nn.Module, ks: list[int]) -> None:
     for owner in (*_configs(model), *model.modules()):
         for key in _TOP_K_KEYS:
             if _holds_k(owner, key):
-                uniform = len(set(ks)) == 1
-                setattr(owner, key, ks[0] if uniform else list(ks) if key == _LISTED_TOP_K else max(ks))
+                uniform = isinstance(merged_k(ks), int)
+                setattr(owner, key, list(ks) if key == _LISTED_TOP_K and not uniform else max(ks))
 
 
 def _configs(*modules: nn.Module) -> list[Any]:

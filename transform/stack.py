@@ -13,14 +13,14 @@ from transform.passes import Changes, Pass
 PARTS = ("gate", "up", "down")
 
 
-def is_stacked(checkpoint: Checkpoint) -> bool:
-    """Whether the experts lie so already, in float16: as the cuda form has them."""
+def is_stacked(checkpoint: Checkpoint, stored: str) -> bool:
+    """Whether the experts lie so already, as numbers of `stored`, in safetensors' words."""
     for i in range(checkpoint.settings.layers):
         for part in PARTS:
             tensors = [checkpoint.tensor(f"expert.{part}", i, e) for e in range(checkpoint.settings.experts)]
             first = tensors[0]
             places = [(first.file, first.start + e * first.nbytes) for e in range(len(tensors))]
-            if first.stored != "F16" or [(t.file, t.start) for t in tensors] != places:
+            if first.stored != stored or [(t.file, t.start) for t in tensors] != places:
                 return False
     return True
 

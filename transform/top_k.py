@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from transform.checkpoint import Checkpoint
 from transform.errors import KnobError
+from transform.knobs import merged_k, spelt_k
 from transform.passes import Changes, Pass
 
 
@@ -34,13 +35,13 @@ class SetTopK(Pass):
         if len(set(top_k)) > 1 and not architecture.per_block_top_k:
             raise KnobError(
                 f"a {architecture.model_type!r} checkpoint has one {architecture.top_k_key} for all blocks and can't "
-                f"carry {','.join(map(str, top_k))}. Give one k for all blocks."
+                f"carry {spelt_k(top_k)}. Give one k for all blocks."
             )
 
     def run(self, source: Checkpoint) -> Checkpoint:
         """The same tensors, another config."""
-        top_k = self._top_k(source)
-        value = top_k[0] if len(set(top_k)) == 1 else list(top_k)
+        k = merged_k(self._top_k(source))
+        value = k if isinstance(k, int) else list(k)
         return replace(source, config=dict(source.config) | {source.architecture.top_k_key: value})
 
     def changes(self, source: Checkpoint) -> Changes:

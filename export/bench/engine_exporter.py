@@ -4,34 +4,46 @@ It is the decoder alone. For image models the language half is exported with emb
 come from the variant's own graphs, outside the clock for the picture. onnxruntime's default session options.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from export.bench.job import BenchJob
 from export.bench.workload import Workload
 from export.run.graphs import Graphs, dtype_of
+from transform.arrays import Array
 from transform.strict_json import Record
+
+if TYPE_CHECKING:
+    from torch.onnx import ONNXProgram
+    from transformers import PreTrainedModel
 
 GRAPH, FEATURES = "model.onnx", "features.npy"
 PAST = ("input.cache.", "input.past_key_values.")  # the name is the model's argument's
 SAMPLE, CACHED = 5, 3  # lengths that the export is traced with: neither is 0 or 1, which torch.export makes constants
 
 
-def export_graph(job: Mapping[str, Any], target: Path) -> None:
+def export_graph(job: BenchJob, target: Path) -> None:
     """Write the graph and its data to `target`."""
+    import torch
+
+    from export.bench.engine_torch import loaded
+    from transform.load import quiet_transformers
+
+    quiet_transformers()
+    torch.set_num_threads(job.threads)
+    with loaded(job, "grouped_mm") as model:
+        _exported(model).save_pretrained(target)
+
+
+def _exported(model: "PreTrainedModel") -> "ONNXProgram":
     import torch
     from transformers import DynamicCache
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
-    from export.bench.engine_torch import load_variant
-    from transform.load import quiet_transformers
     from transform.molmoe.compatibility import CACHE
 
-    quiet_transformers()
-    torch.set_num_threads(job["threads"])
-    model = load_variant(job, "grouped_mm")
     name, given = "input_ids", torch.arange(2, 2 + SAMPLE)[None]
     if hasattr(model, "embed"):
         name, given = "inputs_embeds", model.embed(given).detach()
@@ -46,11 +58,10 @@ def export_graph(job: Mapping[str, Any], target: Path) -> None:
     }
     # the lengths alone, as transformers recommends: batch, heads and widths are constants
     shapes = {name: {1: auto}, "attention_mask": {1: auto}, CACHE: [{2: auto}] * (2 * layers)}
-    exported = OnnxExporter().export(model, sample, OnnxConfig(dynamic=True, dynamic_shapes=shapes))
-    exported.save_pretrained(target)
+    return OnnxExporter().export(model, sample, OnnxConfig(dynamic=True, dynamic_shapes=shapes))
 
 
-def language_half(model: Any) -> Any:
+def language_half(model: "PreTrainedModel") -> "PreTrainedModel":
     """An OLMoE over MolmoE's decoder and head: the very modules, no copy."""
     import torch
     from transformers import OlmoeForCausalLM
@@ -67,15 +78,15 @@ class Engine:
 
     sees = False
 
-    def __init__(self, job: Mapping[str, Any], workload: Workload) -> None:
+    def __init__(self, job: BenchJob, workload: Workload) -> None:
         import onnxruntime
 
         self.runtime, self.job, self.workload = onnxruntime, job, workload
-        self.folder = Path(job["scratch"])
-        self.front = Graphs(Path(job["directory"]), job["provider"], job["threads"], job["graph"])
-        self.device = "cpu" if job["provider"] == "cpu" else "cuda"
-        self.features: Any = None
-        self.session: Any = None
+        self.folder = Path(job.scratch)
+        self.front = Graphs(Path(job.directory), job.provider, job.threads, job.graph)
+        self.device = job.device
+        self.features: Array | None = None
+        self.session: onnxruntime.InferenceSession
         self.cache: Record = {}
         self.length = 0
 
@@ -91,7 +102,7 @@ class Engine:
         """Open the session, and the embedding's for image models."""
         options = self.runtime.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = self.job["threads"]
+        options.intra_op_num_threads = self.job.threads
         self.session = self.runtime.InferenceSession(
             str(self.folder / GRAPH), options, providers=[tuple(pair) for pair in self.front.providers]
         )
@@ -115,7 +126,7 @@ class Engine:
         """The next one."""
         return self._next(np.array([[token]], np.int64), None)
 
-    def _next(self, ids: np.ndarray[Any, Any], features: Any) -> int:
+    def _next(self, ids: Array, features: Array | None) -> int:
         self.length += ids.shape[1]
         feed: Record = {"attention_mask": np.ones((1, self.length), np.int64), **self.cache}
         if self.front.multimodal:

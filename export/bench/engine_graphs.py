@@ -1,9 +1,8 @@
 """The variant's own graphs, driven as `knobcast run` does: io.json's session options, the cache bound to the device."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from export.bench.job import BenchJob
 from export.bench.workload import Workload
 from export.run.bound import Bound
 from export.run.graphs import Graphs
@@ -14,12 +13,12 @@ class Engine:
 
     sees = True
 
-    def __init__(self, job: Mapping[str, Any], workload: Workload) -> None:
+    def __init__(self, job: BenchJob, workload: Workload) -> None:
         import onnxruntime  # noqa: F401 - loaded here, not on the clock
 
         self.workload = workload
-        self.graphs = Graphs(Path(job["directory"]), job["provider"], job["threads"], job["graph"])
-        self.sequence: Any = None
+        self.graphs = Graphs(Path(job.directory), job.provider, job.threads, job.graph)
+        self.sequence: Bound
 
     def load(self) -> None:
         """Open every session."""

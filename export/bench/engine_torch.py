@@ -3,29 +3,35 @@
 `eager` loops over experts, `grouped_mm` sorts tokens by expert into one grouped product; both are transformers' own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from export.bench.job import BenchJob
 from export.bench.workload import Workload
 from transform.load import load_model, quiet_transformers
 from transform.molmoe.compatibility import CACHE
-from transform.runtime import BlockMaskWrapper, set_moe_top_k
+from transform.runtime import knobs_at_run_time
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel
 
 
-def load_variant(job: Mapping[str, Any], implementation: str) -> Any:
-    """The model with the named experts; a family's member gets its blocks and k."""
-    model = load_model(Path(job["directory"]), job["dtype"], experts_implementation=implementation)
+@contextmanager
+def loaded(job: BenchJob, implementation: str) -> "Iterator[PreTrainedModel]":
+    """The model with the named experts; inside the `with` block a family's member has its blocks and k."""
+    model = load_model(Path(job.directory), job.dtype, experts_implementation=implementation)
     chosen = model.get_decoder().config._experts_implementation
     if chosen != implementation:
         raise ValueError(f"the experts must run as {implementation}, transformers chose {chosen}.")
-    if job["member"]:
-        keep, top_k = set(job["member"]["blocks_kept"]), job["member"]["top_k"]
-        BlockMaskWrapper(model, [i in keep for i in range(len(model.get_decoder().layers))]).apply()
-        set_moe_top_k(model, top_k if len(set(top_k)) > 1 else top_k[0])
-    return model
+    if job.blocks_kept is None or job.top_k is None:
+        yield model
+        return
+    with knobs_at_run_time(model, job.blocks_kept, job.top_k):
+        yield model
 
 
 class Engine:
@@ -33,19 +39,20 @@ class Engine:
 
     sees = True
 
-    def __init__(self, job: Mapping[str, Any], workload: Workload) -> None:
-        torch.set_num_threads(job["threads"])
+    def __init__(self, job: BenchJob, workload: Workload) -> None:
+        torch.set_num_threads(job.threads)
         quiet_transformers()
         self.job, self.workload = job, workload
-        self.device = "cpu" if job["provider"] == "cpu" else "cuda"
-        self.model: Any = None
-        self.cache: Any = None
-        self.features: Any = None
+        self.device = job.device
+        self.opened = ExitStack()  # never closed: the process ends with its model
+        self.model: PreTrainedModel
+        self.cache: Cache | None = None
+        self.features: torch.Tensor | None = None
         self.ids = torch.from_numpy(workload.ids).to(self.device)
 
     def load(self) -> None:
         """Read the weights."""
-        self.model = load_variant(self.job, self.job["name"]).to(self.device)
+        self.model = self.opened.enter_context(loaded(self.job, self.job.name)).to(self.device)
 
     def start(self) -> None:
         """Forget the last sequence."""
@@ -77,7 +84,7 @@ class Engine:
         """The next one."""
         return self._next(input_ids=torch.tensor([[token]], device=self.device))
 
-    def _next(self, **given: Any) -> int:
+    def _next(self, **given: torch.Tensor) -> int:
         found = self.model(**given, **{CACHE: self.cache}, use_cache=True, logits_to_keep=1)
         self.cache = found[CACHE]
         return int(found.logits[0, -1].argmax())

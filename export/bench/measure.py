@@ -5,13 +5,13 @@ Times are per step, and N tokens make N - 1 steps: the first comes with the pref
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from export.bench.contestants import GRAPHS, PREPARES, WHAT
+from export.bench.job import BenchJob
 from export.bench.process import Contestant, ContestantError
 from export.bench.workload import Workload
 from transform.progress import Progress, Say
@@ -26,7 +26,7 @@ Advance = Progress
 class Bench:
     """What to measure. `job` is what all contestants are started with; `reasons` says who can't run."""
 
-    job: Mapping[str, Any]
+    job: BenchJob
     workload: Workload
     names: Sequence[str]  # the graphs first, then the baselines in order
     reasons: Mapping[str, str]
@@ -59,7 +59,7 @@ def measure(bench: Bench, say: Say, advance: Advance) -> list[Record]:
     with scratch("bench") as folder:
         path = folder / "workload.npz"
         bench.workload.save(path)
-        job = {**bench.job, "workload": str(path), "scratch": str(folder)}
+        job = replace(bench.job, workload=str(path), scratch=str(folder))
         for entry in entries:
             if entry.name in bench.reasons:
                 entry.status, entry.reason = "unavailable", bench.reasons[entry.name]
@@ -91,8 +91,8 @@ def _turn(entry: Entry, label: str, act: Callable[[Entry], None], say: Say, adva
     advance(1)
 
 
-def _load(job: Mapping[str, Any], timeout: float, entry: Entry) -> None:
-    given = {**job, "name": entry.name}
+def _load(job: BenchJob, timeout: float, entry: Entry) -> None:
+    given = replace(job, name=entry.name)
     if entry.name in PREPARES:
         first = Contestant(given, timeout)
         try:
@@ -124,7 +124,7 @@ def records(entries: Sequence[Entry]) -> list[Record]:
     return list(found.values())
 
 
-def first_baseline(found: Sequence[Mapping[str, Any]]) -> str | None:
+def first_baseline(found: Sequence[Record]) -> str | None:
     """The first contestant that was measured, the graphs aside."""
     return next((str(r["name"]) for r in found if r["status"] == "measured" and r["name"] != GRAPHS), None)
 
@@ -134,7 +134,7 @@ def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int | None:
     return next((j for j, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), None)
 
 
-def tokens_equal(found: Sequence[Mapping[str, Any]]) -> bool | None:
+def tokens_equal(found: Sequence[Record]) -> bool | None:
     """Whether all made the graphs' tokens in every run; None where there is nobody to compare with."""
     measured = [r for r in found if r["status"] == "measured"]
     if len(measured) < 2 or measured[0]["name"] != GRAPHS:
@@ -146,7 +146,14 @@ def _record(entry: Entry) -> Record:
     record: Record = {"name": entry.name, "what": WHAT[entry.name], "status": entry.status}
     if entry.status != "measured":
         return record | {"reason": entry.reason}
-    runs = [{key: _rounded(run[key]) for key in ("vision", "prefill", "steps")} for run in entry.runs]
+    runs: list[Record] = [
+        {
+            "vision": _rounded(run["vision"]),
+            "prefill": _rounded(run["prefill"]),
+            "steps": [_rounded(second) for second in run["steps"]],
+        }
+        for run in entry.runs
+    ]
     tokens = entry.runs[0]["tokens"]
     steps = [second for run in runs for second in run["steps"]]
     mean = float(np.mean(steps))
@@ -175,7 +182,7 @@ def _record(entry: Entry) -> Record:
     }
 
 
-def _ratios(record: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, float | None]:
+def _ratios(record: Record, baseline: Record) -> dict[str, float | None]:
     """Median time over the baseline's median time: below 1 is faster."""
     pairs = {
         "vision": (record["vision_seconds"], baseline["vision_seconds"], "median"),
@@ -195,7 +202,5 @@ def _spread(seconds: Sequence[float | None]) -> dict[str, float] | None:
     return {"median": round(float(np.median(known)), 9), "least": min(known), "most": max(known)}
 
 
-def _rounded(value: Any) -> Any:
-    if isinstance(value, list):
-        return [round(v, 9) for v in value]
+def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 9)

@@ -8,11 +8,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+from export.bench.job import BenchJob
 from transform.strict_json import Record
 
 TAIL, LONGEST = 3, 400  # lines and characters of a dead process's stderr
@@ -26,14 +25,14 @@ class ContestantError(Exception):
 class Contestant:
     """A running `worker.py`. `job` is what it is started with; `ask` waits at most `timeout` seconds."""
 
-    def __init__(self, job: Mapping[str, Any], timeout: float) -> None:
+    def __init__(self, job: BenchJob, timeout: float) -> None:
         self.timeout = timeout
-        threads, root = str(job["threads"]), str(Path(__file__).parent.parent.parent)
+        threads, root = str(job.threads), str(Path(__file__).parent.parent.parent)
         environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "export.bench.worker", json.dumps(job)],
+            [sys.executable, "-m", "export.bench.worker", job.to_json()],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, env=environment,
         )  # fmt: skip
         self._answers: queue.Queue[bytes] = queue.Queue()

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-Record = Mapping[str, Any]
+from transform.strict_json import Record
+
 MB = 1e6
 
 

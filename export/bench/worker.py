@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 from export.bench.contestants import HOME
+from export.bench.job import BenchJob, Engine
 from export.bench.machine import device_memory, process_memory
 from export.bench.workload import Workload
 from transform.strict_json import Record
@@ -24,7 +24,7 @@ from transform.strict_json import Record
 LONGEST = 600  # characters of an error
 
 
-def timed_run(engine: Any, workload: Workload) -> Record:
+def timed_run(engine: Engine, workload: Workload) -> Record:
     """One prompt: the picture, the prefill that gives the first token, and the N - 1 steps that give the others."""
     engine.start()
     vision = None
@@ -43,7 +43,7 @@ def timed_run(engine: Any, workload: Workload) -> Record:
     return {"vision": vision, "prefill": prefill, "steps": steps, "tokens": tokens}
 
 
-def answer(what: str, engine: Any, workload: Workload, gpu: bool) -> Record:
+def answer(what: str, engine: Engine, workload: Workload, gpu: bool) -> Record:
     """What one request gives."""
     if what == "run":
         found = timed_run(engine, workload)
@@ -74,14 +74,14 @@ def main() -> None:
     """Answer until the input ends."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    job = json.loads(sys.argv[1])
-    workload = Workload.load(Path(job["workload"]))
-    engine: Any = None
+    job = BenchJob.from_json(sys.argv[1])
+    workload = Workload.load(Path(job.workload))
+    engine: Engine | None = None
     for what in requests():
         try:
             # imports come before the clock and the first look at memory: a runtime's own size isn't the model's
-            engine = engine or import_module(HOME[job["name"]]).Engine(job, workload)
-            found = answer(what, engine, workload, job["provider"] != "cpu")
+            engine = engine or import_module(HOME[job.name]).Engine(job, workload)
+            found = answer(what, engine, workload, job.provider != "cpu")
         except Exception as error:  # whatever a runtime raises is the contestant's reason
             text = str(error).strip().splitlines() or [""]
             found = {"error": f"{type(error).__name__}: {text[0]}"[:LONGEST]}

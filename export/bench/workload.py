@@ -7,7 +7,6 @@ No torch, but for the default picture.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -74,7 +73,7 @@ class Workload:
 
 
 def make_workload(
-    directory: Path, io: Mapping[str, Any], prompt_tokens: int | None, new_tokens: int, image: Path | None
+    directory: Path, io: Record, prompt_tokens: int | None, new_tokens: int, image: Path | None
 ) -> Workload:
     """A prompt of `prompt_tokens` (None: 512, more where a picture needs more); raises KnobError where it can't be."""
     if new_tokens < 2:
@@ -109,7 +108,7 @@ def make_workload(
     return Workload(np.array([[*opening, *words]], np.int64), new_tokens, picture, source)
 
 
-def _picture(io: Mapping[str, Any], image: Path | None) -> tuple[dict[str, Array], list[int]]:
+def _picture(io: Record, image: Path | None) -> tuple[dict[str, Array], list[int]]:
     """The arrays of a picture cut by the variant's own policy, and its stream of ids."""
     from transform.molmoe.preprocessing import preprocess
 
@@ -131,7 +130,7 @@ def _picture(io: Mapping[str, Any], image: Path | None) -> tuple[dict[str, Array
     return arrays, cut.image_tokens(*roles).tolist()
 
 
-def _words(directory: Path, io: Mapping[str, Any], count: int) -> tuple[list[int], str]:
+def _words(directory: Path, io: Record, count: int) -> tuple[list[int], str]:
     """`count` ids of TEXT, over and over; drawn ones where there is no tokenizer."""
     special = {i for value in io["special_ids"].values() for i in (value if isinstance(value, list) else [value])}
     if (directory / "tokenizer.json").is_file():

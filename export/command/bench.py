@@ -1,7 +1,7 @@
 """`knobcast bench`: what is refused, who takes part, and where the numbers go."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -9,6 +9,9 @@ from rich.console import Console
 from export.command.options import Json, print_json, stderr
 from transform.errors import KnobcastError, KnobError, VerificationError, WriteError
 from transform.strict_json import Record
+
+if TYPE_CHECKING:
+    from export.run.family_file import Member
 
 SCHEMA = 1
 AGAINST = "eager,grouped_mm,exporter"
@@ -48,19 +51,21 @@ def bench(
     from export.bench.show import show_bench, show_contestants
     from export.command.show import turn_bar
     from export.run.graph_facts import read_facts
+    from export.run.io_file import form_in
     from export.run.session import check_provider
     from transform.plan import parameters
     from transform.read import read_checkpoint
 
     baselines = parse_against(AGAINST if against is None else ",".join(against))
-    io, entry = _open(directory, provider, member)
+    io, chosen = _open(directory, provider, member)
+    decoder, form = chosen.graph if chosen else "text.onnx", form_in(io)
     _check_out(out, force or dry_run)
     from export.bench.workload import make_workload
 
     workload = make_workload(directory, io, prompt_tokens, new_tokens, image)
     names = (GRAPHS, *baselines)
     reasons = unavailable(names, parameters(read_checkpoint(directory)), provider)
-    graph = directory / (entry["graph"] if entry else "text.onnx")
+    graph = directory / decoder
     try:
         check_provider(graph, read_facts(graph), _named(provider))
     except VerificationError:
@@ -73,10 +78,10 @@ def bench(
         "schema": SCHEMA,
         "directory": str(directory),
         "member": member,
-        "form": io.get("form", "cpu"),
+        "form": form.name,
         "model_type": io["model_type"],
-        "layers": len(entry["blocks_kept"]) if entry else io["layers"],
-        "top_k": entry["top_k"] if entry else io["top_k"],
+        "layers": len(chosen.blocks_kept) if chosen else io["layers"],
+        "top_k": list(chosen.top_k) if chosen else io["top_k"],
         "provider": provider,
     }
     if dry_run:
@@ -90,17 +95,19 @@ def bench(
         else:
             show_contestants(listed, WHAT, Console(highlight=False))
         return
+    from export.bench.job import BenchJob
     from export.bench.measure import Bench, first_baseline, measure, tokens_equal
 
     count = threads or physical_cores()
-    job = {
-        "directory": str(directory.resolve()),
-        "graph": entry["graph"] if entry else "text.onnx",
-        "member": entry,
-        "provider": provider,
-        "threads": count,
-        "dtype": "float16" if provider != "cpu" and io.get("form") == "cuda" else "float32",
-    }
+    job = BenchJob(
+        str(directory.resolve()),
+        provider,
+        count,
+        graph=decoder,
+        dtype="float32" if provider == "cpu" else form.compute,
+        blocks_kept=chosen.blocks_kept if chosen else None,
+        top_k=chosen.top_k if chosen else None,
+    )
     plan = Bench(job, workload, names, reasons, runs, warmup, timeout)
     machine = machine_facts(count, provider != "cpu")  # the load before, not our own
     if machine["load"] is not None and machine["load"] > machine["cores"] / 2:
@@ -132,11 +139,12 @@ def bench(
         raise typer.Exit(1)
 
 
-def _open(directory: Path, provider: str, member: str | None) -> tuple[Record, Record | None]:
-    """(io.json, the member's entry in family.json); refuses what has no graphs, and a provider that isn't there."""
+def _open(directory: Path, provider: str, member: str | None) -> tuple[Record, "Member | None"]:
+    """(io.json, the family's member); refuses what has no graphs, and a provider that isn't there."""
     import onnxruntime
 
     from export.files.integrity import check_before_torch
+    from export.run.family_file import read_family
     from export.run.io_file import read_io
     from export.run.providers import PROVIDERS
 
@@ -149,22 +157,14 @@ def _open(directory: Path, provider: str, member: str | None) -> tuple[Record, R
             f"--provider {provider} must be built into onnxruntime: {onnxruntime.__version__} has "
             f"{', '.join(onnxruntime.get_available_providers())}. Install onnxruntime-gpu, or bench on the cpu."
         )
-    entry = None
-    if member is not None:
-        from export.family.family import read_family
-
-        entries = read_family(directory)["members"]
-        entry = next((e for e in entries if e["name"] == member), None)
-        if entry is None:
-            names = ", ".join(e["name"] for e in entries)
-            raise KnobError(f"--member must be one of the family's members, {names}; got {member[:40]!r}.")
-    for name in ("io.json", entry["graph"] if entry else "text.onnx"):
+    chosen = None if member is None else read_family(directory).member(member)
+    for name in ("io.json", chosen.graph if chosen else "text.onnx"):
         if not (directory / name).is_file():
             raise KnobError(
                 f"a variant to bench must have {name}: {directory} has none. Export it with its graphs "
                 "(without --no-onnx)."
             )
-    return read_io(directory), entry
+    return read_io(directory), chosen
 
 
 def _named(provider: str) -> str:

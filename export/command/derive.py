@@ -46,7 +46,9 @@ def _show(record: Record, console: Console) -> None:
     kept, before, after = record["blocks_kept"], record["top_k_before"], record["top_k"]
     dropped = " ".join(str(i) for i in range(record["blocks"]) if i not in set(kept)) or "none"
     console.print(f"drop blocks   {dropped} ({len(kept)} of {record['blocks']} stay)")
-    console.print(f"router top-k  {'as it is' if after is None else f'{_runs(before)} -> {_runs(after)}'}")
+    from transform.knobs import spelt_k
+
+    console.print(f"router top-k  {'as it is' if after is None else f'{spelt_k(before)} -> {spelt_k(after)}'}")
     found = record.get("verification")
     if found is None:
         console.print(f"write         {escape(record['out'])}", soft_wrap=True)
@@ -60,10 +62,6 @@ def _show(record: Record, console: Console) -> None:
     console.print(f"{state} {escape(record['out'])}", soft_wrap=True)
     for name, value in found.items():
         console.print(f"  {name.replace('_', ' ')}: {escape(_brief(value))}", style="dim", soft_wrap=True)
-
-
-def _runs(top_k: list[int]) -> str:
-    return str(top_k[0]) if len(set(top_k)) == 1 else ",".join(map(str, top_k))
 
 
 def _brief(value: Any) -> str:

@@ -11,6 +11,7 @@ from rich.table import Table
 from export.command.options import print_json, stderr
 from export.command.show import progress_bars
 from export.family.family import export_family, member_name, plan_family, plan_member
+from export.files.verification import Verification
 from transform.errors import KnobError
 from transform.hub_cache import name_of
 from transform.knobs import parse_tokens
@@ -100,11 +101,10 @@ def _show_plans(base: Plan, members: tuple[Plan, ...], console: Console) -> None
 
 
 def _show_result(record: Record, target: Path, console: Console) -> None:
-    members = record["members"]
-    checked = [entry["verification"] for entry in members]
-    if "skipped" in checked:
+    checked = [Verification.parse(entry["verification"]) for entry in record["members"]]
+    if None in checked:
         console.print(f"[yellow]not verified[/yellow] {escape(str(target))}", soft_wrap=True)
         return
-    worst = max(found["onnx_vs_torch"][part] for found in checked for part in ("prefill", "decode", "padded"))
-    console.print(f"[green]verified[/green] {escape(str(target))}: {len(members)} members", soft_wrap=True)
+    worst = max(max(found.differences("onnx_vs_torch").values()) for found in checked if found)
+    console.print(f"[green]verified[/green] {escape(str(target))}: {len(checked)} members", soft_wrap=True)
     console.print(f"  onnx vs torch: largest difference {worst:.3g}", style="dim")

@@ -17,6 +17,8 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from export.files.verification import Verification
+from transform.knobs import spelt_k
 from transform.plan import Plan
 from transform.progress import Progress, Say
 from transform.strict_json import Record
@@ -31,7 +33,7 @@ def show_plan(plan: Plan, console: Console) -> None:
     removed = " ".join(map(str, facts["blocks_removed"])) or "none"
     rows = [
         ("drop blocks", f"{removed}   ({len(facts['blocks_removed'])} of {source['blocks']})"),
-        ("router top-k", f"{_k(source['top_k'])} -> {_k(facts['top_k'])}"),
+        ("router top-k", f"{spelt_k(source['top_k'])} -> {spelt_k(facts['top_k'])}"),
         ("parameters", f"{source['parameters']:,} -> {facts['parameters']:,}"),
         ("active per token", f"{source['active_parameters']:,} -> {facts['active_parameters']:,}"),
         ("weight bytes", f"{source['bytes']:,} -> {facts['bytes']:,}   ({_stored(plan)})"),
@@ -49,11 +51,7 @@ def show_plan(plan: Plan, console: Console) -> None:
 def _stored(plan: Plan) -> str:
     if plan.packing:
         return f"{plan.packing[0]}-bit codes and scales"
-    return f"{'float16' if plan.form == 'cuda' else plan.knobs.dtype} dtype"
-
-
-def _k(values: list[int]) -> str:
-    return str(values[0]) if len(set(values)) == 1 else ",".join(map(str, values))
+    return f"{plan.dtype} dtype"
 
 
 def _vision_rows(vision: Record) -> list[tuple[str, str]]:
@@ -122,14 +120,13 @@ def _bar(
 
 def show_result(manifest: Record, target: Path, console: Console) -> None:
     """Where the variant is and what the gate measured."""
-    checked = manifest["verification"]
-    if isinstance(checked, str):
+    checked = Verification.parse(manifest["verification"])
+    if checked is None:
         console.print(f"[yellow]not verified[/yellow] {escape(str(target))}", soft_wrap=True)
         return
     console.print(f"[green]verified[/green] {escape(str(target))}", soft_wrap=True)
     for group in ("static_vs_dynamic", "onnx_vs_torch"):
-        values = {k: v for k, v in checked.get(group, {}).items() if k not in ("relative_tolerance", "largest_value")}
-        if values:
+        if values := checked.differences(group):
             console.print(f"  {group.replace('_', ' ')}: largest difference {max(values.values()):.3g}", style="dim")
 
 

@@ -19,8 +19,9 @@ def verify(
     from export.files.integrity import check_before_torch
 
     check_before_torch(directory)
-    from export.family.family import FILE, verify_family
+    from export.family.family import verify_family
     from export.gate.verify import verify_directory
+    from export.run.family_file import FILE
 
     check = verify_family if (directory / FILE).is_file() else verify_directory
     with progress_bars(stderr, None) as (say, _):

@@ -11,6 +11,7 @@ from export.derive.separate import separate_sizes
 from export.derive.topk import Router, find_routers, mask_ranks, set_top_k
 from importance.choose import choose_blocks
 from transform.errors import CheckpointError, KnobError
+from transform.knobs import spelt_k
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ def operate(
             )
     if wanted == before and kept == opened.total:
         raise KnobError(
-            f"the setting must differ from the graph's: k {_spell(before)} and all {kept} blocks are what it has. "
-            "Change one of them, or use the graph as it is."
+            f"the setting must differ from the graph's: k {'as it is' if before is None else spelt_k(before)} and all "
+            f"{kept} blocks are what it has. Change one of them, or use the graph as it is."
         )
     if k is not None:
         assert wanted is not None
@@ -107,9 +108,3 @@ def with_masked_ranks(model: Any, keep: Sequence[int], ks: Sequence[int]) -> Any
         raise CheckpointError("one operator chooses the experts and adds them up")
     mask_ranks(opened.network, routers, ks)
     return opened.close()
-
-
-def _spell(top_k: tuple[int, ...] | None) -> str:
-    if top_k is None:
-        return "as it is"
-    return str(top_k[0]) if len(set(top_k)) == 1 else ",".join(map(str, top_k))

@@ -27,17 +27,15 @@ def against_torch(staged: Path, opened: Opened, surgery: Surgery) -> Record | st
     needed, free = parameters(checkpoint) * FLOAT32, free_memory()
     if needed > free / 3:
         return f"not compared with PyTorch: the model takes {needed:,} bytes, {free:,} are free"
+    from export.gate.checking import checking_graphs
     from export.gate.compare import find_probe, onnx_vs_torch
-    from export.numpy_run.graphs import checking_graphs
     from transform.depth import drop_blocks
     from transform.load import align, load_model
-    from transform.runtime import BlockMaskWrapper, moe_top_k
+    from transform.runtime import knobs_at_run_time
 
     quiet_transformers()
     model = align(load_model(directory))
-    uniform = len(set(surgery.top_k)) == 1
-    mask = [i in kept for i in range(checkpoint.settings.layers)]
-    with BlockMaskWrapper(model, mask), moe_top_k(model, surgery.top_k[0] if uniform else surgery.top_k):
+    with knobs_at_run_time(model, kept, surgery.top_k):
         probe = find_probe(model, drop_blocks(checkpoint, kept))
         return {"probe_seed": probe.seed, **onnx_vs_torch(model, checking_graphs(directory, text=staged.name), probe)}
 

@@ -5,19 +5,19 @@ for each of its k, and another k must not. A member's graph must then be, byte f
 the member's blocks and k. What is left open is the sum of float32 rounding over all blocks, as in `blockwise.py`.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
+from export.files.verification import Verification
 from export.gate.blockwise import keep_largest, one_block_graphs
 from export.gate.compare import find_probe, onnx_vs_torch, other_k
+from export.run.family_file import Family, Member
 from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
 from transform.errors import VerificationError
+from transform.forms import Form
 from transform.load import load_view
 from transform.machine import release_memory
 from transform.progress import Say
-from transform.read import read_checkpoint
 from transform.runtime import moe_top_k
 from transform.strict_json import Record
 from transform.top_k import set_top_k
@@ -30,32 +30,30 @@ class Pair(NamedTuple):
     k: int
 
 
-def verify_members_blockwise(directory: Path, form: str, entries: Sequence[Record], say: Say) -> list[Record]:
+def prove_members_blockwise(family: Family, written: Checkpoint, say: Say) -> list[Verification]:
     """What was measured per member, in their order; raises VerificationError for the first that isn't what it says."""
-    written = read_checkpoint(directory)
-    for entry in entries:
-        say(f"{entry['name']}: bytes of its graph")
-        check_emission(written, directory, form, entry)
-    measured = measure_pairs(written, directory, form, {pair for entry in entries for pair in _pairs(entry)}, say)
-    return [_of_member(entry, measured) for entry in entries]
+    for member in family.members:
+        say(f"{member.name}: bytes of its graph")
+        check_emission(written, family.form, member)
+    pairs = {pair for member in family.members for pair in _pairs(member)}
+    measured = measure_pairs(written, family.form, pairs, say)
+    return [_of_member(member, measured) for member in family.members]
 
 
-def check_emission(written: Checkpoint, directory: Path, form: str, entry: Record) -> None:
-    """A member's graph file must be what is emitted for its blocks and k over the weights of `directory`."""
+def check_emission(written: Checkpoint, form: Form, member: Member) -> None:
+    """A member's graph file must be what is emitted for its blocks and k over the weights that were `written`."""
     from export.graph.decoder import text_graph
 
-    member = set_top_k(drop_blocks(written, entry["blocks_kept"]), entry["top_k"])
-    if text_graph(member, form).serialised() != (directory / entry["graph"]).read_bytes():
+    target = set_top_k(drop_blocks(written, member.blocks_kept), member.top_k)
+    if text_graph(target, form).serialised() != (written.path / member.graph).read_bytes():
         raise VerificationError(
-            f"member {entry['name']}: {entry['graph']} must hold the bytes that are emitted for blocks "
-            f"{entry['blocks_kept']} with k={entry['top_k']}; it holds others. It was changed, or written by another "
-            "version: export the family again."
+            f"member {member.name}: {member.graph} must hold the bytes that are emitted for blocks "
+            f"{list(member.blocks_kept)} with k={list(member.top_k)}; it holds others. It was changed, or written by "
+            "another version: export the family again."
         )
 
 
-def measure_pairs(
-    written: Checkpoint, directory: Path, form: str, pairs: set[Pair], say: Say
-) -> dict[Pair, tuple[Record, Record]]:
+def measure_pairs(written: Checkpoint, form: Form, pairs: set[Pair], say: Say) -> dict[Pair, tuple[Record, Record]]:
     """{pair: (differences of its graph from PyTorch, result with another k)}; each block is loaded once."""
     found: dict[Pair, tuple[Record, Record]] = {}
     for block in sorted({pair.block for pair in pairs}):
@@ -67,7 +65,7 @@ def measure_pairs(
             try:
                 with moe_top_k(model, pair.k):
                     probe = find_probe(model, view)
-                    compared = onnx_vs_torch(model, one_block_graphs(view, directory, form), probe)
+                    compared = onnx_vs_torch(model, one_block_graphs(view, written.path, form), probe)
                     found[pair] = compared, other_k(model, view, probe)
             except VerificationError as error:
                 raise VerificationError(f"block {block}, k={pair.k}: {error}") from error
@@ -76,23 +74,19 @@ def measure_pairs(
     return found
 
 
-def _pairs(entry: Record) -> list[Pair]:
-    return [Pair(block, k) for block, k in zip(entry["blocks_kept"], entry["top_k"], strict=True)]
+def _pairs(member: Member) -> list[Pair]:
+    return [Pair(block, k) for block, k in zip(member.blocks_kept, member.top_k, strict=True)]
 
 
-def _of_member(entry: Record, measured: dict[Pair, tuple[Record, Record]]) -> Record:
+def _of_member(member: Member, measured: dict[Pair, tuple[Record, Record]]) -> Verification:
     """The largest difference over the member's pairs, and the least that another k made."""
     worst: dict[str, float] = {}
     others: list[Record] = []
-    for pair in _pairs(entry):
+    for pair in _pairs(member):
         compared, other = measured[pair]
         keep_largest(worst, compared)
         others.append(other)
     changes = [other["difference"] for other in others if other["difference"] is not None]
     k = [other["k"][0] for other in others if other["k"]]
-    return {
-        "mode": "blockwise",
-        "blocks": len(others),
-        "onnx_vs_torch": worst,
-        "other_k": {"k": k or None, "difference": min(changes, default=None)},
-    }
+    least = {"k": k or None, "difference": min(changes, default=None)}
+    return Verification(mode="blockwise", blocks=len(others), onnx_vs_torch=worst, other_k=least)

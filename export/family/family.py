@@ -5,34 +5,36 @@ it. A member adds `text-NAME.onnx` and `genai_config-NAME.json`; `family.json` s
 Vision and embedding graphs depend on neither, and are shared. `plan_member` gives a member's plan back, to be exported.
 """
 
-import re
+import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from export.family.grid import parse_grid
 from export.files.integrity import check_graph_bounds, sha256_file, unreplaced
-from export.variant import export_variant
+from export.files.verification import SKIPPED, Verification
+from export.run.family_file import FILE, Family, Member, read_family
+from export.variant import check, prove, seal, write
 from importance.choose import choose_blocks, find_scores
 from importance.scores import model_digest
 from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
 from transform.errors import KnobError, VerificationError
 from transform.hub_cache import name_of
-from transform.knobs import FORMS, Knobs, canonical_name
+from transform.knobs import Knobs, canonical_name, merged_k
 from transform.load import quiet_transformers
 from transform.machine import fits, fitting_threads
 from transform.plan import Plan, active_parameters, make_plan, parameters, weight_bytes
 from transform.progress import Progress, Say
 from transform.read import read_checkpoint
-from transform.strict_json import Record, read_json
+from transform.stage import staged
+from transform.strict_json import Record
 from transform.top_k import set_top_k
 from transform.write import write_json
 
-FILE = "family.json"
-SCHEMA = 1
-_WORD = re.compile(r"[a-z0-9]+")  # as in Plan.extras
-_NAME = re.compile(r"k[0-9x.]+-b[0-9]+")
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def plan_family(
@@ -82,109 +84,92 @@ def export_family(
     progress: Progress = lambda _: None,
 ) -> Record:
     """Write the family to `out` and return the content of family.json; on any error `out` is as it was."""
-    record: Record = {}
-
-    def add_members(stage: Path) -> None:
+    check(base, out, verify=verify, force=force)
+    with staged(out, force) as stage:
+        written = write(base, stage, say=say, progress=progress)
+        verification = prove(base, written, say=say) if verify else None
         say("members")
-        record.update(write_members(base, members, stage))
+        family = write_members(base, members, written)
         if verify:
-            from export.gate.resident import dynamic_twin
+            from export.gate.resident import source_model
 
             check_graph_bounds(stage)
-            _verify_members(base.source, lambda: dynamic_twin(base), stage, record, say)
+            proven = prove_members(family, base.source, lambda: source_model(base), written, say)
+            entries = zip(family.members, proven, strict=True)
+            family = replace(family, members=tuple(replace(m, verification=v.as_dict()) for m, v in entries))
+        record = family.as_dict()
         write_json(stage / FILE, record)
-        _extend_card(stage, record["members"])
-
-    export_variant(base, out, verify=verify, force=force, say=say, progress=progress, also=add_members)
+        seal(base, written, verification, card=_card(family), say=say)
     return record
 
 
-def write_members(base: Plan, members: Sequence[Plan], stage: Path) -> Record:
-    """The graphs and overlays of all members over the weights in `stage`."""
+def write_members(base: Plan, members: Sequence[Plan], written: Checkpoint) -> Family:
+    """The graphs and overlays of all members over the weights that were `written`."""
     from export.graph.decoder import text_graph
 
-    written = read_checkpoint(stage)
-    entries = []
+    made = []
     for plan in members:
-        top_k, name = plan.target.settings.top_k, member_name(plan.target)
-        member = set_top_k(drop_blocks(written, plan.keep), top_k)
-        graph, overlay = stage / f"text-{name}.onnx", stage / f"genai_config-{name}.json"
-        text_graph(member, base.form).write(graph)
-        # onnxruntime-genai lays these keys over genai_config.json: Config(DIR).overlay(TEXT)
-        changed = {"filename": graph.name, "num_hidden_layers": len(plan.keep)}
-        write_json(overlay, {"model": {"decoder": changed}})
-        entries.append(
-            {
-                "name": name,
-                "graph": graph.name,
-                "overlay": overlay.name,
-                "blocks_kept": list(plan.keep),
-                "top_k": list(top_k),
-                "parameters": parameters(member),
-                "active_parameters": active_parameters(member),
-                "weight_bytes": weight_bytes(member),
-                "graph_bytes": graph.stat().st_size,
-                "sha256": sha256_file(graph),
-                "warnings": list(plan.warnings),
-                "verification": "skipped",
-            }
+        target = set_top_k(drop_blocks(written, plan.keep), plan.target.settings.top_k)
+        graph = text_graph(target, base.form).serialised()
+        member = Member(
+            name=member_name(plan.target),
+            blocks_kept=plan.keep,
+            top_k=plan.target.settings.top_k,
+            parameters=parameters(target),
+            active_parameters=active_parameters(target),
+            weight_bytes=weight_bytes(target),
+            graph_bytes=len(graph),
+            sha256=hashlib.sha256(graph).hexdigest(),
+            warnings=plan.warnings,
+            verification=SKIPPED,
         )
+        (written.path / member.graph).write_bytes(graph)
+        # onnxruntime-genai lays these keys over genai_config.json: Config(DIR).overlay(TEXT)
+        changed = {"filename": member.graph, "num_hidden_layers": len(plan.keep)}
+        write_json(written.path / member.overlay, {"model": {"decoder": changed}})
+        made.append(member)
     vision = base.vision
-    return {
-        "schema": SCHEMA,
-        "model": name_of(base.source.path),
-        "form": base.form,
-        "extras": list(base.extras),
-        "vision": {"tokens": vision.tokens, "resize": vision.resize, "rule": vision.rule} if vision else None,
-        "members": entries,
-    }
+    policy = (vision.tokens, vision.resize, vision.rule) if vision else None
+    return Family(name_of(base.source.path), base.form, base.extras, policy, tuple(made))
 
 
-def _verify_members(source: Checkpoint, load: Callable[[], Any], directory: Path, record: Record, say: Say) -> None:
-    """Set each member's `verification`: against the `source` that `load` gives in PyTorch, or block by block."""
-    entries = record["members"]
-    if fits(source):
-        with fitting_threads(source):
-            _verify_resident(load(), directory, entries, say)
-        return
-    from export.family.blockwise import verify_members_blockwise
+def prove_members(
+    family: Family, source: Checkpoint, load: Callable[[], "PreTrainedModel"], written: Checkpoint, say: Say
+) -> list[Verification]:
+    """What was measured of each member over the weights that were `written`: against the `source` that `load` gives in
+    PyTorch, or block by block where that doesn't fit. Raises VerificationError."""
+    if not fits(source):
+        from export.family.blockwise import prove_members_blockwise
 
-    for entry, found in zip(entries, verify_members_blockwise(directory, record["form"], entries, say), strict=True):
-        entry["verification"] = found
+        return prove_members_blockwise(family, written, say)
+    with fitting_threads(source):
+        model = load()
+        return [_prove_resident(member, model, written, say) for member in family.members]
 
 
-def _verify_resident(model: Any, directory: Path, entries: Sequence[Record], say: Say) -> None:
-    """Each member's graph against `model`, the source in PyTorch, with the member's knobs applied at run time."""
+def _prove_resident(member: Member, model: "PreTrainedModel", written: Checkpoint, say: Say) -> Verification:
+    """The member's graph against `model`, the source in PyTorch, with the member's knobs applied at run time."""
+    from export.gate.checking import checking_graphs
     from export.gate.compare import find_probe, onnx_vs_torch, other_k
-    from export.numpy_run.graphs import checking_graphs
-    from transform.runtime import BlockMaskWrapper, moe_top_k
+    from transform.runtime import knobs_at_run_time
 
-    written = read_checkpoint(directory)
-    for entry in entries:
-        say(f"{entry['name']}: ONNX == PyTorch")
-        member = set_top_k(drop_blocks(written, entry["blocks_kept"]), entry["top_k"])
-        k = entry["top_k"] if len(set(entry["top_k"])) > 1 else entry["top_k"][0]
-        kept = set(entry["blocks_kept"])
-        mask = [i in kept for i in range(written.settings.layers)]
-        with BlockMaskWrapper(model, mask), moe_top_k(model, k):
-            probe = find_probe(model, member)
-            graphs = checking_graphs(directory, text=entry["graph"])
-            try:
-                compared = onnx_vs_torch(model, graphs, probe)
-            except VerificationError as error:
-                raise VerificationError(f"member {entry['name']}: {error}") from error
-            entry["verification"] = {
-                "mode": "resident",
-                "probe_seed": probe.seed,
-                "onnx_vs_torch": compared,
-                "other_k": other_k(model, member, probe),
-            }
+    say(f"{member.name}: ONNX == PyTorch")
+    target = set_top_k(drop_blocks(written, member.blocks_kept), member.top_k)
+    with knobs_at_run_time(model, member.blocks_kept, member.top_k):
+        probe = find_probe(model, target)
+        graphs = checking_graphs(written.path, text=member.graph)
+        try:
+            compared = onnx_vs_torch(model, graphs, probe)
+        except VerificationError as error:
+            raise VerificationError(f"member {member.name}: {error}") from error
+        other = other_k(model, target, probe)
+    return Verification(mode="resident", probe_seed=probe.seed, onnx_vs_torch=compared, other_k=other)
 
 
-def _extend_card(stage: Path, entries: Sequence[Record]) -> None:
-    rows = [f"| {e['name']} | {len(e['blocks_kept'])} | {e['active_parameters']:,} | `{e['graph']}` |" for e in entries]
-    lines = [
-        "",
+def _card(family: Family) -> list[str]:
+    """What the card says of the members."""
+    rows = [f"| {m.name} | {len(m.blocks_kept)} | {m.active_parameters:,} | `{m.graph}` |" for m in family.members]
+    return [
         "## Members",
         "",
         "Decoder graphs over the same weights, one per setting; `family.json` has their blocks and their verification.",
@@ -194,8 +179,6 @@ def _extend_card(stage: Path, entries: Sequence[Record]) -> None:
         *rows,
         "",
     ]
-    card = stage / "README.md"
-    card.write_text(card.read_text("utf-8") + "\n".join(lines), "utf-8")
 
 
 def verify_family(directory: Path, say: Say = lambda _: None) -> Record:
@@ -208,67 +191,23 @@ def _verify_family(directory: Path, say: Say) -> Record:
     from export.gate.verify import verify_directory
     from transform.load import align, load_model
 
-    record = read_family(directory)
-    entries = record["members"]
+    family = read_family(directory)
     results = verify_directory(directory, say)
     quiet_transformers()
-    for entry in entries:
-        if sha256_file(directory / entry["graph"]) != entry["sha256"]:
-            raise VerificationError(f"{entry['graph']} must have the digest in {FILE}. Export the family again.")
-    _verify_members(read_checkpoint(directory), lambda: align(load_model(directory)), directory, record, say)
-    return results | {"members": {entry["name"]: entry["verification"]["onnx_vs_torch"] for entry in entries}}
-
-
-def read_family(directory: Path) -> Record:
-    """family.json, checked as far as others rely on it."""
-    if not (directory / FILE).is_file():
-        raise KnobError(f"{directory}: no {FILE}, so it is no family. Give a directory made with --family.")
-    record = read_json(directory / FILE)
-    entries = record.get("members")
-    if not _is_head(record) or not isinstance(entries, list) or not all(map(_is_entry, entries)):
-        raise VerificationError(f"{FILE}: not a family of schema {SCHEMA}. Export the family again.")
-    if not entries or len({entry["name"] for entry in entries}) != len(entries):
-        raise VerificationError(f"{FILE}: must list members with different names. Export the family again.")
-    return record
-
-
-def _is_head(record: Record) -> bool:
-    model, vision = record.get("model"), record.get("vision")
-    named = isinstance(model, str) and model == Path(model).name  # it becomes part of a path
-    seen = ("vision" in record and vision is None) or (
-        isinstance(vision, dict) and vision.keys() == {"tokens", "resize", "rule"}
-    )
-    budget = vision["tokens"] if seen and vision else None
-    extras = record.get("extras")
-    words = isinstance(extras, list) and all(isinstance(word, str) and _WORD.fullmatch(word) for word in extras)
-    return (
-        record.get("schema") == SCHEMA
-        and record.get("form") in FORMS
-        and named
-        and words
-        and seen
-        and isinstance(budget, int | str | None)
-    )
-
-
-def _is_entry(entry: Any) -> bool:
-    if not isinstance(entry, dict) or not _NAME.fullmatch(str(entry.get("name"))):
-        return False
-    lists = [entry.get("blocks_kept"), entry.get("top_k")]
-    whole = all(isinstance(values, list) and all(type(v) is int for v in values) for values in lists)
-    return whole and entry.get("graph") == f"text-{entry['name']}.onnx" and isinstance(entry.get("sha256"), str)
+    for member in family.members:
+        if sha256_file(directory / member.graph) != member.sha256:
+            raise VerificationError(f"{member.graph} must have the digest in {FILE}. Export the family again.")
+    written = read_checkpoint(directory)
+    proven = prove_members(family, written, lambda: align(load_model(directory)), written, say)
+    pairs = zip(family.members, proven, strict=True)
+    return results | {"members": {member.name: found.onnx_vs_torch for member, found in pairs}}
 
 
 def plan_member(directory: Path, name: str) -> tuple[Plan, str]:
     """(the plan of one member over the family's weights, its default name): what export_variant makes standalone."""
-    record = read_family(directory)
-    entry = next((entry for entry in record["members"] if entry["name"] == name), None)
-    if entry is None:
-        names = ", ".join(entry["name"] for entry in record["members"])
-        raise KnobError(f"--member must be one of the family's members, {names}; got {name[:40]!r}.")
-    top_k = tuple(entry["top_k"])
-    vision = record["vision"] or dict.fromkeys(("tokens", "resize", "rule"))
-    k = top_k[0] if len(set(top_k)) == 1 else top_k
-    knobs = Knobs(k, tuple(entry["blocks_kept"]), vision["tokens"], form=record["form"])
-    plan = make_plan(read_checkpoint(directory), knobs, vision["resize"], vision["rule"])
-    return plan, "-".join((record["model"], canonical_name(top_k, vision["tokens"]), *record["extras"]))
+    family = read_family(directory)
+    member = family.member(name)
+    tokens, resize, rule = family.policy or (None, None, None)
+    knobs = Knobs(merged_k(member.top_k), member.blocks_kept, tokens, form=family.form.name)
+    plan = make_plan(read_checkpoint(directory), knobs, resize, rule)
+    return plan, "-".join((family.model, canonical_name(member.top_k, tokens), *family.extras))

@@ -1,18 +1,23 @@
 """`README.md` of a variant: what it is, how it was made, what was measured, how to run it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from export.files.verification import SKIPPED, Verification
 from importance.choose import SCORES
 from importance.scores import Scores, model_digest, read_scores
 from transform.checkpoint import Checkpoint
 from transform.errors import ScoresError
+from transform.knobs import spelt_k
 from transform.molmoe.versions import tested_range
-from transform.plan import Plan, form_of
+from transform.plan import Plan
 from transform.strict_json import Record
 
 
-def write_card(directory: Path, plan: Plan, verification: Record | str, onnx: bool) -> None:
-    """Write the card; the numbers are the plan's and the gate's."""
+def write_card(
+    directory: Path, plan: Plan, verification: Verification | None, onnx: bool, more: Sequence[str] = ()
+) -> None:
+    """Write the card; the numbers are the plan's and the gate's, `more` are lines to follow."""
     facts = plan.as_dict()
     source = facts["source"]
     k = facts["top_k"]
@@ -24,12 +29,12 @@ def write_card(directory: Path, plan: Plan, verification: Record | str, onnx: bo
         "",
         f"# {facts['name']}",
         "",
-        *_what(plan, verified=not isinstance(verification, str)),
+        *_what(plan, verified=verification is not None),
         "",
         "| | source | variant |",
         "|---|---|---|",
         f"| blocks | {source['blocks']} | {len(k)} (removed: {_list(facts['blocks_removed'])}) |",
-        f"| experts per token | {_k(source['top_k'])} | {_k(k)} |",
+        f"| experts per token | {spelt_k(source['top_k'])} | {spelt_k(k)} |".replace(",", ", "),
         f"| parameters | {source['parameters']:,} | {facts['parameters']:,} |",
         f"| parameters active per token | {source['active_parameters']:,} | {facts['active_parameters']:,} |",
         f"| weight bytes | {source['bytes']:,} | {facts['bytes']:,} |",
@@ -42,7 +47,7 @@ def write_card(directory: Path, plan: Plan, verification: Record | str, onnx: bo
     lines += ["## Use", "", *_use(plan, directory, onnx), ""]
     if facts["warnings"]:
         lines += ["## Warnings", "", *(f"- {warning}" for warning in facts["warnings"]), ""]
-    (directory / "README.md").write_text("\n".join(lines), "utf-8")
+    (directory / "README.md").write_text("\n".join([*lines, *more]), "utf-8")
 
 
 def _what(plan: Plan, verified: bool) -> list[str]:
@@ -59,7 +64,7 @@ def _what(plan: Plan, verified: bool) -> list[str]:
     if verified:
         same = f", its weights {_alike(plan)} in the same way" if rounded else ""
         lines += [f"In PyTorch it equals the source with the same knobs at run time{same}."]
-    return [*lines, f"The graphs are of the `{plan.form}` form."]
+    return [*lines, f"The graphs are of the `{plan.form.name}` form."]
 
 
 def _source(plan: Plan) -> str:
@@ -69,11 +74,10 @@ def _source(plan: Plan) -> str:
 
 def _rounded(plan: Plan) -> str:
     """How the stored weights differ from the source's; empty: they don't."""
-    if plan.packing and form_of(plan.source) != plan.form:
-        bits, block = plan.packing
+    if plan.new_packing:
+        bits, block = plan.new_packing
         return f"quantised to {bits} bits in blocks of {block} (attention, head and experts)"
-    dtype = "float16" if plan.form == "cuda" else plan.knobs.dtype
-    return "" if dtype in ("source", "float32") else f"as {dtype}"
+    return "" if plan.dtype in ("source", "float32") else f"as {plan.dtype}"
 
 
 def _alike(plan: Plan) -> str:
@@ -82,10 +86,6 @@ def _alike(plan: Plan) -> str:
 
 def _list(values: list[int]) -> str:
     return ", ".join(map(str, values)) or "none"
-
-
-def _k(values: list[int]) -> str:
-    return str(values[0]) if len(set(values)) == 1 else _list(values)
 
 
 def _vision(vision: Record) -> list[str]:
@@ -140,29 +140,28 @@ def _scores(source: Checkpoint) -> Scores | None:
     return found if found.samples is not None and found.model_digest is not None else None
 
 
-def _verification(plan: Plan, verification: Record | str) -> list[str]:
-    if isinstance(verification, str):
-        return [f"`{verification}`: this variant was **not** verified."]
-    lines = [f"Mode `{verification['mode']}`. Fresh reload: 0 missing, 0 unexpected, 0 mismatched tensors."]
-    if "graphs_computed_by" in verification:
-        lines += [f"Graphs computed by {verification['graphs_computed_by']}."]
+def _verification(plan: Plan, verification: Verification | None) -> list[str]:
+    if verification is None:
+        return [f"`{SKIPPED}`: this variant was **not** verified."]
+    lines = [f"Mode `{verification.mode}`. Fresh reload: 0 missing, 0 unexpected, 0 mismatched tensors."]
+    if verification.graphs_computed_by:
+        lines += [f"Graphs computed by {verification.graphs_computed_by}."]
     lines += [
         "",
         "| comparison | largest difference |",
         "|---|---|",
     ]
     alike = f", {_alike(plan)} alike," if _rounded(plan) else ""
-    for name, found in verification["as_user"]["generate"].items():
+    for name, found in verification.as_user.get("generate", {}).items():
         lines.append(f"| as users load it, generate == no cache: {name} | {found['difference']:.3g} |")
     for group, title in (
         ("static_vs_dynamic", f"equal to the source{alike} with the same knobs at run time"),
         ("onnx_vs_torch", "ONNX == PyTorch"),
         ("static_vs_torch", "graphs of fixed sizes == PyTorch"),
     ):
-        for name, value in verification.get(group, {}).items():
-            if name not in ("relative_tolerance", "largest_value") and value is not None:
-                lines.append(f"| {title}: {name} | {value:.3g} |")
-    other = verification.get("other_k", {}).get("difference")
+        for name, value in verification.differences(group).items():
+            lines.append(f"| {title}: {name} | {value:.3g} |")
+    other = verification.other_k.get("difference")
     if other is not None:
         lines.append(f"| another k (must differ) | {other:.3g} |")
     return lines
@@ -195,7 +194,7 @@ def _use(plan: Plan, directory: Path, onnx: bool) -> list[str]:
             lines += _published()
     if onnx and (directory / "tokenizer.json").is_file():
         flag = " --image photo.jpg" if image else ""
-        flag += " --provider cuda" if plan.form == "cuda" else ""
+        flag += "" if plan.form.runs_on_cpu else f" --provider {plan.form.usual_provider}"
         lines += ["", "```", f'knobcast run .{flag} --prompt "What is this?"', "```"]
     return lines
 

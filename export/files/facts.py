@@ -11,14 +11,13 @@ from typing import Any
 from export.files.integrity import pending_of, read_sums
 from transform.checkpoint import Checkpoint
 from transform.errors import KnobcastError, VerificationError
-from transform.knobs import PACKED_BITS
+from transform.forms import REFERENCE, form_named
+from transform.knobs import DTYPES
 from transform.molmoe.tiling import BudgetError
 from transform.ownership import MANIFEST, SCHEMA
 from transform.plan import active_parameters, form_of, own_policy, parameters, plan_vision, weight_bytes
 from transform.strict_json import Record, read_json
 
-MODES = ("resident", "blockwise")
-_STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
 Fact = tuple[str, Any, Any]  # name, what it must be, what the manifest says
 
@@ -40,18 +39,6 @@ def check_facts(manifest: Record, checkpoint: Checkpoint) -> int:
             "Export the variant again."
         ) from error
     return count
-
-
-def mode_of(manifest: Record) -> str:
-    """How a variant was verified: of MODES."""
-    verification = manifest.get("verification")
-    mode = verification.get("mode") if isinstance(verification, dict) else None
-    if mode not in MODES:
-        raise VerificationError(
-            f"{MANIFEST}: verification.mode must be one of {', '.join(MODES)}, it is {_brief(mode)}. "
-            "Export the variant again."
-        )
-    return str(mode)
 
 
 def _facts(manifest: Record, checkpoint: Checkpoint) -> Iterator[Fact]:
@@ -102,15 +89,18 @@ def _knobs(manifest: Record, checkpoint: Checkpoint) -> Iterator[Fact]:
     if k is not None:
         layers = checkpoint.settings.layers
         yield "top_k by knobs.k", k if isinstance(k, list) else [k] * layers, list(checkpoint.settings.top_k)
-    form = knobs.get("form", "cpu")
+    try:
+        form = form_named(knobs.get("form", REFERENCE.name))
+    except KnobcastError as error:
+        raise ValueError(f"knobs: {error}") from error
     own = form_of(checkpoint)
-    if own in PACKED_BITS or form in PACKED_BITS:
-        yield "knobs.form", own, form
+    if own.bits or form.bits:
+        yield "knobs.form", own.name, form.name
         return
-    dtype = "float16" if form == "cuda" else knobs["dtype"]
+    dtype = form.dtype(knobs["dtype"])
     if dtype != "source":
         stored = sorted({tensor.stored for tensor in checkpoint.tensors.values()})
-        yield f"the dtype by knobs ({dtype})", [_STORED[dtype]], stored
+        yield f"the dtype by knobs ({dtype})", [DTYPES[dtype]], stored
 
 
 def _vision(manifest: Record, checkpoint: Checkpoint) -> Iterator[Fact]:

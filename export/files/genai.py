@@ -10,6 +10,7 @@ from pathlib import Path
 from export.run.providers import cuda_options
 from export.run.session_options import SESSION_OPTIONS, session_options
 from transform.checkpoint import Checkpoint
+from transform.forms import REFERENCE, Form
 from transform.special_tokens import begin_id, end_ids, image_token_ids
 from transform.strict_json import Record
 from transform.write import write_json
@@ -17,7 +18,7 @@ from transform.write import write_json
 TEXT_TYPE, IMAGE_TYPE = "olmo", "gemma3"
 
 
-def genai_config(checkpoint: Checkpoint, directory: Path, form: str = "cpu") -> Record:
+def genai_config(checkpoint: Checkpoint, directory: Path, form: Form = REFERENCE) -> Record:
     """The content of genai_config.json for the graphs of a finished variant."""
     settings = checkpoint.settings
     multimodal = checkpoint.architecture.multimodal
@@ -76,13 +77,13 @@ def genai_config(checkpoint: Checkpoint, directory: Path, form: str = "cpu") -> 
     return {"model": model, "search": search}
 
 
-def write_genai_config(checkpoint: Checkpoint, directory: Path, form: str = "cpu") -> Path:
+def write_genai_config(checkpoint: Checkpoint, directory: Path, form: Form = REFERENCE) -> Path:
     """Write genai_config.json beside the graphs."""
     path = directory / "genai_config.json"
     write_json(path, genai_config(checkpoint, directory, form))
     return path
 
 
-def _session_options(form: str, options: Mapping[str, str] | None = None) -> Record:
-    providers = [{"cuda": cuda_options(static=False)}] if form == "cuda" else []
+def _session_options(form: Form, options: Mapping[str, str] | None = None) -> Record:
+    providers = [] if form.runs_on_cpu else [{"cuda": cuda_options(static=False)}]
     return {"log_id": "knobcast", "provider_options": providers, **(options or session_options(form))}

@@ -9,12 +9,12 @@ from typing import Any
 
 import onnx
 
-from export.run.oldest import FORMS
 from export.run.providers import SESSION_ATTRIBUTES, provider_options
 from export.run.session_options import SESSION_OPTIONS, session_options
 from export.run.static_plan import StaticPlan
 from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError
+from transform.forms import REFERENCE, Form
 from transform.special_tokens import begin_id, end_ids, image_token_ids
 from transform.strict_json import Record
 from transform.tokenizer_file import embedding_rows
@@ -28,7 +28,7 @@ def io_spec(
     checkpoint: Checkpoint,
     directory: Path,
     vision: Mapping[str, object] | None = None,
-    form: str = "cpu",
+    form: Form = REFERENCE,
     static: StaticPlan | None = None,
 ) -> Record:
     """The content of io.json for the graphs in `directory`; `vision` is the preprocessing policy of image models."""
@@ -39,8 +39,8 @@ def io_spec(
         ids |= {"image_start": start, "image_end": end, "image_patch": patch, "image_column": column}
     spec: Record = {
         "schema": 1,
-        "form": form,
-        "onnxruntime": f">={FORMS[form]}",
+        "form": form.name,
+        "onnxruntime": f">={form.oldest}",
         "model_type": checkpoint.architecture.model_type,
         "layers": checkpoint.settings.layers,
         "top_k": list(checkpoint.settings.top_k),
@@ -58,8 +58,8 @@ def io_spec(
         spec["vision"] = dict(vision or {})
     if static is not None:
         graphs = {name: signature(directory / name) for name in static.files}
-        # the cpu form's experts get as many rows as the routers say: nothing that could be captured
-        providers = provider_options(form, static=form != "cpu")
+        # experts that aren't fused get as many rows as the routers say: nothing that could be captured
+        providers = provider_options(form, static=form.fused)
         spec["static"] = {**static.as_dict(), "providers": providers, "graphs": graphs}
     return spec
 
@@ -68,7 +68,7 @@ def write_io(
     checkpoint: Checkpoint,
     directory: Path,
     vision: Mapping[str, object] | None = None,
-    form: str = "cpu",
+    form: Form = REFERENCE,
     static: StaticPlan | None = None,
 ) -> Path:
     """Write io.json beside the graphs."""

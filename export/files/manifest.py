@@ -4,12 +4,12 @@ Same input, versions and machine give the same bytes: no clock, no host, no abso
 """
 
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
+from export.files.verification import SKIPPED, Verification
+from transform.checkpoint import Checkpoint
 from transform.molmoe.versions import TESTED_TRANSFORMERS
 from transform.ownership import MANIFEST, SCHEMA, visible_files
 from transform.plan import Plan
-from transform.read import read_checkpoint
 from transform.strict_json import Record
 from transform.write import write_json
 
@@ -27,19 +27,19 @@ def tool_versions() -> dict[str, str]:
     return found
 
 
-def write_manifest(directory: Path, plan: Plan, verification: Record | str, sums: str) -> Record:
+def write_manifest(written: Checkpoint, plan: Plan, verification: Verification | None, sums: str) -> Record:
     """Write the manifest, the last file of a variant; `sums` is the digest of SHA256SUMS, or "not computed".
 
     What no sums name, the manifest does: --force replaces a directory only where every file is known.
     """
-    names = {"names": visible_files(directory)} if sums == "not computed" else {}
+    names = {"names": visible_files(written.path)} if sums == "not computed" else {}
     manifest = {
         "schema": SCHEMA,
         **plan.as_dict(),
-        "verification": verification,
-        "files": {"sha256sums": sums, "layout_digest": read_checkpoint(directory).layout_digest, **names},
+        "verification": SKIPPED if verification is None else verification.as_dict(),
+        "files": {"sha256sums": sums, "layout_digest": written.layout_digest, **names},
         "tools": tool_versions(),
         "tested": {"transformers": list(TESTED_TRANSFORMERS)},
     }
-    write_json(directory / MANIFEST, manifest)
+    write_json(written.path / MANIFEST, manifest)
     return manifest

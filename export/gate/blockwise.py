@@ -9,62 +9,59 @@ float32 rounding over all blocks in one graph.
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from export.files.integrity import check_graph_bounds
+from export.files.verification import Verification
 from export.gate.as_user import check_as_user
+from export.gate.checking import checking_graphs
 from export.gate.compare import TOLERANCE, exactly_equal, find_probe, onnx_vs_torch, other_k, run_text
 from export.gate.golden import check_graphs, record, torch_image
-from export.gate.image_probe import image_probe
+from export.gate.image_probe import ImageProbe, image_probe
 from export.gate.probe import TextProbe
 from export.gate.resident import rounding
 from export.gate.static import verify_static_block
-from export.numpy_run.graphs import checking_graphs
 from export.run.graphs import Graphs
 from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
 from transform.errors import VerificationError
+from transform.forms import Form
 from transform.load import building, load_view, model_class, plain_config
 from transform.machine import fitting_blocks, release_memory
-from transform.plan import Plan, form_of, parameters
+from transform.plan import Plan, parameters
 from transform.progress import Say
-from transform.read import read_checkpoint
 from transform.runtime import set_moe_top_k
-from transform.strict_json import Record
 
 _CHUNK = 16 << 20
 GRAPH = "text.onnx"
 
 
-def blockwise_gate(plan: Plan, directory: Path, onnx: bool, say: Say) -> Record:
-    """Prove a freshly written variant block by block; raises VerificationError."""
-    variant = read_checkpoint(directory)
-    results: Record = {"mode": "blockwise"}
+def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Verification:
+    """Prove a freshly `written` variant block by block; raises VerificationError."""
+    directory = written.path
     say("names and shapes")
-    results["parameters_on_meta"] = _check_meta(variant)
-    if any(_copied(plan.target, variant, name) for name in variant.tensors):
+    described, identical = _check_meta(written), None
+    if any(_copied(plan.target, written, name) for name in written.tensors):
         say("bytes")
-        results["identical_tensors"] = _check_bytes(plan.target, variant)
-    blocks = fitting_blocks(variant)
-    say(f"as users load it, {blocks} of {variant.settings.layers} blocks")
-    results["as_user"] = check_as_user(variant, blocks)
+        identical = _check_bytes(plan.target, written)
+    blocks = fitting_blocks(written)
+    say(f"as users load it, {blocks} of {written.settings.layers} blocks")
+    as_user = check_as_user(written, blocks)
     differences: dict[str, float] = {}
     graphs: dict[str, float] = {}
-    static_graphs: dict[str, float] = {}
+    fixed: dict[str, float] = {}
     counts: dict[str, float] = {}
     for new, old in enumerate(plan.keep):
         say(f"block {old} ({new + 1} of {len(plan.keep)})")
-        view = drop_blocks(variant, (new,))
+        view = drop_blocks(written, (new,))
         model, report = load_view(view)
         keep_largest(counts, report.counts())
         probe = find_probe(model, view)
         ours = run_text(model, probe)
         image = None
         if new == 0:
-            results["probe_seed"] = probe.seed
-            results["other_k"] = other_k(model, view, probe)
+            seed, other = probe.seed, other_k(model, view, probe)
             if plan.vision:
                 image = image_probe(plan.target, directory, plan.vision.as_dict(), probe.seed)
                 ours["image"] = torch.from_numpy(torch_image(model, image)[2])
@@ -76,25 +73,31 @@ def blockwise_gate(plan: Plan, directory: Path, onnx: bool, say: Say) -> Record:
                 keep_largest(graphs, check_graphs(block_graphs, golden, image, TOLERANCE))
             if block_graphs.io.get("static"):
                 found = verify_static_block(model, view, directory, probe.ids.numpy(), new == 0, TOLERANCE)
-                keep_largest(static_graphs, found)
+                keep_largest(fixed, found)
             del block_graphs
         del model
         release_memory()
         keep_largest(differences, exactly_equal(ours, _source_block(plan, old, new, probe, image)))
         release_memory()
-    results["reload"] = counts
-    results["static_vs_dynamic"] = differences
-    if onnx:
-        results["graph_ranges"] = check_graph_bounds(directory)
-        results["onnx_vs_torch"] = graphs
-        if static_graphs:
-            results["static_vs_torch"] = static_graphs
-    return results
+    return Verification(
+        mode="blockwise",
+        parameters_on_meta=described,
+        identical_tensors=identical,
+        as_user=as_user,
+        reload=counts,
+        probe_seed=seed,
+        static_vs_dynamic=differences,
+        other_k=other,
+        graph_ranges=check_graph_bounds(directory) if onnx else {},
+        onnx_vs_torch=graphs,
+        static_vs_torch=fixed,
+    )
 
 
-def _source_block(plan: Plan, old: int, new: int, probe: TextProbe, image: Any) -> dict[str, torch.Tensor]:
-    packing = plan.packing if form_of(plan.source) != plan.form else None
-    model, _ = load_view(drop_blocks(plan.source, (old,)), rounding(plan), packing)
+def _source_block(
+    plan: Plan, old: int, new: int, probe: TextProbe, image: ImageProbe | None
+) -> dict[str, torch.Tensor]:
+    model, _ = load_view(drop_blocks(plan.source, (old,)), rounding(plan), plan.new_packing)
     set_moe_top_k(model, plan.target.settings.top_k[new])
     theirs = run_text(model, probe)
     if image is not None:
@@ -134,7 +137,7 @@ def _copied(planned: Checkpoint, variant: Checkpoint, name: str) -> bool:
     return origin.dtype == origin.stored and variant.tensors[name].pack is None
 
 
-def one_block_graphs(view: Checkpoint, directory: Path, form: str) -> Graphs:
+def one_block_graphs(view: Checkpoint, directory: Path, form: Form) -> Graphs:
     """The graphs of one block over the variant's own weight files; io.json and the other graphs stay the variant's."""
     from export.graph.decoder import text_graph
 

@@ -1,6 +1,6 @@
 """The gate's comparisons: what is fed to both sides, and how far they may differ."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,11 +13,14 @@ from transform.molmoe.compatibility import CACHE
 from transform.runtime import moe_top_k
 from transform.strict_json import Record
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 # Two float32 programs of the same arithmetic in another order: 4e-6 was seen at |logits| of 8.
 TOLERANCE = 1e-5
 
 
-def find_probe(model: Any, checkpoint: Checkpoint) -> TextProbe:
+def find_probe(model: "PreTrainedModel", checkpoint: Checkpoint) -> TextProbe:
     """The first seed whose every expert choice is decidable in float32."""
     for seed in SEEDS:
         probe = text_probe(checkpoint.settings.vocab, seed)
@@ -40,7 +43,7 @@ def find_probe(model: Any, checkpoint: Checkpoint) -> TextProbe:
 
 
 @torch.no_grad()
-def run_text(model: Any, probe: TextProbe) -> dict[str, torch.Tensor]:
+def run_text(model: "PreTrainedModel", probe: TextProbe) -> dict[str, torch.Tensor]:
     """Logits of the three ways a decoder is used: prefill, decode with a cache, a padded batch."""
     prefill = model(input_ids=probe.ids[:, :PROMPT], use_cache=True)
     cache, steps = prefill[CACHE], []
@@ -83,16 +86,16 @@ def exactly_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]
     return differences
 
 
-def other_k(static: Any, target: Checkpoint, probe: TextProbe) -> Record:
+def other_k(model: "PreTrainedModel", target: Checkpoint, probe: TextProbe) -> Record:
     """The comparison can tell one k from another: changing it must change the result."""
     k = target.settings.top_k
     other = [value - 1 if value > 1 else value + 1 for value in k]
     if max(other) > target.settings.experts:
         return {"k": None, "difference": None}  # one expert: there is no other k
     with torch.no_grad():
-        before = static(input_ids=probe.ids).logits
-        with moe_top_k(static, other if len(set(other)) > 1 else other[0]):
-            after = static(input_ids=probe.ids).logits
+        before = model(input_ids=probe.ids).logits
+        with moe_top_k(model, other):
+            after = model(input_ids=probe.ids).logits
     difference = largest_difference(before, after, "other k")
     if difference == 0:
         raise VerificationError(
@@ -101,7 +104,7 @@ def other_k(static: Any, target: Checkpoint, probe: TextProbe) -> Record:
     return {"k": other, "difference": difference}
 
 
-def onnx_vs_torch(model: Any, graphs: Graphs, probe: TextProbe) -> Record:
+def onnx_vs_torch(model: "PreTrainedModel", graphs: Graphs, probe: TextProbe) -> Record:
     """Compare the graphs with PyTorch for prefill, cached decode and a padded batch, and image embeddings."""
     theirs = run_text(model, probe)
     ours = {name: torch.from_numpy(value) for name, value in graphs.run_text(probe).items()}

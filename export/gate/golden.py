@@ -7,7 +7,7 @@ They let anyone check any runtime, later and elsewhere, without the source model
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from export.gate.tolerance import scale_of
 from export.run.graphs import Graphs
 from transform.arrays import Array
 from transform.errors import VerificationError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FILE = "golden.safetensors"
 GOLDEN_ROWS = 32  # of the picture prompt's embeddings: enough to notice, few enough to stay small
@@ -49,7 +52,7 @@ def compare(ours: Array, theirs: Array, tolerance: float, what: str) -> float:
     return difference
 
 
-def record(model: Any, ids: Array, image: ImageProbe | None) -> dict[str, Array]:
+def record(model: "PreTrainedModel", ids: Array, image: ImageProbe | None) -> dict[str, Array]:
     """The arrays of a golden file, computed by the PyTorch model; all rows of the embeddings."""
     import torch
 
@@ -66,11 +69,11 @@ def record(model: Any, ids: Array, image: ImageProbe | None) -> dict[str, Array]
     return arrays
 
 
-def torch_image(model: Any, image: ImageProbe) -> tuple[Array, Array, Array]:
+def torch_image(model: "PreTrainedModel", image: ImageProbe) -> tuple[Array, Array, Array]:
     """(rows [s], embeddings at those rows [s, d], logits at the last token [1, V]) of the picture prompt."""
     import torch
 
-    seen: list[Any] = []
+    seen: list[torch.Tensor] = []
     first = next(m for m in model.modules() if type(m).__name__.endswith("DecoderLayer"))
     handle = first.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
@@ -102,7 +105,9 @@ def check_graphs(graphs: Graphs, golden: dict[str, Array], image: ImageProbe | N
     return found
 
 
-def check_torch(model: Any, golden: dict[str, Array], image: ImageProbe | None, tolerance: float) -> Differences:
+def check_torch(
+    model: "PreTrainedModel", golden: dict[str, Array], image: ImageProbe | None, tolerance: float
+) -> Differences:
     """The PyTorch model against golden outputs."""
     again = record(model, golden["ids"], image)
     if image is not None:

@@ -7,6 +7,7 @@ one fails. No torch, and less than half a second.
 
 import ctypes
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,14 +33,13 @@ from transform.architectures import Settings
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint, Tensor
 from transform.errors import VerificationError
-from transform.knobs import PACKED_BITS
+from transform.forms import REFERENCE, Form
+from transform.knobs import DTYPES
 from transform.packed_layout import BLOCK
 from transform.scratch import scratch
 from transform.strict_json import Record
 
-FLOAT32_LIMIT = 1e-5  # as in the gate
-FLOAT16_LIMIT = 5e-3
-INT8_LIMIT = 3e-2  # the 8-bit QMoE rounds activations to 8 bits; 1e-2 was seen
+LIMITS = {"float32": 1e-5, "float16": 5e-3}  # of operators but the experts; the first as in the gate
 _ODD = 77  # no multiple of a block
 
 
@@ -57,7 +57,7 @@ class Check(NamedTuple):
         return self.limit is None or self.difference <= self.limit
 
 
-def check_operators(form: str, settings: Settings, provider: str = "cpu") -> Record:
+def check_operators(form: Form, settings: Settings, provider: str = "cpu") -> Record:
     """Run the checks of a form; raises VerificationError at the first that fails.
 
     -> {"onnxruntime", "provider", "checks": {operator, what: {"difference", "limit"}}}, or "not_run" with the reason
@@ -67,12 +67,12 @@ def check_operators(form: str, settings: Settings, provider: str = "cpu") -> Rec
     found: Record = {"onnxruntime": onnxruntime.__version__, "provider": provider}
     wanted = CPU if provider == "cpu" else CUDA
     checks: dict[str, dict[str, float | None]] = {}
-    if form == "cuda" and provider == "cpu":
+    if provider == "cpu" and not form.runs_on_cpu:
         reason = missing_cuda()
         if reason is None:
             found["provider"], wanted = "cuda", CUDA
         else:
-            found["not_run"] = f"MoE: {reason}"
+            found["not_run"] = f"{form.experts}: {reason}"
     for check in run_checks(form, settings, wanted):
         _insist(check, form)
         limits = {} if check.limit is None else {"limit": check.limit}
@@ -80,30 +80,25 @@ def check_operators(form: str, settings: Settings, provider: str = "cpu") -> Rec
     return {**found, "checks": checks}
 
 
-def check_form(form: str) -> None:
+def check_form(form: Form) -> None:
     """Refuse a form that the installed onnxruntime is too old for; raises VerificationError."""
     if text := too_old_for(form, onnxruntime.__version__):
         raise VerificationError(text)
 
 
-def run_checks(form: str, settings: Settings, provider: str = CPU) -> Iterator[Check]:
+def run_checks(form: Form, settings: Settings, provider: str = CPU) -> Iterator[Check]:
     """Measure the checks of a form one by one, judging none; raises VerificationError for what can't run at all."""
     with scratch("operators") as directory:
         # whether weights are repacked at load decides which kernels run: codes must be right both ways
-        options = [session_options(form)] + ([SESSION_OPTIONS] if form in PACKED_BITS else [])
+        options = [session_options(form)] + ([SESSION_OPTIONS] if form.bits else [])
         rig = Rig(directory, CPU if provider == CPU else [provider, cuda_options(static=False)], options)
         yield from _views(rig, form)
         yield from _norms(rig, settings, form)
-        for k in sorted(set(settings.top_k)):
-            if form in PACKED_BITS:
-                yield from _quantised(rig, settings, k, form)
-            elif form == "cpu":
-                for stored in ("F32", "BF16"):
-                    yield _block(rig, make_block(rig, settings, k, stored), form, f"{stored}, k {k}")
-            elif provider != CPU:
-                yield _block(rig, make_block(rig, settings, k, "F16"), form, f"FC3, k {k}")
-        if form in PACKED_BITS:
-            yield from _products(rig, form)
+        if form.runs_on_cpu or provider != CPU:
+            for k in sorted(set(settings.top_k)):
+                yield from _experts(rig, settings, k, form)
+        if form.bits:
+            yield from _products(rig, form, form.bits)
 
 
 def missing_cuda() -> str | None:
@@ -140,14 +135,14 @@ def check_cpu_moe(settings: Settings, rows: int | str = "n") -> Check:
                 activation_beta=0.0, normalize_routing_weights=int(settings.norm_top_k),
             )  # fmt: skip
 
-        graph = block_graph(block.checkpoint, "int4", rows, fused)
-        return Check("MoE", f"CPU, k {k}", _difference(rig, block, graph, block.tokens), FLOAT32_LIMIT)
+        graph = block_graph(block.checkpoint, replace(REFERENCE, fused=True), rows, fused)
+        return Check("MoE", f"CPU, k {k}", _difference(rig, block, graph, block.tokens), LIMITS["float32"])
 
 
-def _insist(check: Check, form: str) -> None:
+def _insist(check: Check, form: Form) -> None:
     if check.passed:
         return
-    out = "Export with --form cpu, or install" if form != "cpu" else "Install"
+    out = "Export with --form cpu, or install" if form.fused else "Install"
     raise VerificationError(
         f"{check.operator} ({check.what}) must be computed to {check.limit} of the largest value, onnxruntime "
         f"{onnxruntime.__version__} differs by {check.difference:.3g}. {out} another onnxruntime; --no-onnx leaves "
@@ -155,59 +150,59 @@ def _insist(check: Check, form: str) -> None:
     )
 
 
-def _views(rig: Rig, form: str) -> Iterator[Check]:
+def _views(rig: Rig, form: Form) -> Iterator[Check]:
     """A weight read in place from the middle of a file, at an address that suits no type."""
-    stored = "F16" if form == "cuda" else "F32"
     for shift in (0, 3):
-        weight = rig.draw(24, WIDTH, scale=WIDTH**-0.5).astype(np.float16 if form == "cuda" else np.float32)
-        tensor = rig.store(f"view{shift}", weight, stored, shift)
+        weight = rig.draw(24, WIDTH, scale=WIDTH**-0.5).astype(form.compute)
+        tensor = rig.store(f"view{shift}", weight, DTYPES[form.compute], shift)
         x = rig.draw(4, WIDTH)
-        yield _compare(rig, "Gemm", f"weight at {shift} bytes of 64", linear_graph(tensor, form), x, x @ weight.T)
+        yield _compare(rig, "Gemm", f"weight at {shift} bytes of 64", linear_graph(tensor, form), x, x @ weight.T, form)
 
 
-def _norms(rig: Rig, settings: Settings, form: str) -> Iterator[Check]:
+def _norms(rig: Rig, settings: Settings, form: Form) -> Iterator[Check]:
     """Values as small as epsilon's root, where leaving it out shows."""
-    weight = (1 + rig.draw(WIDTH, scale=0.1)).astype(np.float16 if form == "cuda" else np.float32)
-    tensor = rig.store("norm.weight", weight, "F16" if form == "cuda" else "F32")
+    weight = (1 + rig.draw(WIDTH, scale=0.1)).astype(form.compute)
+    tensor = rig.store("norm.weight", weight, DTYPES[form.compute])
     x = rig.draw(4, WIDTH) * np.float32(settings.eps**0.5) * np.array([[1], [1], [30], [3000]], np.float32)
-    if form == "cuda":
-        x = x.astype(np.float16)
-    operator = "ReduceMean" if form == "cpu" else "SimplifiedLayerNormalization"
+    x = x.astype(form.compute)
+    operator = "SimplifiedLayerNormalization" if form.fused else "ReduceMean"
     graph = norm_graph(tensor, settings.eps, form)
-    yield _compare(rig, operator, f"epsilon {settings.eps}", graph, x, rms_normed(x, weight, settings.eps))
+    yield _compare(rig, operator, f"epsilon {settings.eps}", graph, x, rms_normed(x, weight, settings.eps), form)
 
 
-def _block(rig: Rig, block: Block, form: str, what: str, limit: float = FLOAT32_LIMIT) -> Check:
-    """A block on several tokens and on one; on a GPU with fixed shapes too. The largest difference counts."""
-    kind = {"cpu": "Gemm per expert", "cuda": "MoE"}.get(form, "QMoE")
-    everyone, one = block.tokens, block.tokens[:1]
-    runs: list[tuple[int | str, Array]] = [("n", everyone), ("n", one)]
-    if form == "cuda":
-        runs += [(len(everyone), everyone), (1, one)]
-    found = [_difference(rig, block, block_graph(block.checkpoint, form, rows), x) for rows, x in runs]
-    return Check(kind, what, float(np.max(found)), FLOAT16_LIMIT if form == "cuda" else limit)
-
-
-def _quantised(rig: Rig, settings: Settings, k: int, form: str) -> Iterator[Check]:
-    bits = PACKED_BITS[form]
-    limit = FLOAT32_LIMIT if bits == 4 else INT8_LIMIT
-    block = make_block(rig, settings, k, bits=bits)
-    yield _block(rig, block, form, f"{bits} bits, k {k}", limit)
+def _experts(rig: Rig, settings: Settings, k: int, form: Form) -> Iterator[Check]:
+    """A block of experts for each way in which the form may store them."""
+    if form.bits is None:
+        for stored in ("F32", "BF16") if form.stored is None else (DTYPES[form.stored],):
+            block = make_block(rig, settings, k, stored)
+            yield _block(rig, block, form, f"{'FC3' if form.stacked else stored}, k {k}")
+        return
+    block = make_block(rig, settings, k, bits=form.bits)
+    yield _block(rig, block, form, f"{form.bits} bits, k {k}")
     if not settings.norm_top_k:
         # what the emission guards against; a difference of 0 would say that it needn't any more
         difference = _difference(rig, block, block_graph(block.checkpoint, form), block.tokens, _no_router_weights)
-        yield Check("QMoE", f"{bits} bits, without router_weights, k {k}", difference, None)
+        yield Check(form.experts, f"{form.bits} bits, without router_weights, k {k}", difference, None)
 
 
-def _products(rig: Rig, form: str) -> Iterator[Check]:
-    bits = PACKED_BITS[form]
+def _block(rig: Rig, block: Block, form: Form, what: str) -> Check:
+    """A block on several tokens and on one; on a GPU with fixed shapes too. The largest difference counts."""
+    everyone, one = block.tokens, block.tokens[:1]
+    runs: list[tuple[int | str, Array]] = [("n", everyone), ("n", one)]
+    if not form.runs_on_cpu:
+        runs += [(len(everyone), everyone), (1, one)]
+    found = [_difference(rig, block, block_graph(block.checkpoint, form, rows), x) for rows, x in runs]
+    return Check(form.experts, what, float(np.max(found)), form.tolerance)
+
+
+def _products(rig: Rig, form: Form, bits: int) -> Iterator[Check]:
     for columns in (2 * BLOCK, _ODD):
         weight = rig.draw(24, columns, scale=columns**-0.5)
         pack, meant = rig.pack(f"product{columns}", weight, bits, "F32")
         tensor = Tensor(f"weight{columns}", "F32", weight.shape, pack.codes.file, 0, 0, f"I{bits}", pack)
         x = rig.draw(4, columns)
-        expected = x @ meant.T
-        yield _compare(rig, "MatMulNBits", f"{bits} bits, {columns} columns", linear_graph(tensor, form), x, expected)
+        what = f"{bits} bits, {columns} columns"
+        yield _compare(rig, "MatMulNBits", what, linear_graph(tensor, form), x, x @ meant.T, form)
 
 
 def _no_router_weights(model: Any) -> None:
@@ -216,9 +211,8 @@ def _no_router_weights(model: Any) -> None:
             del node.input[-1]
 
 
-def _compare(rig: Rig, operator: str, what: str, graph: Graph, x: Array, expected: Array) -> Check:
-    limit = FLOAT16_LIMIT if graph.compute == FLOAT16 else FLOAT32_LIMIT
-    return Check(operator, what, relative(rig.run(graph, x), expected), limit)
+def _compare(rig: Rig, operator: str, what: str, graph: Graph, x: Array, expected: Array, form: Form) -> Check:
+    return Check(operator, what, relative(rig.run(graph, x), expected), LIMITS[form.compute])
 
 
 def _difference(

@@ -23,6 +23,7 @@ from transform.architectures import Settings
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint, Pack, Tensor
 from transform.errors import VerificationError
+from transform.forms import Form
 from transform.packed_layout import BLOCK
 from transform.packing import encode
 
@@ -147,7 +148,7 @@ def make_block(rig: Rig, settings: Settings, k: int, stored: str = "F32", bits: 
     }
     if bits:
         values = _pack_experts(rig, empty, tensors, drawn, bits)
-    else:  # stack after stack, as the cuda form has them
+    else:  # stack after stack
         values = {part: np.stack([add(f"expert.{part}", w, e) for e, w in enumerate(v)]) for part, v in drawn.items()}
     experts = (values["gate"], values["up"], values["down"])
     return Block(replace(empty, tensors=tensors), norm, router, experts, _clear_tokens(rig, norm, router, k))
@@ -177,7 +178,7 @@ def _clear_tokens(rig: Rig, norm: Array, router: Array, k: int) -> Array:
     return many[np.argsort(-lead)[:TOKENS]]
 
 
-def block_graph(checkpoint: Checkpoint, form: str, rows: int | str = "n", experts: Any = mixture) -> Graph:
+def block_graph(checkpoint: Checkpoint, form: Form, rows: int | str = "n", experts: Any = mixture) -> Graph:
     """norm, router, experts, residual sum, on x [rows, d]: both ends of the experts are values inside the graph."""
     settings = checkpoint.settings
     g = Graph("block", form)
@@ -187,7 +188,7 @@ def block_graph(checkpoint: Checkpoint, form: str, rows: int | str = "n", expert
     return g
 
 
-def norm_graph(weight: Tensor, eps: float, form: str) -> Graph:
+def norm_graph(weight: Tensor, eps: float, form: Form) -> Graph:
     """One norm."""
     g = Graph("norm", form)
     x = g.input("x", g.compute, ["n", *weight.shape])
@@ -195,7 +196,7 @@ def norm_graph(weight: Tensor, eps: float, form: str) -> Graph:
     return g
 
 
-def linear_graph(weight: Tensor, form: str) -> Graph:
+def linear_graph(weight: Tensor, form: Form) -> Graph:
     """One product x W^T."""
     rows, columns = weight.shape
     g = Graph("linear", form)

@@ -61,10 +61,10 @@ class MarginWatch:
     zero, between whose experts no program can decide.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: torch.nn.Module) -> None:
         self.model, self.smallest = model, float("inf")
         self.mask: torch.Tensor | None = None
-        self._handles: list[Any] = []
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> "MarginWatch":
         for router, _ in find_routers(self.model):
@@ -75,7 +75,7 @@ class MarginWatch:
         for handle in self._handles:
             handle.remove()
 
-    def _look(self, router: Any, _inputs: Any, outputs: Any) -> None:
+    def _look(self, router: torch.nn.Module, _inputs: object, outputs: tuple[torch.Tensor, ...]) -> None:
         probabilities = torch.softmax(outputs[0].float(), -1)
         if self.mask is not None:
             probabilities = probabilities.reshape(-1, probabilities.shape[-1])[self.mask.reshape(-1) == 1]

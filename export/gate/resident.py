@@ -1,97 +1,90 @@
-"""The resident gate: a variant and its source with the same knobs at run time, both in memory.
+"""The resident gate: a variant and its twin, the source with the same knobs at run time, both in memory.
 
 `blockwise.py` is for those that don't fit. Every number that was measured is returned and goes into the manifest.
 """
 
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
 from export.files.integrity import check_graph_bounds
+from export.files.verification import Verification
 from export.gate.as_user import check_as_user
+from export.gate.checking import checking_graphs
 from export.gate.compare import TOLERANCE, exactly_equal, find_probe, onnx_vs_torch, other_k, run_text
 from export.gate.golden import check_graphs, record, torch_image, write_golden
 from export.gate.image_probe import ImageProbe, image_probe
 from export.gate.probe import TextProbe
 from export.gate.static import verify_static
-from export.numpy_run.graphs import check_rounding, checking_graphs
+from export.numpy_run.graphs import check_rounding
+from transform.checkpoint import Checkpoint
 from transform.load import align, load_model, load_view, load_with_report
-from transform.plan import Plan, form_of
+from transform.plan import Plan
 from transform.progress import Say
-from transform.read import read_checkpoint
-from transform.runtime import BlockMaskWrapper, set_moe_top_k
-from transform.strict_json import Record
+from transform.runtime import knobs_at_run_time
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
-def gate(plan: Plan, directory: Path, onnx: bool, say: Say) -> Record:
-    """Prove a freshly written variant equal to its source with dynamic knobs; raises VerificationError.
+def resident_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Verification:
+    """Prove a freshly `written` variant equal to its twin; raises VerificationError. Writes the golden outputs.
 
     Both are loaded in float32 with the same experts and attention, so "equal" means a difference of exactly 0.
     """
+    directory = written.path
     say("reload")
-    static, report = load_with_report(directory)
+    variant, report = load_with_report(directory)
     report.insist(str(directory))
-    written = read_checkpoint(directory)
-    probe = find_probe(static, written)
+    probe = find_probe(variant, written)
     say("as users load it")
     as_user = check_as_user(written)
     say("static == dynamic")
-    dynamic = dynamic_twin(plan)
     image = None
     if plan.vision:
         image = image_probe(plan.target, directory, plan.vision.as_dict(), probe.seed)
-    results: Record = {
-        "mode": "resident",
-        "as_user": as_user,
-        "reload": report.counts(),
-        "probe_seed": probe.seed,
-        "static_vs_dynamic": _static_vs_dynamic(static, dynamic, probe, image),
-    }
-    del dynamic
+    twin = source_model(plan)
+    with knobs_at_run_time(twin, plan.keep, plan.target.settings.top_k):
+        equal = exactly_equal(_outputs(variant, probe, image), _outputs(twin, probe, image))
+    del twin
     say("another k must differ")
-    results["other_k"] = other_k(static, plan.target, probe)
-    write_golden(directory, golden := record(static, probe.ids.numpy(), image))
-    if onnx:
-        say("ONNX == PyTorch")
-        results["graph_ranges"] = check_graph_bounds(directory)
-        graphs = checking_graphs(directory)
-        results["onnx_vs_torch"] = onnx_vs_torch(static, graphs, probe)
-        results["onnx_vs_torch"] |= check_graphs(graphs, golden, image, TOLERANCE)
-        if plan.form == "cuda":
-            results["float16_rounding"] = check_rounding(directory, golden["ids"], golden["logits"])
-        if graphs.io.get("static"):
-            say("static graphs == PyTorch")
-            found = verify_static(static, written, directory, golden, probe.seed, TOLERANCE)
-            results["static_vs_torch"] = found
-    return results
+    found = Verification(
+        mode="resident",
+        as_user=as_user,
+        reload=report.counts(),
+        probe_seed=probe.seed,
+        static_vs_dynamic=equal,
+        other_k=other_k(variant, plan.target, probe),
+    )
+    write_golden(directory, golden := record(variant, probe.ids.numpy(), image))
+    if not onnx:
+        return found
+    say("ONNX == PyTorch")
+    ranges, graphs = check_graph_bounds(directory), checking_graphs(directory)
+    compared = onnx_vs_torch(variant, graphs, probe) | check_graphs(graphs, golden, image, TOLERANCE)
+    rounds = check_rounding(directory, golden["ids"], golden["logits"]) if plan.form.compute != "float32" else None
+    fixed = {}
+    if graphs.io.get("static"):
+        say("static graphs == PyTorch")
+        fixed = verify_static(variant, written, directory, golden, probe.seed, TOLERANCE)
+    return replace(found, graph_ranges=ranges, onnx_vs_torch=compared, float16_rounding=rounds, static_vs_torch=fixed)
 
 
-def dynamic_twin(plan: Plan) -> Any:
-    """The source with the knobs applied at run time, its weights rounded as the variant's are."""
-    if plan.packing and form_of(plan.source) != plan.form:
-        model, _ = load_view(plan.source, rounding(plan), plan.packing)
-    else:
-        model = align(load_model(plan.source.path, dtype=rounding(plan)).float())
-    k = list(plan.source.settings.top_k)
-    for i, value in zip(plan.keep, plan.target.settings.top_k, strict=True):
-        k[i] = value
-    set_moe_top_k(model, k if len(set(k)) > 1 else k[0])
-    kept = set(plan.keep)
-    BlockMaskWrapper(model, [i in kept for i in range(plan.source.settings.layers)]).apply()
-    return model
+def source_model(plan: Plan) -> "PreTrainedModel":
+    """The source in PyTorch, its weights rounded as the variant's are."""
+    if plan.new_packing:
+        return load_view(plan.source, rounding(plan), plan.new_packing)[0]
+    return align(load_model(plan.source.path, dtype=rounding(plan)).float())
 
 
 def rounding(plan: Plan) -> str:
     """The dtype, as torch spells it, to which the plan rounds the source's weights; float32 where it doesn't."""
-    if plan.form == "cuda":
-        return "float16"
-    return "float32" if plan.knobs.dtype == "source" else plan.knobs.dtype
+    return "float32" if plan.dtype == "source" else plan.dtype
 
 
-def _static_vs_dynamic(static: Any, dynamic: Any, probe: TextProbe, image: ImageProbe | None) -> dict[str, float]:
-    ours, theirs = run_text(static, probe), run_text(dynamic, probe)
+def _outputs(model: "PreTrainedModel", probe: TextProbe, image: ImageProbe | None) -> dict[str, torch.Tensor]:
+    found = run_text(model, probe)
     if image is not None:
-        ours["image"] = torch.from_numpy(torch_image(static, image)[2])
-        theirs["image"] = torch.from_numpy(torch_image(dynamic, image)[2])
-    return exactly_equal(ours, theirs)
+        found["image"] = torch.from_numpy(torch_image(model, image)[2])
+    return found

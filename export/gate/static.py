@@ -5,16 +5,17 @@ The cache is filled with a large number first, so that a slot which is read befo
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from export.gate.checking import checking_static
 from export.gate.golden import Differences, compare, record, torch_image
 from export.gate.image_probe import ImageProbe, image_probe
 from export.gate.probe import DECODE, MarginWatch
 from export.graph.static import write_decoders
-from export.numpy_run.session import NumpySession
-from export.run.static import Call, StaticGraphs
+from export.run.io_file import form_in
+from export.run.static import StaticGraphs
 from export.run.static_plan import Prefill, StaticPlan, read_static
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint
@@ -22,41 +23,13 @@ from transform.molmoe import tiling
 from transform.molmoe.preprocessing import Preprocessed, index_map
 from transform.strict_json import Record, read_json
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 PREFIX = ".block-"  # of the decoders that are written for the gate alone
 LEFTOVER = 1e4  # what stands in unused slots; float16 holds it
 # Of hundreds of tokens in two programs: wider than for the text probe, for the differences grow with the sum's length.
 IMAGE_MARGIN = 1e-6
-
-
-class NumpyCall(Call):
-    """A call computed by numpy."""
-
-    def _bind(self, capture: str | None) -> None:
-        pass
-
-    def run(self, **arrays: Array) -> None:
-        """As onnxruntime's."""
-        for name, array in arrays.items():
-            self.write(name, array)
-        given = {name: value.numpy() for name, value in self.inputs.items()}
-        for name, array in zip(self.outputs, self.session.run(list(self.outputs), given), strict=True):
-            self.outputs[name].update_inplace(np.ascontiguousarray(array))
-
-
-class NumpyStaticGraphs(StaticGraphs):
-    """Static graphs run by numpy, in float32 throughout."""
-
-    _call_type = NumpyCall
-
-    def _open(self, name: str) -> Any:
-        return NumpySession(self.directory / name, widen=True)
-
-
-def checking_static(directory: Path, prefix: str = "") -> StaticGraphs:
-    """onnxruntime on the CPU, or numpy for the cuda form, and for int8, whose repacked kernels round activations."""
-    form = read_json(directory / "io.json").get("form")
-    kind = NumpyStaticGraphs if form in ("cuda", "int8") else StaticGraphs
-    return kind(directory, prefix=prefix)
 
 
 def check_static_text(graphs: StaticGraphs, golden: dict[str, Array], tolerance: float) -> Differences:
@@ -113,7 +86,7 @@ def static_images(
 
 
 def check_static_images(
-    graphs: StaticGraphs, model: Any, images: list[StaticImage], tolerance: float
+    graphs: StaticGraphs, model: "PreTrainedModel", images: list[StaticImage], tolerance: float
 ) -> dict[str, float | None]:
     """A picture prompt of every tiling against PyTorch: embeddings, and the last logits where every expert choice of
     its hundreds of tokens is decidable (None where not)."""
@@ -134,7 +107,12 @@ def check_static_images(
 
 
 def verify_static(
-    model: Any, checkpoint: Checkpoint, directory: Path, golden: dict[str, Array], seed: int, tolerance: float
+    model: "PreTrainedModel",
+    checkpoint: Checkpoint,
+    directory: Path,
+    golden: dict[str, Array],
+    seed: int,
+    tolerance: float,
 ) -> Record:
     """All static graphs of a variant directory against its PyTorch model; raises VerificationError."""
     graphs = checking_static(directory)
@@ -146,13 +124,13 @@ def verify_static(
 
 
 def verify_static_block(
-    model: Any, view: Checkpoint, directory: Path, ids: Array, pictures: bool, tolerance: float
+    model: "PreTrainedModel", view: Checkpoint, directory: Path, ids: Array, pictures: bool, tolerance: float
 ) -> Differences:
     """The same for one block of a variant, `view`, whose decoders are written for this alone; `model` is that block."""
     io = read_json(directory / "io.json")
     static = read_static(io)
     assert static is not None
-    files = write_decoders(view, directory, static, io["form"], PREFIX)
+    files = write_decoders(view, directory, static, form_in(io), PREFIX)
     try:
         graphs = checking_static(directory, PREFIX)
         found = check_static_text(graphs, record(model, ids, None), tolerance)

@@ -21,7 +21,7 @@ TEXTS = ("What is this?", "Describe in one sentence what the picture shows.")
 class _Hide:
     """An import finder in front of all others."""
 
-    def find_spec(self, name: str, *_: Any) -> None:
+    def find_spec(self, name: str, *_: object) -> None:
         if name.partition(".")[0] in _HIDDEN:
             raise ModuleNotFoundError(f"{name} can't be imported here: a variant needs nothing of knobcast")
 
@@ -31,8 +31,11 @@ sys.meta_path.insert(0, _Hide())
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
+Record = dict[str, Any]  # a JSON object; knobcast's own name for it can't be imported here
+Batch = dict[str, torch.Tensor]
 
-def load_model(directory: str, request: dict[str, Any]) -> tuple[Any, dict[str, int]]:
+
+def load_model(directory: str, request: Record) -> tuple["transformers.PreTrainedModel", dict[str, int]]:
     """The model in float32 by the Auto class, and how many tensors found no place; more than none is an error."""
     pictures = request["pictures"]
     kind = transformers.AutoModelForImageTextToText if pictures else transformers.AutoModelForCausalLM
@@ -48,7 +51,7 @@ def load_model(directory: str, request: dict[str, Any]) -> tuple[Any, dict[str, 
     return model.eval(), counts
 
 
-def _beyond(model: Any, tensor: str) -> bool:
+def _beyond(model: "transformers.PreTrainedModel", tensor: str) -> bool:
     """Whether a tensor of the files belongs to a block behind those that config.json asks for."""
     layers = model.get_decoder().layers
     prefix = next(name for name, module in model.named_modules() if module is layers)
@@ -56,7 +59,7 @@ def _beyond(model: Any, tensor: str) -> bool:
     return match is not None and int(match[1]) >= len(layers)
 
 
-def check_tokenizer(tokenizer: Any) -> int:
+def check_tokenizer(tokenizer: "transformers.PreTrainedTokenizerBase") -> int:
     """Ids of a text, decoded and encoded again, must be the same ids; returns how many."""
     count = 0
     for text in TEXTS:
@@ -68,13 +71,17 @@ def check_tokenizer(tokenizer: Any) -> int:
     return count
 
 
-def drawn() -> Any:
+def drawn() -> object:
     """A small picture, uint8 [110, 150, 3]."""
     y, x = torch.meshgrid(torch.arange(110), torch.arange(150), indexing="ij")
     return torch.stack((255 * x // 149, 255 * y // 109, 40 + 150 * ((x // 9 + y // 7) % 2)), -1).byte().numpy()
 
 
-def prompts(request: dict[str, Any], tokenizer: Any, processor: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def prompts(
+    request: Record,
+    tokenizer: "transformers.PreTrainedTokenizerBase | None",
+    processor: "transformers.ProcessorMixin | None",
+) -> tuple[Batch, Batch | None]:
     """(two prompts padded to one length, the first one alone); None: the first one alone is its row of the batch."""
     if processor is not None:  # a picture with a question, and a text
         return dict(processor(text=list(TEXTS), images=[drawn(), None])), dict(processor(text=TEXTS[0], images=drawn()))
@@ -87,14 +94,16 @@ def prompts(request: dict[str, Any], tokenizer: Any, processor: Any) -> tuple[di
     return {"input_ids": ids, "attention_mask": mask}, None
 
 
-def row_of(batch: dict[str, Any], row: int) -> dict[str, Any]:
+def row_of(batch: Batch, row: int) -> Batch:
     """A text prompt [1, s] out of a batch, without padding."""
     ids = batch["input_ids"][row, batch["attention_mask"][row] == 1][None]
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 @torch.no_grad()
-def cached(model: Any, given: dict[str, Any], new_tokens: int) -> tuple[list[list[int]], torch.Tensor]:
+def cached(
+    model: "transformers.PreTrainedModel", given: Batch, new_tokens: int
+) -> tuple[list[list[int]], torch.Tensor]:
     """What `generate` gives with its cache: (answers, each of `new_tokens` tokens; logits [B, n, V])."""
     made = model.generate(
         **given, max_new_tokens=new_tokens, do_sample=False, num_beams=1, eos_token_id=-1,  # never ends early
@@ -104,7 +113,7 @@ def cached(model: Any, given: dict[str, Any], new_tokens: int) -> tuple[list[lis
 
 
 @torch.no_grad()
-def plain(model: Any, given: dict[str, Any], answer: list[int]) -> torch.Tensor:
+def plain(model: "transformers.PreTrainedModel", given: Batch, answer: list[int]) -> torch.Tensor:
     """Logits [n, V] that lead to each of an answer's n tokens, by one pass without a cache over prompt and answer."""
     ids = torch.cat((given["input_ids"], torch.tensor([answer])), 1)
     pictures = {name: value for name, value in given.items() if name.startswith("image")}
@@ -112,7 +121,7 @@ def plain(model: Any, given: dict[str, Any], answer: list[int]) -> torch.Tensor:
     return logits[0, given["input_ids"].shape[1] - 1 : -1].float()
 
 
-def generations(model: Any, batch: dict[str, Any], first: dict[str, Any] | None, new_tokens: int) -> dict[str, Any]:
+def generations(model: "transformers.PreTrainedModel", batch: Batch, first: Batch | None, new_tokens: int) -> Record:
     """`generate` for the batch and for each of its rows alone, beside the passes without a cache."""
     names = ("text", "short text") if first is None else ("image", "text")
     alone = [first or row_of(batch, 0), row_of(batch, 1)]
@@ -124,7 +133,7 @@ def generations(model: Any, batch: dict[str, Any], first: dict[str, Any] | None,
     return found
 
 
-def measure(ours: tuple[list[list[int]], torch.Tensor], expected: list[torch.Tensor]) -> dict[str, Any]:
+def measure(ours: tuple[list[list[int]], torch.Tensor], expected: list[torch.Tensor]) -> Record:
     """How far cached logits are from plain ones, and whether every token is the likeliest of the plain ones."""
     same, difference, largest = True, 0.0, 0.0
     for answer, logits, theirs in zip(*ours, expected, strict=True):
@@ -135,10 +144,10 @@ def measure(ours: tuple[list[list[int]], torch.Tensor], expected: list[torch.Ten
     return {"tokens": tokens, "same_tokens": same, "difference": difference, "largest_value": largest}
 
 
-def report_on(directory: str, request: dict[str, Any]) -> dict[str, Any]:
+def report_on(directory: str, request: Record) -> Record:
     """What a request asks for: the tokenizer's round trip, the model's loading, its generations."""
     transformers.utils.logging.disable_progress_bar()
-    report: dict[str, Any] = {"transformers": transformers.__version__, "generate": {}}
+    report: Record = {"transformers": transformers.__version__, "generate": {}}
     tokenizer = processor = None
     if request["tokenizer"] and request["pictures"]:
         processor = transformers.AutoProcessor.from_pretrained(directory, trust_remote_code=True)

@@ -1,22 +1,18 @@
-"""The gate: nothing is emitted that was not proven equal to the same knobs applied at run time.
-
-`gate` compares a written variant with its source while both fit in memory (`blockwise.py` is for those that don't);
-`verify_directory` checks a variant later, on its own, against its sums and its recorded golden outputs.
-Every number that was measured is returned and goes into the manifest.
-"""
+"""`knobcast verify`: a variant checked on its own, at any time, against its sums and its recorded golden outputs."""
 
 from pathlib import Path
 
-from export.files.facts import check_facts, mode_of
+from export.files.facts import check_facts
 from export.files.integrity import check_graph_bounds, check_sums, unreplaced
+from export.files.verification import Verification
 from export.gate.as_user import check_as_user, code_of_others
+from export.gate.checking import checking_graphs, checking_static
 from export.gate.compare import TOLERANCE
 from export.gate.golden import FILE as GOLDEN
 from export.gate.golden import check_graphs, check_torch
 from export.gate.golden_file import load_golden, with_golden_ids
 from export.gate.image_probe import image_probe
-from export.gate.static import check_static_text, checking_static
-from export.numpy_run.graphs import checking_graphs
+from export.gate.static import check_static_text
 from transform.errors import VerificationError
 from transform.load import load_model, quiet_transformers
 from transform.machine import fitting_threads
@@ -40,7 +36,8 @@ def _verify_directory(directory: Path, say: Say) -> Record:
     results["graph_ranges"] = check_graph_bounds(directory)
     golden = load_golden(directory, checkpoint)
     if golden is None:
-        if mode_of(manifest) == "resident":
+        passed = Verification.parse(manifest.get("verification"))
+        if passed is None or passed.mode == "resident":
             raise VerificationError(f"{directory}: {GOLDEN} is missing, it was recorded. Export the variant again.")
         return results | {"golden": "none recorded"}
     image = None

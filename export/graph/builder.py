@@ -16,6 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from export.graph.shapes import fused_shapes
 from transform.checkpoint import Pack, Tensor
 from transform.errors import CheckpointError
+from transform.forms import REFERENCE, Form
+from transform.knobs import DTYPES
 from transform.strict_json import Record
 
 OPSET = 18  # ordinary ai.onnx operators only, old enough for every onnxruntime in use
@@ -35,11 +37,11 @@ Shape = Sequence[int | str]
 class Graph:
     """One graph under construction; values are strings, as ONNX has them."""
 
-    def __init__(self, name: str, form: str = "cpu", fixed: bool = False) -> None:
+    def __init__(self, name: str, form: Form = REFERENCE, fixed: bool = False) -> None:
         self.name = name
         self.fixed = fixed  # all sizes are known: those that onnx can't infer are written down
-        self.compute = FLOAT16 if form == "cuda" else FLOAT
-        self.fused = form != "cpu"  # onnxruntime's own operators may be used
+        self.compute = TYPES[DTYPES[form.compute]]
+        self.fused = form.fused  # onnxruntime's own operators may be used
         self._nodes: list[Any] = []
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []

@@ -9,12 +9,13 @@ from export.graph.builder import FLOAT, INT64, Graph
 from export.graph.moe import mixture
 from export.graph.norm import rms_norm
 from transform.checkpoint import Checkpoint
+from transform.forms import REFERENCE, Form
 
 Sizes = tuple[int | str, int | str, int | str, int | str]
 DYNAMIC: Sizes = ("batch", "sequence", "past", "total")
 
 
-def text_graph(checkpoint: Checkpoint, form: str = "cpu", static: Static | None = None) -> Graph:
+def text_graph(checkpoint: Checkpoint, form: Form = REFERENCE, static: Static | None = None) -> Graph:
     """The whole decoder of a checkpoint.
 
     With `static` it takes `past_length` [1], the slot of the first new token, and gives the logits of one row alone:

@@ -7,10 +7,11 @@ from export.graph.decoder import text_graph
 from export.graph.embedding import embedding_graph
 from export.graph.vision import vision_graph
 from transform.checkpoint import Checkpoint
+from transform.forms import REFERENCE, Form
 from transform.special_tokens import image_token_ids
 
 
-def emit_graphs(checkpoint: Checkpoint, directory: Path, crops: int | None, form: str = "cpu") -> list[Path]:
+def emit_graphs(checkpoint: Checkpoint, directory: Path, crops: int | None, form: Form = REFERENCE) -> list[Path]:
     """Write the graphs of a finished variant beside its weights; `crops` fixes vision.onnx to so many crops."""
     graphs: dict[str, Graph] = {}
     if checkpoint.architecture.multimodal:

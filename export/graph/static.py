@@ -1,7 +1,7 @@
 """Which static graphs a variant gets, and writing them: every size fixed, over the same weight bytes as the others.
 
 One prompt length per tiling for image models, one for text-only models; one cache length for all. The decoder for one
-token more is shared. `static_run.py` runs them, `static_verify.py` proves them, `docs/static.md` tells how to.
+token more is shared. `export/run/static.py` runs them, `export/gate/static.py` proves them; see `docs/static.md`.
 """
 
 from pathlib import Path
@@ -9,6 +9,7 @@ from pathlib import Path
 from export.run.static_plan import DECODE, DECODE_EMBEDDING, Prefill, StaticPlan
 from transform.checkpoint import Checkpoint
 from transform.errors import KnobError
+from transform.forms import REFERENCE, Form
 from transform.knobs import parse_count
 from transform.molmoe import tiling
 from transform.plan import Plan
@@ -75,7 +76,7 @@ def _image_prefills(plan: Plan, cache: int, prompt: int | None) -> tuple[Prefill
     return tuple(Prefill(shape, sequence) for shape, sequence in sequences.items())
 
 
-def write_static(checkpoint: Checkpoint, directory: Path, static: StaticPlan, form: str = "cpu") -> list[Path]:
+def write_static(checkpoint: Checkpoint, directory: Path, static: StaticPlan, form: Form = REFERENCE) -> list[Path]:
     """Write the static graphs of a finished variant beside its weights."""
     from export.graph.embedding import embedding_graph
     from export.graph.vision import vision_graph
@@ -98,7 +99,7 @@ def write_static(checkpoint: Checkpoint, directory: Path, static: StaticPlan, fo
 
 
 def write_decoders(
-    checkpoint: Checkpoint, directory: Path, static: StaticPlan, form: str = "cpu", prefix: str = ""
+    checkpoint: Checkpoint, directory: Path, static: StaticPlan, form: Form = REFERENCE, prefix: str = ""
 ) -> list[Path]:
     """Write the static decoders alone, under names that begin with `prefix`."""
     from export.graph.attention import Static

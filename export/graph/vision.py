@@ -17,6 +17,7 @@ from export.graph.norm import layer_norm
 from transform.architectures import lookup, shown
 from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError
+from transform.forms import REFERENCE, Form
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def _number(config: Mapping[str, Any], key: str) -> int:
 
 
 def vision_graph(
-    checkpoint: Checkpoint, crops: int | None, form: str = "cpu", kept: np.ndarray[Any, Any] | None = None
+    checkpoint: Checkpoint, crops: int | None, form: Form = REFERENCE, kept: np.ndarray[Any, Any] | None = None
 ) -> Graph:
     """Tower, pooling and projector; `crops` fixes the number of crops, the global view included, `kept` the index."""
     tower = read_tower(checkpoint.config)

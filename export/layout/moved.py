@@ -15,6 +15,7 @@ from export.run.graph_facts import Facts, read_facts
 from transform.checkpoint import Checkpoint
 from transform.copying import RangeCopier
 from transform.errors import VerificationError
+from transform.forms import Form
 from transform.progress import Progress
 from transform.strict_json import Record
 
@@ -70,7 +71,7 @@ class Layout:
     runtime: str
     variant: Checkpoint
     member: str | None
-    form: str
+    form: Form
     provider: str
     options: Mapping[str, Mapping[str, str]]  # of the provider and those behind it
     moved: tuple[Moved, ...]
@@ -87,7 +88,7 @@ class Layout:
             "layout": self.runtime,
             "variant": self.variant.path.name,
             "member": self.member,
-            "form": self.form,
+            "form": self.form.name,
             "provider": self.provider,
             "graphs": [moved.as_dict() for moved in self.moved],
             "weight_bytes": self.nbytes,

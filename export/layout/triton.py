@@ -37,8 +37,8 @@ def write_files(layout: Layout, stage: Path) -> None:
 
     for moved in layout.moved:
         name = moved.target.split("/")[0]
-        # the cuda form computes in 16 bits; a quantised decoder is slow unless its scales are widened at load
-        widens = layout.form == "cpu" or (layout.form != "cuda" and name != "text")
+        # a graph that computes in 16 bits widens nothing; a quantised decoder is slow unless its scales are at load
+        widens = layout.form.compute == "float32" and (layout.form.bits is None or name != "text")
         folds = widens and moved.facts.sixteen_bit
         text = config_pbtxt(name, signature(moved.source), layout.provider, layout.options, folds)
         (stage / name / "config.pbtxt").write_text(text, "utf-8")

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from export.layout import transformers_js, triton
 from export.layout.moved import Layout, Moved, write_move
-from export.run.graphs import Graphs, member_graph
+from export.run.family_file import read_family
+from export.run.graphs import Graphs
 from export.run.session import RunError
 from transform.checkpoint import Checkpoint
 from transform.errors import KnobError, WriteError
@@ -40,24 +41,24 @@ def plan_layout(directory: Path, runtime: str, *, member: str | None = None, pro
         raise KnobError(f"--for must be one of {', '.join(RUNTIMES)}, got {runtime[:40]!r}. Choose one of them.")
     if provider is not None and not RUNTIMES[runtime].takes_provider:
         raise KnobError(f"--provider is of no use to {runtime}, which is told its device at load. Leave it out.")
-    text = "text.onnx" if member is None else member_graph(directory, member)
+    text = "text.onnx" if member is None else read_family(directory).member(member).graph
     if not (directory / text).is_file():
         raise RunError(
             f"A layout is made of a variant's graphs: {directory} has no {text}. Export it with its graphs (without "
             "--no-onnx)."
         )
-    variant, form = read_checkpoint(directory), str(Graphs(directory).io.get("form", "cpu"))
-    chosen = provider or ("cuda" if form == "cuda" else "cpu")
-    options = {str(name): dict(given) for name, given in Graphs(directory, chosen).providers}
+    variant, form = read_checkpoint(directory), Graphs(directory).form
+    provider = provider or form.usual_provider
+    options = {str(name): dict(given) for name, given in Graphs(directory, provider).providers}
     files = {"vision": "vision.onnx", "embedding": "embedding.onnx", "text": text}
     present = {name: directory / files[name] for name in GRAPHS if (directory / files[name]).is_file()}
     moved = RUNTIMES[runtime].plan(variant, present)
-    if chosen == "cpu" and any(m.facts.separate_gate for m in moved):
+    if provider == "cpu" and any(m.facts.separate_gate for m in moved):
         raise KnobError(
             "The fused experts of the cuda form run on a GPU alone, got --provider cpu. Give --provider cuda, or "
             "export the variant with --form cpu."
         )
-    return Layout(runtime, variant, member, form, chosen, options, moved)
+    return Layout(runtime, variant, member, form, provider, options, moved)
 
 
 def write_layout(

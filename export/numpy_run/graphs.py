@@ -1,4 +1,4 @@
-"""The graphs of a variant, opened so that any machine can check them."""
+"""The graphs of a variant run by numpy: in float32, or rounded as a GPU would."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class RoundingGraphs(NumpyGraphs):
 
 
 def check_rounding(directory: Path, ids: Array, logits: Array) -> float:
-    """Run the cuda form's decoder on ids [1, s] as its types say -> a typical position's distance from float32 logits.
+    """Run a float16 decoder on ids [1, s] as its types say -> a typical position's distance from float32 logits.
 
     Of the largest logit, the median over positions: where two experts are nearly equal, rounding picks another one.
     Raises VerificationError where the types don't fit, or where float16 overflows or keeps no digits.
@@ -43,25 +43,3 @@ def check_rounding(directory: Path, ids: Array, logits: Array) -> float:
             f"{typical:.3g} away. Weights or activations leave float16's range: use --form cpu or int4."
         )
     return typical
-
-
-def checking_graphs(directory: Path, text: str = "text.onnx") -> Graphs:
-    """onnxruntime on the CPU, or numpy for the cuda form, whose fused experts run on GPUs alone.
-
-    Kernels for repacked 8-bit experts round activations to 8 bits as well; those for weights as they lie do not.
-    """
-    graphs = Graphs(directory, text=text)
-    if graphs.io.get("form") == "cuda":
-        return NumpyGraphs(directory, text=text)
-    if graphs.io.get("form") == "int8":
-        graphs.io["session_options"]["session.disable_prepacking"] = "1"
-    return graphs
-
-
-def computed_by(form: str) -> str:
-    """What `checking_graphs` opens for a form, in words for manifest and card."""
-    if form == "cuda":
-        return f"numpy {np.__version__} in float32, not a GPU"
-    import onnxruntime
-
-    return f"onnxruntime {onnxruntime.__version__} on the CPU" + (", weights not repacked" if form == "int8" else "")

@@ -12,7 +12,8 @@ from time import perf_counter
 import numpy as np
 
 from export.run.bound import Bound
-from export.run.graphs import Graphs, member_graph, open_tokenizer
+from export.run.family_file import read_family
+from export.run.graphs import Graphs, open_tokenizer
 from export.run.providers import PROVIDERS
 from export.run.session import RunError
 from transform.arrays import Array
@@ -101,7 +102,7 @@ class Runner:
             raise RunError(f"The provider must be one of {', '.join(PROVIDERS)}, got {provider!r}. Choose one of them.")
         if threads < 0:
             raise RunError(f"Threads are counted from 1, 0 takes all cores: got {threads}. Give 0 or more.")
-        text = "text.onnx" if member is None else member_graph(self.directory, member)
+        text = "text.onnx" if member is None else read_family(self.directory).member(member).graph
         for name, reason in (
             ("io.json", "Export it with its graphs (without --no-onnx)"),
             (text, "Export it with its graphs (without --no-onnx)"),

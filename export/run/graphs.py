@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from export.run.io_file import read_io
-from export.run.providers import CPU_ONLY_FORMS, check_providers, own_caches, provider_options
+from export.run.io_file import form_in, read_io
+from export.run.providers import check_providers, own_caches, provider_options
 from export.run.session import RunError, open_session
 from export.run.signatures import check_decoder, check_embedding, check_vision
 from transform.arrays import Array
@@ -37,16 +37,16 @@ class Graphs:
                 "export, or let `knobcast layout` carry the graphs elsewhere."
             )
         self.io = read_io(directory)
+        self.form = form_in(self.io)
 
     @property
     def providers(self) -> list[Any]:
         """[provider, options] in order of preference."""
-        form = str(self.io.get("form", "cpu"))
-        known = check_providers(self.io.get("providers") or provider_options(form, static=False))
+        known = check_providers(self.io.get("providers") or provider_options(self.form, static=False))
         if self.provider not in known:
             raise RunError(
-                f"The provider must be one of {', '.join(known)} for a variant of the {form} form, got "
-                f"{self.provider!r}{NARROW if form in CPU_ONLY_FORMS else ''}. Choose one of them, or export the "
+                f"The provider must be one of {', '.join(known)} for a variant of the {self.form.name} form, got "
+                f"{self.provider!r}{NARROW if self.form.bits else ''}. Choose one of them, or export the "
                 "variant in another --form."
             )
         return [[name, own_caches(options, self._identity())] for name, options in known[self.provider]]
@@ -159,16 +159,3 @@ def open_tokenizer(directory: Path) -> Any:
         return Tokenizer.from_file(str(directory / "tokenizer.json"))
     except Exception as error:  # tokenizers raises nothing more precise
         raise RunError(f"tokenizer.json must be intact: {directory}: {error}. Export it again.") from error
-
-
-def member_graph(directory: Path, name: str) -> str:
-    """The decoder file of a family's member."""
-    path = directory / "family.json"
-    if not path.is_file():
-        raise RunError(f"--member names one of a family's decoders: {directory} has no family.json. Leave it out.")
-    entries = read_json(path).get("members")
-    listed = entries if isinstance(entries, list) else []
-    graphs = {str(e.get("name")): e.get("graph") for e in listed if isinstance(e, dict)}
-    if "/" in name or name not in graphs or graphs[name] != f"text-{name}.onnx":
-        raise RunError(f"--member must be one of the family's members, {', '.join(graphs)}; got {name[:40]!r}.")
-    return str(graphs[name])

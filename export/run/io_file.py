@@ -12,7 +12,7 @@ from typing import Any
 from export.run.providers import check_providers
 from export.run.static_plan import read_static
 from transform.errors import CheckpointError, VerificationError
-from transform.knobs import FORMS
+from transform.forms import NAMES, REFERENCE, Form, form_named
 from transform.molmoe.preprocessing import RESIZES
 from transform.molmoe.tiling import RULES, TIERS, TOKENS_PER_CROP
 from transform.strict_json import Record, read_json
@@ -47,6 +47,11 @@ def read_io(directory: Path) -> Record:
     if read_static(io) is not None:
         check_providers(io["static"]["providers"])
     return io
+
+
+def form_in(io: Mapping[str, Any]) -> Form:
+    """The form that a checked io.json names."""
+    return form_named(io.get("form", REFERENCE.name))
 
 
 def _is_count(value: Any) -> bool:
@@ -122,7 +127,7 @@ _SEEING: tuple[Rule, ...] = (
 )
 _SOMETIMES: tuple[Rule, ...] = (
     ("vision_session_options", _are_options, f"session options, strings of at most {LONGEST:,} characters"),
-    ("form", lambda value: isinstance(value, str) and value in FORMS, f"one of {', '.join(FORMS)}"),
+    ("form", lambda value: isinstance(value, str) and value in NAMES, f"one of {', '.join(NAMES)}"),
     ("graphs", _are_graphs, "graphs with inputs and outputs, each with name, dtype and shape"),
     ("vision", _is_policy, "how pictures are cut: tokens, max_crops, resize, rule"),
 )

@@ -1,17 +1,16 @@
-"""The oldest onnxruntime that runs a form's graphs: the one place that says so.
+"""Is an onnxruntime too old for a graph's operators, or for a form's graphs that don't exist yet?
 
-Found by running golden prompts, version by version. `io.json`, refusals and docs/forms.md say what is here.
-Nothing opens onnxruntime.
+The versions, here and in `Form.oldest`, were found by running golden prompts in one after the other. Nothing opens
+onnxruntime.
 """
 
 import re
 from collections.abc import Iterable
 
+from transform.forms import Form
+
 QMOE = "com.microsoft::QMoE"
 OPERATORS = {QMOE: "1.25"}  # older ones have it with fewer inputs, or not at all
-# No GPU was there to try older versions for the cuda form: what this project itself asks for.
-FORMS = {"cpu": "1.15", "cuda": "1.25", "int4": OPERATORS[QMOE], "int8": OPERATORS[QMOE]}
-_NEEDED = {"int4": (QMOE,), "int8": (QMOE,)}
 
 
 def too_old(what: str, operators: Iterable[str], version: str) -> str | None:
@@ -26,9 +25,9 @@ def too_old(what: str, operators: Iterable[str], version: str) -> str | None:
     return None
 
 
-def too_old_for(form: str, version: str) -> str | None:
+def too_old_for(form: Form, version: str) -> str | None:
     """The same for the graphs of a form that don't exist yet."""
-    return too_old(f"The {form} form", _NEEDED.get(form, ()), version)
+    return too_old(f"The {form.name} form", (f"com.microsoft::{form.experts}",), version)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

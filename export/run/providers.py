@@ -7,11 +7,10 @@ the provider libraries of onnxruntime 1.31; what they do on a GPU was not measur
 from typing import Any
 
 from transform.errors import VerificationError
+from transform.forms import REFERENCE, Form
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 PROVIDERS = ("cpu", "cuda", "tensorrt")  # the words of --provider
-# Codes and scales of the quantised forms are laid out for the CPU's QMoE; the CUDA one reads another order.
-CPU_ONLY_FORMS = ("int4", "int8")
 _PLACES = ("path", "lib", "plugin", "prefix", "dump")  # parts of the names of TensorRT's options for files
 ENGINE_CACHE = "trt-cache"  # relative: engines belong to one device, so never to the variant
 
@@ -20,19 +19,21 @@ ENGINE_CACHE = "trt-cache"  # relative: engines belong to one device, so never t
 # results, and no more memory at the peak. On a GPU that wasn't measured.
 SESSION_ATTRIBUTES = {"cpu": {"enable_mem_reuse": False}}
 
-Providers = dict[str, list[list[Any]]]
+Entry = list[Any]  # [provider, options], as io.json has it
+Providers = dict[str, list[Entry]]
 
 
-def provider_options(form: str, static: bool) -> Providers:
+def provider_options(form: Form, static: bool) -> Providers:
     """`--provider` name -> [[provider, options], ...] in order of preference, for the graphs of one form.
 
-    `static`: all graphs have fixed shapes only, so that a CUDA graph can be captured.
+    The CPU is listed for every form: some graphs have no experts. `static`: all graphs have fixed shapes only, so that
+    a CUDA graph can be captured.
     """
-    cpu: list[Any] = [CPU, {}]
-    if form in CPU_ONLY_FORMS:
-        return {"cpu": [cpu]}
-    cuda: list[Any] = [CUDA, cuda_options(static)]
-    return {"cpu": [cpu], "cuda": [cuda, cpu], "tensorrt": [[TENSORRT, tensorrt_options(form, static)], cuda, cpu]}
+    cpu: Entry = [CPU, {}]
+    cuda: Entry = [CUDA, cuda_options(static)]
+    tensorrt: Entry = [TENSORRT, tensorrt_options(form, static)]
+    known = {"cpu": [cpu], "cuda": [cuda, cpu], "tensorrt": [tensorrt, cuda, cpu]}
+    return {"cpu": [cpu]} | {word: known[word] for word in form.providers}
 
 
 def check_providers(known: object) -> Providers:
@@ -49,7 +50,7 @@ def check_providers(known: object) -> Providers:
             "io.json: providers must be lists of [provider, options], with names of CPU, CUDA or TensorRT and with "
             "options as strings. Export the variant again."
         )
-    own = cuda_options(True) | tensorrt_options("cuda", True)
+    own = cuda_options(True) | tensorrt_options(REFERENCE, True)
     for name, options in entries:
         for key, value in options.items():
             if any(word in key for word in _PLACES) and own.get(key) != value:
@@ -78,9 +79,9 @@ def cuda_options(static: bool) -> dict[str, str]:
     return options
 
 
-def tensorrt_options(form: str, static: bool) -> dict[str, str]:
+def tensorrt_options(form: Form, static: bool) -> dict[str, str]:
     """Of the TensorRT provider; what it can't take goes to the CUDA provider behind it."""
-    half = str(int(form == "cuda"))
+    half = str(int(form.compute == "float16"))
     options = {
         "trt_fp16_enable": half,
         "trt_layer_norm_fp32_fallback": half,  # sums of squares leave float16's range

@@ -1,6 +1,6 @@
 """The config entries of onnxruntime's sessions that a form's graphs are opened with."""
 
-from transform.knobs import PACKED_BITS
+from transform.forms import Form
 
 # Without these onnxruntime expands 16-bit weights to float32 at load, and keeps a repacked copy of every matrix:
 # two MolmoE blocks in 16 bits (1.9 GB) take 6.9 GB instead of 0.04 GB. Each matters, the last one for float16 alone.
@@ -11,10 +11,10 @@ SESSION_OPTIONS = {
 QUANTISED_OPTIONS = {"optimization.disable_specified_optimizers": "ConstantFolding"}
 
 
-def session_options(form: str) -> dict[str, str]:
+def session_options(form: Form) -> dict[str, str]:
     """The session config entries for a form's graphs, the vision graph's excepted: its are always SESSION_OPTIONS.
 
     Quantised decoders are repacked at load, for which their scales must be float32 already: otherwise
     onnxruntime does both at every run, and a token takes 7 times longer.
     """
-    return dict(QUANTISED_OPTIONS if form in PACKED_BITS else SESSION_OPTIONS)
+    return dict(QUANTISED_OPTIONS if form.bits else SESSION_OPTIONS)

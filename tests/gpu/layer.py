@@ -13,6 +13,7 @@ from tests.gpu.rows import Context, Row, open_graph
 from tests.gpu.synthetic import Sizes, write_noise
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint, Tensor
+from transform.forms import form_named
 from transform.read import read_checkpoint
 from transform.top_k import set_top_k
 
@@ -24,9 +25,9 @@ TINY = Sizes(width=64, inner=32, experts=16, heads=4, vocab=16)
 def measure_operators(ctx: Context) -> Iterator[Row]:
     """The self-tests that an export runs, on the device."""
     settings = read_checkpoint(write_noise(ctx.work / "operators", TINY)).settings
-    for form in ("cuda", "cpu"):
+    for form in map(form_named, ("cuda", "cpu")):
         for check in run_checks(form, settings, CUDA if ctx.cuda else CPU):
-            yield Row(f"{form}: {check.operator}, {check.what}", check.difference, check.limit)
+            yield Row(f"{form.name}: {check.operator}, {check.what}", check.difference, check.limit)
 
 
 def measure(ctx: Context) -> Iterator[Row]:
@@ -52,7 +53,7 @@ def measure(ctx: Context) -> Iterator[Row]:
 def run(checkpoint: Checkpoint, ctx: Context, rows: int | str, x: Array) -> Array:
     """The block by onnxruntime, on weights in place."""
     path: Path = checkpoint.path / "block.onnx"
-    block_graph(checkpoint, "cuda", rows).write(path)
+    block_graph(checkpoint, form_named("cuda"), rows).write(path)
     return open_graph(path, ctx).run(None, {"x": x})[0].astype(np.float32)
 
 

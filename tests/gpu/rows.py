@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from export.run.providers import CUDA, cuda_options
+from transform.forms import form_named
 
 PROVIDER = [CUDA, cuda_options(static=False)]
 
@@ -70,7 +71,7 @@ def open_graph(path: Path, ctx: Context) -> Any:
 
     if not ctx.cuda:
         return NumpySession(path)
-    return open_session(path, session_options("cuda"), (PROVIDER,))
+    return open_session(path, session_options(form_named("cuda")), (PROVIDER,))
 
 
 def load_libraries() -> None:

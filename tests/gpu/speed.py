@@ -20,6 +20,7 @@ from tests.gpu.rows import Context, NotAvailableError, Row
 from tests.gpu.synthetic import Sizes, write_noise
 from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
+from transform.forms import form_named
 from transform.machine import free_memory
 from transform.read import read_checkpoint
 from transform.top_k import set_top_k
@@ -79,8 +80,8 @@ def one(ctx: Context, variant: Checkpoint, what: str) -> Iterator[Row]:
     from export.run.graphs import Graphs
 
     directory: Path = variant.path
-    emit_graphs(variant, directory, None, ctx.form)
-    write_io(variant, directory, None, ctx.form)
+    emit_graphs(variant, directory, None, form_named(ctx.form))
+    write_io(variant, directory, None, form_named(ctx.form))
     before, began = used_memory(), perf_counter()
     graphs = Graphs(directory, ctx.provider, ctx.threads)
     _ = graphs.text

@@ -14,6 +14,7 @@ from tests.gpu.rows import Context, NotAvailableError, Row
 from tests.gpu.speed import STEPS, WARM, fitting
 from tests.gpu.synthetic import write_noise
 from transform.arrays import Array
+from transform.forms import form_named
 from transform.read import read_checkpoint
 
 CACHE = 640
@@ -59,9 +60,9 @@ def measure_steps(ctx: Context) -> Iterator[Row]:
     sizes = fitting(ctx)
     checkpoint = read_checkpoint(write_noise(ctx.work / f"noise-{sizes.layers}", sizes))
     plan = StaticPlan(CACHE, (Prefill(None, 128 if ctx.cuda else 16),))
-    emit_graphs(checkpoint, checkpoint.path, None, ctx.form)
-    write_static(checkpoint, checkpoint.path, plan, ctx.form)
-    write_io(checkpoint, checkpoint.path, None, ctx.form, plan)
+    emit_graphs(checkpoint, checkpoint.path, None, form_named(ctx.form))
+    write_static(checkpoint, checkpoint.path, plan, form_named(ctx.form))
+    write_io(checkpoint, checkpoint.path, None, form_named(ctx.form), plan)
     random = np.random.default_rng(0)
     medians = {}
     for captured in (False, True) if ctx.cuda else (False,):

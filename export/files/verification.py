@@ -1,0 +1,63 @@
+"""What a passed gate measured: one record for both gates and for a family's members, `verification` in their files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+from transform.errors import VerificationError
+from transform.strict_json import Record
+
+MODES = ("resident", "blockwise")
+SKIPPED = "skipped"  # in the record's place where nothing was verified
+Measured = Mapping[str, float]
+_COMPARED = ("static_vs_dynamic", "onnx_vs_torch", "static_vs_torch")
+_JUDGED_BY = ("relative_tolerance", "largest_value")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """Differences are absolute, of float32 values. None or empty: not measured in this mode, for this form, or of
+    graphs that there are none."""
+
+    mode: str  # of MODES
+    parameters_on_meta: int | None = None  # of the model that config.json describes
+    identical_tensors: int | None = None  # that hold the bytes of their origin
+    as_user: Record = field(default_factory=dict)
+    reload: Measured = field(default_factory=dict)  # tensors missing, unexpected, mismatched: 0 of each
+    probe_seed: int | None = None
+    blocks: int | None = None  # of a member that was proven block by block
+    static_vs_dynamic: Measured = field(default_factory=dict)  # the variant and its twin at run time: all exactly 0
+    other_k: Record = field(default_factory=dict)  # another k, and the difference it makes; both None: there is none
+    graph_ranges: Mapping[str, int] = field(default_factory=dict)  # graph file -> how many ranges of weights it reads
+    onnx_vs_torch: Measured = field(default_factory=dict)
+    float16_rounding: float | None = None  # of the largest logit
+    static_vs_torch: Mapping[str, float | None] = field(default_factory=dict)  # None where float32 can't decide
+    graphs_computed_by: str | None = None
+    operators: Record = field(default_factory=dict)
+
+    def differences(self, group: str) -> dict[str, float]:
+        """Of `static_vs_dynamic`, `onnx_vs_torch` or `static_vs_torch`: those that were measured, by their names."""
+        found: Mapping[str, float | None] = getattr(self, group)
+        return {name: value for name, value in found.items() if name not in _JUDGED_BY and value is not None}
+
+    def as_dict(self) -> Record:
+        """For JSON: what was measured."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value not in (None, {})}
+
+    @classmethod
+    def parse(cls, found: object) -> "Verification | None":
+        """The record that a file has, None for SKIPPED; what other versions measured besides is left out.
+
+        Raises VerificationError for anything else.
+        """
+        if found == SKIPPED:
+            return None
+        record = found if isinstance(found, dict) else {}
+        if record.get("mode") not in MODES:
+            raise VerificationError(
+                f"verification.mode must be one of {', '.join(MODES)}, it is {str(record.get('mode'))[:80]!r}. "
+                "Export the variant again."
+            )
+        if wrong := [name for name in _COMPARED if not isinstance(record.get(name, {}), dict)]:
+            raise VerificationError(f"verification.{wrong[0]} must hold numbers by name. Export the variant again.")
+        return cls(**{field.name: record[field.name] for field in fields(cls) if field.name in record})

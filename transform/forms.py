@@ -1,0 +1,88 @@
+"""A form: how weights are stored, and which operators read them. All that differs by form is a field of its row.
+
+Nothing outside this file knows a form by its name, and a new one is a row here, with its operators in `export/graph/`.
+Names are for users, manifests and `io.json`; whoever reads one turns it into its row at once. The words of `--provider`
+are another thing: they say where a graph runs.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from transform.errors import KnobError
+
+# Who computes a form's graphs where it is proven: without repacking, because onnxruntime's kernels for repacked 8-bit
+# experts round activations to 8 bits as well; numpy where no CPU has the experts.
+Checker = Literal["onnxruntime", "onnxruntime without repacking", "numpy"]
+
+
+@dataclass(frozen=True)
+class Form:
+    """One row of FORMS.
+
+    `compute`: the dtype of its graphs. `stored`: the dtype of its weights, None: as the setting asks. `bits`: of the
+    codes that attention, head and experts are quantised to, None: they stay floats. `experts`: the operator that
+    computes a block's experts. `providers`: words of `--provider` that can run it, the usual one first. `tolerance`: of
+    the experts' results in the operator checks, as a part of the largest value. `oldest`: onnxruntime that runs it.
+    """
+
+    name: str
+    compute: Literal["float32", "float16"]
+    stored: str | None
+    bits: int | None
+    stacked: bool  # the experts of a block lie back to back
+    fused: bool  # onnxruntime's own operators may be used: the experts are one, and no shape depends on the routers
+    experts: str
+    providers: tuple[str, ...]
+    checked_by: Checker
+    tolerance: float
+    oldest: str
+
+    @property
+    def usual_provider(self) -> str:
+        """The word of `--provider` where none is given."""
+        return self.providers[0]
+
+    @property
+    def runs_on_cpu(self) -> bool:
+        """Whether onnxruntime's CPU provider has all its operators."""
+        return "cpu" in self.providers
+
+    def takes(self, dtype: str) -> bool:
+        """Whether a setting may ask for `dtype`."""
+        return self.stored is None or dtype in ("source", self.stored)
+
+    def dtype(self, asked: str) -> str:
+        """The dtype that weights are rounded to where a setting asks for `asked`; `source`: they are not."""
+        return self.stored or asked
+
+
+FORMS = (
+    Form(
+        "cpu", compute="float32", stored=None, bits=None, stacked=False, fused=False, experts="Gemm per expert",
+        providers=("cpu", "cuda", "tensorrt"), checked_by="onnxruntime", tolerance=1e-5, oldest="1.15",
+    ),
+    # No GPU was there to try an older onnxruntime than this project itself asks for.
+    Form(
+        "cuda", compute="float16", stored="float16", bits=None, stacked=True, fused=True, experts="MoE",
+        providers=("cuda", "tensorrt"), checked_by="numpy", tolerance=5e-3, oldest="1.25",
+    ),
+    # Codes and scales are laid out for the CPU's QMoE; the CUDA one reads another order.
+    Form(
+        "int4", compute="float32", stored=None, bits=4, stacked=False, fused=True, experts="QMoE",
+        providers=("cpu",), checked_by="onnxruntime", tolerance=1e-5, oldest="1.25",
+    ),
+    Form(
+        "int8", compute="float32", stored=None, bits=8, stacked=False, fused=True, experts="QMoE",
+        providers=("cpu",), checked_by="onnxruntime without repacking", tolerance=3e-2, oldest="1.25",  # 1e-2 was seen
+    ),
+)  # fmt: skip
+NAMES = tuple(form.name for form in FORMS)
+REFERENCE = FORMS[0]  # runs anywhere; what is meant where no form is named
+
+
+def form_named(name: object) -> Form:
+    """The row of a name that comes from anywhere; raises KnobError for any other value."""
+    for form in FORMS:
+        if form.name == name:
+            return form
+    raise KnobError(f"form must be one of {', '.join(NAMES)}, got {name!r}.")
