@@ -21,7 +21,7 @@ from importance.look import check_room, look, opened
 from importance.prompts import Processor, Prompts, load_processor, prompts_for
 from importance.samples import EncodedImage, Picture, Sample, SamplesError
 from importance.tasks import METRICS, Grade, check_samples, standard_error
-from transform.architectures import architecture_of
+from transform.architectures import architecture_named, architecture_of
 from transform.load import load_model
 from transform.molmoe.pictures import ImageError
 from transform.plan import Plan
@@ -144,7 +144,8 @@ def prepare(
     """Everything that doesn't depend on k and blocks. `processor`: see `prompts.load_processor`; `tokens` None is its
     own budget. `hold`: keep the pictures' embeddings, for many evaluations; else memory doesn't grow with samples.
     `max_positions`: what prompt and answer must fit; None: by the model's config."""
-    return Prepared(model, prompts_for(processor, tokens), samples, hold, max_positions)
+    prompts = prompts_for(processor, tokens, architecture_named(model.config.model_type).prompt)
+    return Prepared(model, prompts, samples, hold, max_positions)
 
 
 def _max_positions(model: nn.Module) -> int:
@@ -210,7 +211,7 @@ def evaluate_plan(
     processor = load_processor(plan.source)
     say("look at the samples")
     positions = plan.source.settings.max_positions
-    look(samples, prompts_for(processor, plan.knobs.tokens), positions, max_new_tokens)
+    look(samples, prompts_for(processor, plan.knobs.tokens, plan.source.architecture.prompt), positions, max_new_tokens)
     say("load")
     model = load_model(plan.source.path)
     prepared = prepare(model, processor, samples, plan.knobs.tokens, hold=False)

@@ -1,7 +1,7 @@
 """Samples as the model was trained to see them: token ids, the embedded prefix of a picture, ids back to text.
 
-MolmoE: begin token and image stream (the prefix, shared by all questions about a picture), then
-" User: … Assistant:". Text-only models take the prompt as it is. The same prompts as `knobcast run`.
+Image models: begin token and image stream (the prefix, shared by all questions about a picture), then the prompt in
+the family's template. Text-only models take the template alone. The same prompts as `knobcast run`.
 """
 
 from collections.abc import Sequence
@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from importance.samples import Sample, SamplesError
+from transform.architectures import Prompt, imported
 from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError
 from transform.image_settings import max_crops, variant_policy
 from transform.molmoe.pictures import ImageInput
+from transform.special_tokens import begin_id_of
 from transform.strict_json import Record
 
 if TYPE_CHECKING:
@@ -54,12 +56,10 @@ class Prompts(Protocol):
 
 
 class TextPrompts:
-    """For models without eyes: the prompt as it is."""
+    """For models without eyes."""
 
-    before_answers = ""  # what follows every prompt
-
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> None:
+        self.tokenizer, self.prompt = tokenizer, prompt
 
     def question(self, sample: Sample) -> list[int]:
         """The tokenizer's own ids, special ones included."""
@@ -68,7 +68,8 @@ class TextPrompts:
                 f"sample {sample.id!r}: this model sees no images, the sample has {len(sample.images)}. Use text-only "
                 "samples, or a model with a vision tower."
             )
-        return list(self.tokenizer(sample.prompt)["input_ids"]) or [begin_id(self.tokenizer)]
+        ids = list(self.tokenizer(self.prompt.around(sample.prompt))["input_ids"])
+        return ids or [begin_id_of(self.tokenizer, self.prompt)]
 
     def prefix(self, model: nn.Module, picture: ImageInput | None) -> Tensor:
         """Nothing."""
@@ -83,7 +84,7 @@ class TextPrompts:
 
     def answer(self, model: nn.Module, sample: Sample, text: str) -> list[int]:
         """With the space between it and the question, and the tokenizer's own end of text if that ends answers."""
-        space = "" if (self.before_answers or sample.prompt)[-1].isspace() else " "
+        space = "" if self.prompt.around(sample.prompt)[-1].isspace() else " "
         ids = list(self.tokenizer(f"{space}{text.strip()}", add_special_tokens=False)["input_ids"])
         return ids + self.end(model)
 
@@ -108,17 +109,15 @@ class TextPrompts:
 
 
 class PicturePrompts(TextPrompts):
-    """For MolmoE, through its processor."""
+    """For image models, through their processor."""
 
-    before_answers = " Assistant:"
-
-    def __init__(self, processor: "MolmoEProcessor", tokens: int | str | None) -> None:
-        super().__init__(processor.tokenizer)
+    def __init__(self, processor: "MolmoEProcessor", tokens: int | str | None, prompt: Prompt) -> None:
+        super().__init__(processor.tokenizer, prompt)
         self.processor, self.tokens = processor, tokens
-        begin_id(self.tokenizer)
+        begin_id_of(self.tokenizer, prompt)
 
     def question(self, sample: Sample) -> list[int]:
-        """ " User: … Assistant:" without the begin token, which belongs to the prefix."""
+        """The prompt in its template, without the begin token, which belongs to the prefix."""
         try:
             row = self.processor(text=sample.prompt, return_tensors=None)["input_ids"][0]
         except ValueError as error:  # the image's own tokens
@@ -136,39 +135,27 @@ class PicturePrompts(TextPrompts):
         return 1 if picture is None else 1 + self.processor.image_length(picture, self.tokens)
 
 
-def prompts_for(processor: Processor, tokens: int | str | None) -> Prompts:
-    """By what is given: a processor that cuts images, or a tokenizer."""
+def prompts_for(processor: Processor, tokens: int | str | None, prompt: Prompt) -> Prompts:
+    """By what is given: a processor that cuts images, or a tokenizer. `prompt` is the family's."""
     if hasattr(processor, "image_token_ids"):
-        return PicturePrompts(processor, tokens)
+        return PicturePrompts(processor, tokens, prompt)
     if tokens is not None:
         raise SamplesError(f"a vision budget needs a model that sees images, got tokens={tokens!r}. Leave it out.")
-    return TextPrompts(processor)
-
-
-def begin_id(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """What a sequence starts with: the tokenizer's begin token, or its end of text as in MolmoE."""
-    for found in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        if found is not None:
-            return int(found)
-    raise CheckpointError(
-        "a sequence must begin with a known token: the tokenizer names neither bos_token nor eos_token. "
-        "Restore tokenizer_config.json."
-    )
+    return TextPrompts(processor, prompt)
 
 
 def load_processor(checkpoint: Checkpoint) -> Processor:
-    """MolmoE's processor with the directory's own image policy (a variant's fixed one, else the released model's),
-    or the tokenizer of a text-only model. No code of the directory is executed."""
+    """The family's processor with the directory's own image policy (a variant's fixed one, else the released
+    model's), or the tokenizer of a text-only model. No code of the directory is executed."""
     directory = checkpoint.path
     tokenizer = _tokenizer(directory)
-    if not checkpoint.architecture.multimodal:
+    images = checkpoint.architecture.images
+    if images is None:
         return tokenizer
-    from transform.molmoe import MolmoEProcessor
-
     policy: Record = {"max_crops": max_crops(checkpoint)}
     stored = variant_policy(checkpoint) or {}
     policy |= {key: stored[key] for key in ("vision_tokens", "resize", "rule") if key in stored}
-    return MolmoEProcessor(tokenizer, vocab_size=checkpoint.settings.vocab, **policy)
+    return imported(images.processor)(tokenizer, vocab_size=checkpoint.settings.vocab, **policy)
 
 
 def _tokenizer(directory: Path) -> "PreTrainedTokenizerBase":

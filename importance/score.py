@@ -139,11 +139,11 @@ class Setting:
 
     def look(self) -> None:
         """Open every picture and measure every prompt; refuses what can't be seen, as `evaluate` does."""
-        prompts = prompts_for(load_processor(self.checkpoint), self.tokens)
+        prompts = prompts_for(load_processor(self.checkpoint), self.tokens, self.checkpoint.architecture.prompt)
         look(self.samples, prompts, self.checkpoint.settings.max_positions, 0)
 
     def _check_modalities(self) -> None:
-        if self.checkpoint.architecture.multimodal:
+        if self.checkpoint.architecture.modality.sees_images:
             return
         pictured = next((sample for sample in self.samples if sample.images), None)
         if pictured is not None:
@@ -188,7 +188,7 @@ class Setting:
     @property
     def _length(self) -> int:
         """About the most positions of a picture with its questions."""
-        if not self.checkpoint.architecture.multimodal:
+        if not self.checkpoint.architecture.modality.sees_images:
             return QUESTION
         plan = make_plan(self.checkpoint, Knobs(None, None, self.tokens, "source"), "pad", "canvas").as_dict()
         longest: int = max(tiling["image_tokens"] for tiling in plan["vision"]["tilings"])

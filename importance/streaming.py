@@ -13,23 +13,11 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from importance.suited import insist_on_suited
+from transform.architectures.per_block import select_blocks
 from transform.checkpoint import Checkpoint
 from transform.load import TORCH_DTYPES, building, load_view, model_class, plain_config
 from transform.packed import dequantise
 from transform.runtime import find_decoder, find_routers
-from transform.strict_json import Record
-
-_VECTORS = {
-    "attention.norm": "input_layernorm.weight",
-    "attention.q": "self_attn.q_proj.weight",
-    "attention.k": "self_attn.k_proj.weight",
-    "attention.v": "self_attn.v_proj.weight",
-    "attention.q_norm": "self_attn.q_norm.weight",
-    "attention.k_norm": "self_attn.k_norm.weight",
-    "attention.out": "self_attn.o_proj.weight",
-    "mlp.norm": "post_attention_layernorm.weight",
-    "router": "mlp.gate.weight",
-}
 
 
 class StreamedBlocks:
@@ -75,25 +63,24 @@ class StreamedBlocks:
 
     def forget_inputs(self) -> None:
         """Release the vision tower and the embedding tables, once everything is embedded."""
-        inner = getattr(self.model, "model", None)
-        if inner is not None and getattr(inner, "vision_backbone", None) is not None:
-            inner.vision_backbone = None
+        if images := self.checkpoint.architecture.images:
+            setattr(self.model.model, images.module, None)
         find_decoder(self.model).embed_tokens = None
 
     @torch.no_grad()
     def _fill(self, index: int) -> None:
-        parameters = dict(self._block.named_parameters())
-        roles = self.checkpoint.architecture.roles
-        for role, name in _VECTORS.items():
-            if role in roles:
-                self._read(role, parameters[name], index)
-        if "attention.qkv" in roles:
-            q, k, v = (parameters[_VECTORS[f"attention.{part}"]] for part in "qkv")
+        named, architecture = dict(self._block.named_parameters()), self.checkpoint.architecture
+        parameters = {role: named[name] for role, name in architecture.modules.items()}
+        for role, parameter in parameters.items():
+            if role in architecture.roles and not role.startswith("expert."):
+                self._read(role, parameter, index)
+        if "attention.qkv" in architecture.roles:
+            q, k, v = (parameters[f"attention.{part}"] for part in "qkv")
             fused = torch.empty(len(q) + len(k) + len(v), q.shape[1])
             self._read("attention.qkv", fused, index)
             for target, source in zip((q, k, v), fused.split([len(q), len(k), len(v)]), strict=True):
                 target.copy_(source)
-        gate_up, down = parameters["mlp.experts.gate_up_proj"], parameters["mlp.experts.down_proj"]
+        gate_up, down = parameters["expert.gate_up"], parameters["expert.down"]
         width = gate_up.shape[1] // 2
         for expert in range(self.checkpoint.settings.experts):
             self._read("expert.gate", gate_up[expert, :width], index, expert)
@@ -125,10 +112,7 @@ def _without_blocks(checkpoint: Checkpoint) -> tuple[nn.Module, int]:
     """(the model of a checkpoint with 0 blocks, bytes of its tensors)."""
     architecture = checkpoint.architecture
     prefix = architecture.block.partition("{i}")[0]
-    config: Record = dict(checkpoint.config) | {architecture.depth_key: 0}
-    for key in (architecture.top_k_key, *architecture.per_layer_lists):
-        if isinstance(config.get(key), list):
-            config[key] = []
+    config = select_blocks(checkpoint.config, architecture.depth_key, ())
     tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith(prefix)}
     model, _ = load_view(replace(checkpoint, config=config, tensors=tensors))
     if (checkpoint.path / "generation_config.json").is_file():  # which says what ends an answer
@@ -138,11 +122,7 @@ def _without_blocks(checkpoint: Checkpoint) -> tuple[nn.Module, int]:
 
 def _empty_block(checkpoint: Checkpoint) -> nn.Module:
     """One decoder block with room for weights, in float32."""
-    architecture = checkpoint.architecture
-    config: Record = dict(checkpoint.config) | {architecture.depth_key: 1}
-    for key in (architecture.top_k_key, *architecture.per_layer_lists):
-        if isinstance(config.get(key), list):
-            config[key] = config[key][:1]
+    config = select_blocks(checkpoint.config, checkpoint.architecture.depth_key, (0,))
     kind = model_class(config)
     with building(str(checkpoint.path)), torch.device("meta"):
         model = kind(kind.config_class.from_dict(plain_config(config)))

@@ -28,7 +28,7 @@ from tests.bench_onnx import bars as onnx_bars
 from tests.bench_opening import bars as opening_bars
 from tests.bench_page import FIGURES, PAGE, render
 from tests.bench_scoring import bars as scoring_bars
-from tests.full_size import measure_emission, released_config, write_sparse_molmoe
+from tests.support.full_size import measure_emission, released_config, write_sparse_molmoe
 
 ROOT = Path(__file__).parent.parent
 # The peak is read inside the process: the kernel's ru_maxrss of a child starts at its parent's size.

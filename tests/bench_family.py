@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.full_size import ROOT, released_config, write_sparse_molmoe
+from tests.support.full_size import released_config, write_sparse_molmoe
+from tests.support.paths import ROOT
 
 GRID = "k=1,2,4,6,8 blocks=8,10,12,14,16"
 MEASURE = """

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench_scoring import write_noise_molmoe
-from tests.full_size import ROOT
+from tests.support.paths import ROOT
 from transform.depth import drop_blocks
 from transform.packed_layout import packed_bytes
 from transform.plan import weight_bytes

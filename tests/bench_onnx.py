@@ -24,7 +24,7 @@ from export.graph.moe import mixture
 from export.graph.norm import rms_norm
 from export.run.session import open_session
 from export.run.session_options import session_options
-from tests.full_size import ROOT
+from tests.support.paths import ROOT
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint
 from transform.forms import form_named

@@ -16,7 +16,7 @@ from export.gate.as_user import check_as_user
 from export.run.providers import SESSION_ATTRIBUTES
 from export.run.session import open_session
 from export.variant import export_variant
-from tests.full_size import ROOT
+from tests.support.paths import ROOT
 from transform.knobs import Knobs
 from transform.plan import make_plan
 from transform.read import read_checkpoint

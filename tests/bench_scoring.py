@@ -26,7 +26,8 @@ from importance.objectives import NegativeLogLikelihood
 from importance.prompts import load_processor
 from importance.readers.read import read_samples
 from importance.search.exact import depth_first
-from tests.full_size import ROOT, SIZES, released_config, size_of
+from tests.support.full_size import SIZES, released_config, size_of
+from tests.support.paths import ROOT
 from transform.architectures import architecture_of
 from transform.load import load_model
 from transform.read import read_checkpoint

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-FIXTURES = Path(__file__).parent / "fixtures" / "molmo"
-Header = dict[str, Any]
+from tests.support.paths import FIXTURES, PROGRAMS
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +49,7 @@ def warm_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             command = [
                 sys.executable,
                 "-P",
-                str(Path(__file__).with_name("warm_user.py")),
+                str(PROGRAMS / "warm_user.py"),
                 str(export.gate.as_user.SCRIPT),
             ]
             started.append(subprocess.Popen(command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
@@ -67,12 +66,6 @@ def warm_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     patch.undo()
     for user in started:
         user.communicate()
-
-
-def write_raw(path: Path, header: Header, data: bytes, length: int | None = None) -> None:
-    """A safetensors file with any header, right or wrong."""
-    text = json.dumps(header).encode()
-    path.write_bytes((len(text) if length is None else length).to_bytes(8, "little") + text + data)
 
 
 @pytest.fixture

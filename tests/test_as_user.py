@@ -14,8 +14,8 @@ import transform.machine
 from export.gate.as_user import check_as_user
 from export.gate.verify import verify_directory
 from export.variant import export_variant
-from tests.test_export import _record_sums as record_sums
-from tests.test_molmoe_auto import small_tokenizer
+from tests.support.models import small_tokenizer
+from tests.support.variants import record_sums
 from transform.depth import drop_blocks
 from transform.errors import KnobcastError, VerificationError
 from transform.knobs import Knobs

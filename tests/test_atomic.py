@@ -17,10 +17,10 @@ from export.command.main import app
 from export.command.score_files import score_blocks
 from importance.atomic import _host, sweep_staged, write_atomically
 from importance.store import job_folder
+from tests.support.paths import ROOT
 from transform.errors import WriteError
 from transform.scratch import scratch
 
-ROOT = Path(__file__).parent.parent
 DEAD = 999_999_999
 
 

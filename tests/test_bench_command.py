@@ -22,7 +22,7 @@ from export.command.main import app
 from export.family.family import export_family, plan_family
 from export.run.session import RunError
 from export.variant import export_variant
-from tests.onnx_support import greedy, session
+from tests.support.graphs import greedy, session
 from transform.errors import KnobcastError, KnobError, VerificationError, WriteError
 from transform.knobs import Knobs
 from transform.plan import make_plan

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.conftest import Header, write_raw
+from tests.support.safetensors_file import write_raw
 from transform.architectures import known_model_types
 from transform.errors import CheckpointError
 from transform.read import read_checkpoint
 from transform.safetensors_header import read_header
+from transform.strict_json import Record
 
 Copy = Callable[[Path], Path]
 F4 = {"dtype": "F32", "shape": [1]}
@@ -65,7 +66,7 @@ def test_the_flat_spelling_of_names_is_the_same_checkpoint(molmo: Path, copy_of:
         ({}, b"", "name 1 to"),
     ],
 )
-def test_irregular_files_are_refused(tmp_path: Path, header: Header, data: bytes, message: str) -> None:
+def test_irregular_files_are_refused(tmp_path: Path, header: Record, data: bytes, message: str) -> None:
     write_raw(tmp_path / "x.safetensors", header, data)
     with pytest.raises(CheckpointError, match=message):
         read_header(tmp_path / "x.safetensors")

@@ -9,12 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-
-
-def knobcast(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "export.command.main", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+from tests.support.command import knobcast
+from tests.support.paths import ROOT
 
 
 @pytest.mark.parametrize(
@@ -48,13 +44,20 @@ def knobcast(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
 )
 def test_settings_that_can_not_be(molmo: Path, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
     done = knobcast("export", molmo, *arguments, "--out", tmp_path / "v")
-    message = " ".join(done.stderr.split())
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert message.count("error:") == 1
-    assert "Traceback" not in message
+    assert done.code == 1
+    assert done.out == ""
+    assert done.said.count("error:") == 1
     for word in words:
-        assert word in message, message
+        assert word in done.said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refusal_as_a_shell_sees_it(molmo: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "export.command.main", "export", str(molmo), "--k", "0", "--out", f"{tmp_path}/v"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: k must be")
+    assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -62,30 +65,29 @@ def test_settings_that_can_not_be(molmo: Path, tmp_path: Path, arguments: list[s
 def test_unusable_scores(molmo: Path, tmp_path: Path, content: str) -> None:
     (tmp_path / "scores.json").write_text(content)
     done = knobcast("export", molmo, "--blocks", "3", "--scores", tmp_path / "scores.json", "--out", tmp_path / "v")
-    assert done.returncode == 1
-    assert "error:" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.code == 1
+    assert "error:" in done.err
     assert not (tmp_path / "v").exists()
 
 
 def test_tokens_are_refused_for_models_without_eyes(olmoe: Path, tmp_path: Path) -> None:
     done = knobcast("export", olmoe, "--tokens", "432", "--out", tmp_path / "v")
-    assert done.returncode == 1
-    assert "no images" in " ".join(done.stderr.split())
+    assert done.code == 1
+    assert "no images" in done.said
 
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     done = knobcast("plan", tmp_path / "absent")
-    assert done.returncode == 1
-    assert "no such directory" in " ".join(done.stderr.split())
+    assert done.code == 1
+    assert "no such directory" in done.said
 
 
 def test_an_existing_target_needs_force(molmo: Path, tmp_path: Path) -> None:
     (tmp_path / "v").mkdir()
     (tmp_path / "v" / "mine").write_text("mine")
     done = knobcast("export", molmo, "--k", "2", "--out", tmp_path / "v")
-    assert done.returncode == 1
-    assert "--force" in done.stderr
+    assert done.code == 1
+    assert "--force" in done.err
     assert [p.name for p in (tmp_path / "v").iterdir()] == ["mine"]
 
 
@@ -93,9 +95,9 @@ def test_the_source_is_never_the_target(molmo: Path, copy_of: Callable[[Path], P
     copy = copy_of(molmo)
     (copy / "manifest.json").write_text("{}")
     done = knobcast("export", copy, "--k", "2", "--out", copy, "--force")
-    assert done.returncode == 1
-    assert "is the source" in " ".join(done.stderr.split())
-    assert knobcast("export", copy, "--k", "2", "--out", copy / "sub").returncode == 1
+    assert done.code == 1
+    assert "is the source" in done.said
+    assert knobcast("export", copy, "--k", "2", "--out", copy / "sub").code == 1
     assert not (copy / "sub").exists()
 
 
@@ -118,16 +120,15 @@ def test_a_broken_config_gets_one_message(
     copy = copy_of(molmo)
     (copy / "config.json").write_text(json.dumps(json.loads((copy / "config.json").read_text()) | change))
     done = knobcast("export", copy, "--k", "2", "--no-onnx", "--out", tmp_path / "v")
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert word in " ".join(done.stderr.split())
+    assert done.code == 1
+    assert word in done.said
     assert not (tmp_path / "v").exists()
 
 
 def test_primes_and_untrained_k_warn_and_go_on(molmo: Path) -> None:
     done = knobcast("plan", molmo, "--k", "6", "--tokens", "864", "--json")
-    assert done.returncode == 0
-    warnings = " ".join(json.loads(done.stdout)["warnings"])
+    assert done.code == 0
+    warnings = " ".join(json.loads(done.out)["warnings"])
     assert "prime" in warnings
     assert "720" in warnings  # the better budget
     assert "above the trained k=4" in warnings
@@ -167,5 +168,5 @@ def test_ctrl_c_says_that_nothing_was_written(molmo: Path, tmp_path: Path) -> No
 def test_brackets_in_a_path_are_printed(molmo: Path, tmp_path: Path) -> None:
     out = tmp_path / "a [red] one"
     done = knobcast("export", molmo, "--k", "2", "--no-verify", "--no-onnx", "--out", out)
-    assert done.returncode == 0
-    assert f"not verified {out}\n" in done.stdout
+    assert done.code == 0
+    assert f"not verified {out}\n" in done.out

@@ -27,9 +27,11 @@ from export.graph.decoder import text_graph
 from export.graph.static import write_decoders
 from export.run.static_plan import Prefill, StaticPlan
 from export.variant import export_variant
-from tests.foreign_graphs import EXPERTS, VOCABULARY, write_foreign
-from tests.full_size import measure_emission, released_config, write_sparse_molmoe
-from tests.onnx_support import FIXTURES, empty_cache, session, step, write_variant
+from tests.support.foreign_graphs import EXPERTS, VOCABULARY, write_foreign
+from tests.support.full_size import measure_emission, released_config, write_sparse_molmoe
+from tests.support.graphs import empty_cache, session, step
+from tests.support.paths import FIXTURES
+from tests.support.variants import write_variant
 from transform.arrays import Array
 from transform.depth import drop_blocks
 from transform.errors import CheckpointError, KnobError, VerificationError, WriteError
@@ -139,12 +141,7 @@ def test_every_form_equals_the_graph_emitted_for_the_setting(form: str, tmp_path
 
 
 def test_sixteen_bit_experts_in_branches(olmoe: Path, tmp_path: Path) -> None:
-    from transform.dtype import cast
-    from transform.write import write_checkpoint
-
-    (tmp_path / "half").mkdir()
-    write_checkpoint(cast(read_checkpoint(olmoe), "bfloat16"), tmp_path / "half")
-    directory = write_variant(tmp_path / "half", tmp_path / "variant")
+    directory = write_variant(olmoe, tmp_path / "variant", dtype="bfloat16")
     made = derive(directory / "text.onnx", 2, drop=[1, 5])
     assert made["verification"]["torch"]["prefill"] <= 1e-5 * made["verification"]["torch"]["largest_value"]
     equal(outputs(directory, made["graph"]), outputs(directory, emitted(directory, 2, [1, 5])))

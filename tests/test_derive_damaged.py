@@ -12,7 +12,7 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from export.derive import derive
 from export.derive.graph import Network
 from export.derive.surgery import operate
-from tests.onnx_support import write_variant
+from tests.support.variants import write_variant
 from transform.errors import CheckpointError, KnobcastError
 
 

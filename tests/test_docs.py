@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.imports import PACKAGES
+from tests.support.imports import PACKAGES
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 HOUSES = (*PACKAGES, "tests", "docs", ".ci")
 NAMED = re.compile(rf"`((?:{'|'.join(map(re.escape, HOUSES))})/[\w./*-]*)`")

@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,6 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from export.command.main import main
 from export.command.show import show_evaluation
 from export.variant import export_variant
 from importance import batch
@@ -24,6 +22,7 @@ from importance.evaluate import evaluate, evaluate_plan, prepare
 from importance.prompts import load_processor
 from importance.readers.read import read_samples
 from importance.samples import Sample, SamplesError
+from tests.support.command import knobcast
 from transform.errors import CheckpointError, KnobcastError
 from transform.knobs import Knobs
 from transform.load import load_model
@@ -304,25 +303,16 @@ def test_models_that_can_not_answer(speaker: Path, molmo: Path, tmp_path: Path) 
         evaluate(model, prepared)
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
-    """Exit code of `knobcast evaluate …`, in this process: importing torch again takes longer than the rest."""
-    monkeypatch.setattr(sys, "argv", ["knobcast", "evaluate", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
-
-
-def test_the_command(data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(data: Path) -> None:
     knobs = ("--k", "2", "--drop-blocks", "3,4", "--tokens", "288", "--limit", "3", "--max-new-tokens", "2")
-    assert command(monkeypatch, DEFAULT, "--data", data, *knobs, "--json") == 0
-    out, err = capsys.readouterr()
-    found = json.loads(out)
+    done = knobcast("evaluate", DEFAULT, "--data", data, *knobs, "--json")
+    assert done.code == 0
+    found = json.loads(done.out)
     assert list(found) == ["accuracy", "stderr", "samples", "by_kind"]
     assert found["samples"] == 3
     assert set(found["by_kind"]) == {"colour", "count"}
-    assert "3 of 3 samples" in err
-    assert command(monkeypatch, "--data", data, "--limit", "1", "--max-new-tokens", "1") == 0
-    assert "95 % interval" in capsys.readouterr().out
+    assert "3 of 3 samples" in done.err
+    assert "95 % interval" in knobcast("evaluate", "--data", data, "--limit", "1", "--max-new-tokens", "1").out
 
 
 def test_the_table() -> None:
@@ -352,20 +342,12 @@ def test_the_table() -> None:
     ],
     ids=str,
 )
-def test_bad_input(
-    data: Path,
-    arguments: list[str],
-    words: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert command(monkeypatch, "--data", data, *arguments) == 1
-    out, err = capsys.readouterr()
-    message = " ".join(err.split())
-    assert out == ""
-    assert message.count("error:") == 1
+def test_bad_input(data: Path, arguments: list[str], words: list[str]) -> None:
+    done = knobcast("evaluate", "--data", data, *arguments)
+    assert (done.code, done.out) == (1, "")
+    assert done.said.count("error:") == 1
     for word in words:
-        assert word in message, message
+        assert word in done.said
 
 
 def test_what_is_refused_is_one_family() -> None:

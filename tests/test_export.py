@@ -1,6 +1,5 @@
 """The main job on real checkpoints: complete, equal to the dynamic knobs, tamper-evident, deterministic."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -11,13 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
 from export.files.integrity import check_graph_bounds
 from export.gate.blockwise import blockwise_gate
 from export.gate.verify import verify_directory
 from export.variant import export_variant
-from tests.test_forms import save_source
+from tests.support.models import BLOCKWISE, save_source
+from tests.support.paths import ROOT
+from tests.support.variants import digests, record_sums
 from transform.errors import KnobcastError, VerificationError, WriteError
 from transform.knobs import Knobs
 from transform.ownership import SUMS
@@ -25,15 +27,9 @@ from transform.plan import make_plan
 from transform.read import read_checkpoint
 from transform.source import DEFAULT
 
-ROOT = Path(__file__).parent.parent
-
 
 def export(source: Path, out: Path, knobs: Knobs, **options: Any) -> dict[str, Any]:
     return export_variant(make_plan(read_checkpoint(source), knobs), out, **options)
-
-
-def digests(directory: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(directory.iterdir())}
 
 
 @pytest.fixture(scope="module")
@@ -115,23 +111,13 @@ def _entries(file: Path) -> Any:
     return read_header(file)
 
 
-def _record_sums(directory: Path) -> None:
-    """A careful tamperer's work: sums and manifest follow the change."""
-    from export.files.integrity import write_sums
-
-    sums = write_sums(directory)
-    manifest = json.loads((directory / "manifest.json").read_text())
-    manifest["files"]["sha256sums"] = sums
-    (directory / "manifest.json").write_text(json.dumps(manifest))
-
-
 @pytest.mark.parametrize("careful", [False, True])
 def test_swapped_experts_fail_verify(tampered: Path, careful: bool) -> None:
     index = json.loads((tampered / "model.safetensors.index.json").read_text())["weight_map"]
     prefix = "model.transformer.blocks.5.mlp.experts."
     _swap_experts(tampered / index[f"{prefix}0.gate_proj.weight"], prefix)
     if careful:
-        _record_sums(tampered)
+        record_sums(tampered)
     with pytest.raises(VerificationError):
         verify_directory(tampered, lambda _: None)
 
@@ -141,7 +127,7 @@ def test_another_k_in_the_config_fails_verify(tampered: Path, careful: bool) -> 
     config = json.loads((tampered / "config.json").read_text())
     (tampered / "config.json").write_text(json.dumps(config | {"moe_top_k": 3}))
     if careful:
-        _record_sums(tampered)
+        record_sums(tampered)
     with pytest.raises(VerificationError):
         verify_directory(tampered, lambda _: None)
 
@@ -151,7 +137,7 @@ def test_a_truncated_shard_fails_verify(tampered: Path, careful: bool) -> None:
     shard = sorted(tampered.glob("*.safetensors"))[-1]
     os.truncate(shard, shard.stat().st_size - 100)
     if careful:
-        _record_sums(tampered)
+        record_sums(tampered)
     with pytest.raises(KnobcastError):
         verify_directory(tampered, lambda _: None)
 
@@ -243,7 +229,7 @@ def test_a_variant_of_a_variant_keeps_its_vision_budget(molmo: Path, tmp_path: P
     ids=["cpu", "cuda", "int4", "int8"],
 )
 def test_the_card_says_what_a_form_is(tmp_path: Path, knobs: Knobs, said: list[str], unsaid: list[str]) -> None:
-    save_source(tmp_path / "source")
+    save_source(tmp_path / "source", torch.bfloat16, **BLOCKWISE)
     manifest = export(tmp_path / "source", tmp_path / "v", knobs)
     card = (tmp_path / "v" / "README.md").read_text()
     assert manifest["verification"]["graphs_computed_by"] in card
@@ -336,6 +322,6 @@ def test_a_model_that_torch_can_not_run_is_refused_with_the_reason(tmp_path: Pat
 
 def test_missing_golden_outputs_fail_verify(tampered: Path) -> None:
     (tampered / "golden.safetensors").unlink()
-    _record_sums(tampered)
+    record_sums(tampered)
     with pytest.raises(VerificationError, match="golden"):
         verify_directory(tampered, lambda _: None)

@@ -15,7 +15,7 @@ from export.layout.moved import plan_move, write_move
 from export.numpy_run import NumpySession
 from export.run.external import BITS, External, place_of
 from export.run.session import open_session
-from tests.onnx_support import write_variant
+from tests.support.variants import write_variant
 from transform.errors import KnobcastError, VerificationError
 
 

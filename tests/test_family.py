@@ -6,7 +6,6 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,32 +19,24 @@ import export.graph.decoder
 from export.command.main import app
 from export.family.family import export_family, plan_family, plan_member, verify_family
 from export.family.grid import MOST_MEMBERS, Setting, parse_grid
-from export.files.integrity import external_tensors, sha256_file, write_sums
+from export.files.integrity import external_tensors, sha256_file
 from export.run.family_file import Family
 from export.run.graphs import Graphs
 from export.variant import export_variant
+from tests.support.families import GRID, NAMES, write_family, write_scores
+from tests.support.paths import ROOT
+from tests.support.variants import read_json, record_sums
 from transform.errors import KnobcastError, KnobError, ScoresError, VerificationError, WriteError
 from transform.knobs import Knobs
 from transform.plan import make_plan
 from transform.read import read_checkpoint
 
-ROOT = Path(__file__).parent.parent
 PYTHON = ROOT / ".venv-genai" / "bin" / "python"
-GRID = "k=2,1x2.4x1 blocks=3,4"
-NAMES = ["k2-b3", "k2-b4", "k1x2.4x1-b3"]
 
 
 @pytest.fixture(scope="module")
 def scores(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Block 1 matters least."""
-    file = tmp_path_factory.mktemp("scores") / "scores.json"
-    file.write_text(json.dumps({"0": 0.9, "1": 0.1, "2": 0.2, "3": 0.8}))
-    return str(file)
-
-
-def write_family(source: Path, out: Path, grid: str, verify: bool = True, **options: Any) -> dict[str, Any]:
-    base, members = plan_family(read_checkpoint(source), grid, **options)
-    return export_family(base, members, out, verify=verify)
+    return write_scores(tmp_path_factory.mktemp("scores"))
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +44,6 @@ def made(molmo: Path, scores: str, tmp_path_factory: pytest.TempPathFactory) -> 
     out = tmp_path_factory.mktemp("families") / "family"
     write_family(molmo, out, GRID, tokens=288, scores=scores)
     return out
-
-
-def read(file: Path) -> dict[str, Any]:
-    return dict(json.loads(file.read_text()))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +121,7 @@ def test_a_family_holds_the_weights_once_and_a_graph_per_member(made: Path, molm
 
 
 def test_the_record_says_what_the_members_are_and_what_was_measured(made: Path) -> None:
-    record = read(made / "family.json")
+    record = read_json(made / "family.json")
     assert Family.parse(record).as_dict() == record
     members = record["members"]
     assert [m["name"] for m in members] == NAMES
@@ -181,27 +168,14 @@ def test_a_member_made_standalone_is_the_export_from_the_source(
     # its origin is the family: that, and what holds it, is all that may differ
     assert set(differing) <= {"manifest.json", "README.md", "SHA256SUMS"}
 
-    overlaid = merged(read(made / "genai_config.json"), read(made / f"genai_config-{name}.json"))
+    overlaid = merged(read_json(made / "genai_config.json"), read_json(made / f"genai_config-{name}.json"))
     overlaid["model"]["decoder"]["filename"] = "text.onnx"
-    assert overlaid == read(tmp_path / "theirs" / "genai_config.json")
+    assert overlaid == read_json(tmp_path / "theirs" / "genai_config.json")
 
 
 def test_a_family_verifies_and_a_moved_one_too(made: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(made, tmp_path / "elsewhere"))
     assert list(verify_family(moved, lambda _: None)["members"]) == NAMES
-
-
-def record_sums(directory: Path, first: Mapping[str, str] = MappingProxyType({})) -> None:
-    """A careful tamperer's work: digests, sums and manifest follow the change; `first` overrides the first member."""
-    record = read(directory / "family.json")
-    for member in record["members"]:
-        member["sha256"] = sha256_file(directory / member["graph"])
-    record["members"][0] |= first
-    (directory / "family.json").write_text(json.dumps(record))
-    sums = write_sums(directory)
-    manifest = read(directory / "manifest.json")
-    manifest["files"]["sha256sums"] = sums
-    (directory / "manifest.json").write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize("change", ["graph", "blocks_kept", "top_k"])
@@ -211,7 +185,7 @@ def test_a_changed_member_fails_verify(made: Path, tmp_path: Path, change: str, 
     if change == "graph":
         shutil.copyfile(family / "text-k1x2.4x1-b3.onnx", family / "text-k2-b3.onnx")
     else:
-        record = read(family / "family.json")
+        record = read_json(family / "family.json")
         record["members"][0][change] = {"blocks_kept": [0, 1, 3], "top_k": [2, 2, 1]}[change]
         (family / "family.json").write_text(json.dumps(record))
     if careful:
@@ -248,7 +222,7 @@ def test_a_digest_that_is_not_the_graphs_fails_verify(made: Path, tmp_path: Path
     ids=str,
 )
 def test_a_broken_record_is_refused(made: Path, tmp_path: Path, change: dict[str, Any]) -> None:
-    record = read(made / "family.json")
+    record = read_json(made / "family.json")
     (record if change.keys() & record.keys() else record["members"][0]).update(change)
     (tmp_path / "family.json").write_text(json.dumps(record))
     with pytest.raises(VerificationError, match="Export the family again"):
@@ -359,7 +333,13 @@ def test_an_overlay_switches_the_member_in_genai(made: Path, tmp_path: Path, nam
     export_variant(plan_member(made, name)[0], tmp_path / "member", verify=False)
 
     def generate(directory: Path, *overlay: str) -> list[int]:
-        command = [str(PYTHON), "tests/genai_generate.py", str(directory), str(tmp_path / "inputs.safetensors"), "12"]
+        command = [
+            str(PYTHON),
+            "tests/programs/genai_generate.py",
+            str(directory),
+            str(tmp_path / "inputs.safetensors"),
+            "12",
+        ]
         done = subprocess.run([*command, *overlay], cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return list(json.loads(done.stdout))

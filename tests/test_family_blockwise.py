@@ -15,9 +15,10 @@ import export.gate.resident
 import export.graph.decoder
 import transform.load
 import transform.machine
-from export.family.family import export_family, plan_family, verify_family
+from export.family.family import verify_family
 from export.files.integrity import external_tensors
-from tests.test_family import GRID, NAMES, read, record_sums
+from tests.support.families import NAMES, write_family, write_scores
+from tests.support.variants import read_json, record_sums
 from transform.checkpoint import Checkpoint
 from transform.errors import VerificationError
 from transform.forms import REFERENCE, Form
@@ -39,10 +40,7 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write(molmo: Path, out: Path, form: str = "cpu") -> dict[str, Any]:
-    scores = out.parent / "scores.json"
-    scores.write_text(json.dumps({"0": 0.9, "1": 0.1, "2": 0.2, "3": 0.8}))
-    base, members = plan_family(read_checkpoint(molmo), GRID, tokens=288, scores=str(scores), form=form)
-    return export_family(base, members, out)
+    return write_family(molmo, out, tokens=288, scores=write_scores(out.parent), form=form)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +69,7 @@ def test_members_are_proven_block_by_block(
     said: list[str] = []
     record = write(molmo, tmp_path / "family", form)
     assert list(loaded.values()) == [1] * 4
-    assert read(tmp_path / "family" / "manifest.json")["verification"]["mode"] == "blockwise"
+    assert read_json(tmp_path / "family" / "manifest.json")["verification"]["mode"] == "blockwise"
     assert [entry["name"] for entry in record["members"]] == NAMES
     for entry, blocks in zip(record["members"], (3, 4, 3), strict=True):
         found = entry["verification"]
@@ -93,7 +91,7 @@ def test_a_member_of_other_blocks_or_another_k_is_refused(made: Path, tmp_path: 
     if change == "graph":
         shutil.copyfile(family / "text-k1x2.4x1-b3.onnx", family / "text-k2-b3.onnx")
     else:
-        record = read(family / "family.json")
+        record = read_json(family / "family.json")
         record["members"][0][change] = {"blocks_kept": [0, 1, 3], "top_k": [2, 2, 1]}[change]
         (family / "family.json").write_text(json.dumps(record))
     record_sums(family)

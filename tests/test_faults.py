@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import library
-
-ROOT = Path(__file__).parent.parent
+from tests.support.paths import ROOT
 
 
 @pytest.mark.extra

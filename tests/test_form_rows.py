@@ -13,7 +13,7 @@ from export.gate.op_checks import check_operators, missing_cuda
 from export.numpy_run.graphs import NumpyGraphs
 from export.run.providers import PROVIDERS
 from export.variant import export_variant
-from tests.imports import PACKAGES
+from tests.support.imports import PACKAGES
 from transform.errors import KnobError
 from transform.forms import FORMS, NAMES, REFERENCE, form_named
 from transform.knobs import Knobs

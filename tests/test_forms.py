@@ -15,13 +15,13 @@ import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, OlmoeForCausalLM
+from transformers import AutoModelForCausalLM
 
 from export.files.integrity import external_tensors
 from export.numpy_run import NumpySession
-from tests.onnx_support import empty_cache, session, step, write_variant
-from tests.test_onnx_olmoe import torch_logits
-from tests.test_onnx_sizes import write_odd
+from tests.support.graphs import empty_cache, session, step
+from tests.support.models import BLOCKWISE, save_source, torch_logits, write_odd
+from tests.support.variants import write_variant
 from transform.errors import CheckpointError, KnobError
 from transform.forms import NAMES, form_named
 from transform.knobs import Knobs
@@ -29,7 +29,7 @@ from transform.load import load_model
 from transform.plan import form_of, make_plan
 from transform.read import read_checkpoint
 
-LAYERS, EXPERTS = 4, 8
+LAYERS, EXPERTS = BLOCKWISE["num_hidden_layers"], BLOCKWISE["num_experts"]
 SETTINGS: dict[str, dict[str, Any]] = {
     "whole": {},
     "k1": {"k": 1},
@@ -40,27 +40,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def save_source(path: Path, **settings: Any) -> None:
-    """A random OLMoE whose widths are multiples of a quantisation block, in bfloat16 as checkpoints are."""
-    from transformers import OlmoeConfig
-
-    config = OlmoeConfig(
-        vocab_size=96, hidden_size=64, intermediate_size=32, num_hidden_layers=LAYERS, num_attention_heads=4,
-        num_experts=EXPERTS, num_experts_per_tok=3, max_position_embeddings=256, initializer_range=0.1,
-        bos_token_id=None, eos_token_id=95, pad_token_id=1, **settings,
-    )  # fmt: skip
-    torch.manual_seed(5)
-    model = OlmoeForCausalLM(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:  # ones would hide a missing multiplication
-                parameter.uniform_(0.5, 1.5)
-    model.to(torch.bfloat16).save_pretrained(path)
-
-
 def variant(tmp_path: Path, form: str, setting: dict[str, Any]) -> tuple[Any, Any]:
     """(its text session, PyTorch's model of it)."""
-    save_source(tmp_path / "source", **setting.get("source", {}))
+    save_source(tmp_path / "source", torch.bfloat16, **BLOCKWISE, **setting.get("source", {}))
     made = write_variant(tmp_path / "source", tmp_path / "variant", setting.get("keep"), setting.get("k"), form=form)
     return session(made, "text.onnx"), load_model(made)
 
@@ -130,7 +112,7 @@ def test_image_models_in_every_form(form: str, tmp_path: Path) -> None:
 
 
 def test_the_cuda_form_has_few_nodes_and_no_byte_twice(tmp_path: Path) -> None:
-    save_source(tmp_path / "source")
+    save_source(tmp_path / "source", torch.bfloat16, **BLOCKWISE)
     made = write_variant(tmp_path / "source", tmp_path / "variant", k=2, form="cuda")
     graph = onnx.load(made / "text.onnx", load_external_data=False).graph
     fused = [node for node in graph.node if node.op_type == "MoE"]
@@ -148,7 +130,7 @@ def test_the_cuda_form_has_few_nodes_and_no_byte_twice(tmp_path: Path) -> None:
 
 def test_stacked_experts_are_the_experts_and_load_as_before(tmp_path: Path) -> None:
     """Each operand of the fused operator equals the stacked tensors by name, and transformers reads the same model."""
-    save_source(tmp_path / "source")
+    save_source(tmp_path / "source", torch.bfloat16, **BLOCKWISE)
     made = write_variant(tmp_path / "source", tmp_path / "variant", form="cuda")
     stored = load_file(made / "model.safetensors")
     original = load_file(tmp_path / "source" / "model.safetensors")
@@ -178,14 +160,14 @@ def test_stacked_experts_are_the_experts_and_load_as_before(tmp_path: Path) -> N
 def test_scattered_experts_cannot_be_fused(tmp_path: Path) -> None:
     from export.graph.decoder import text_graph
 
-    save_source(tmp_path / "source")
+    save_source(tmp_path / "source", torch.bfloat16, **BLOCKWISE)
     with pytest.raises(CheckpointError, match="--form cuda"):
         text_graph(read_checkpoint(tmp_path / "source"), form_named("cuda"))
 
 
 def test_float16_rounding_is_small(tmp_path: Path) -> None:
     """The cuda form as a GPU rounds it, by numpy: away from float32 by float16's precision and not by more."""
-    save_source(tmp_path / "source")
+    save_source(tmp_path / "source", torch.bfloat16, **BLOCKWISE)
     made = write_variant(tmp_path / "source", tmp_path / "variant", form="cuda", k=EXPERTS)  # no expert can flip
     text = NumpySession(made / "text.onnx")
     ids = np.arange(2, 12)[None]
@@ -198,7 +180,7 @@ def test_float16_rounding_is_small(tmp_path: Path) -> None:
 
 def test_variants_of_a_cuda_variant_are_so_too(tmp_path: Path) -> None:
     """Their form is read off the weights: float16, the experts of a block back to back."""
-    save_source(tmp_path / "source")
+    save_source(tmp_path / "source", torch.bfloat16, **BLOCKWISE)
     made = write_variant(tmp_path / "source", tmp_path / "variant", form="cuda")
     assert form_of(read_checkpoint(tmp_path / "source")).name == "cpu"
     plan = make_plan(read_checkpoint(made), Knobs(2, (0, 2)))

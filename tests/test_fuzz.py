@@ -13,9 +13,8 @@ import pytest
 from tests.fuzz.mutate import in_bytes, in_header, in_json, in_lines, in_protobuf
 from tests.fuzz.run import Found, attempt, fuzz, replay, save
 from tests.fuzz.targets import Target
+from tests.support.paths import ROOT
 from transform.errors import CheckpointError
-
-ROOT = Path(__file__).parents[1]
 
 
 def parse(data: bytes) -> Any:

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save
 
-from export.files.integrity import write_sums
 from export.gate.golden import FILE, compare
 from export.gate.golden_file import load_golden, with_golden_ids
 from export.gate.image_probe import image_probe
 from export.gate.verify import verify_directory
 from export.variant import export_variant
+from tests.support.variants import record_sums
 from transform.errors import VerificationError
 from transform.knobs import Knobs
 from transform.plan import make_plan
@@ -35,12 +35,6 @@ def seeing(molmo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copied(seeing: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(seeing, tmp_path / "v"))
-
-
-def sign(directory: Path) -> None:
-    manifest = json.loads((directory / "manifest.json").read_text())
-    manifest["files"]["sha256sums"] = write_sums(directory)
-    (directory / "manifest.json").write_text(json.dumps(manifest))
 
 
 def first(name: str, value: float) -> Callable[[Arrays], Arrays]:
@@ -64,7 +58,7 @@ def without(name: str) -> Callable[[Arrays], Arrays]:
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
 def test_values_that_are_not_finite_are_refused(copied: Path, name: str, value: float) -> None:
     (copied / FILE).write_bytes(save(first(name, value)(load_file(copied / FILE))))
-    sign(copied)
+    record_sums(copied)
     with pytest.raises(VerificationError, match=rf"{name} must be finite, 1 of its"):
         verify_directory(copied, lambda _: None)
 
@@ -100,7 +94,7 @@ def test_what_the_checks_compute_with_must_be_there(
     copied: Path, change: Callable[[Arrays], Arrays], message: str
 ) -> None:
     (copied / FILE).write_bytes(save(change(load_file(copied / FILE))))
-    sign(copied)
+    record_sums(copied)
     with pytest.raises(VerificationError, match=message):
         verify_directory(copied, lambda _: None)
 
@@ -127,8 +121,13 @@ def test_what_was_recorded_is_taken(seeing: Path) -> None:
     assert golden is not None
     vision = json.loads((seeing / "manifest.json").read_text())["vision"]
     probe = image_probe(checkpoint, seeing, vision, 7)  # of another seed: the text differs, the picture doesn't
-    assert (with_golden_ids(probe, golden).input_ids == golden["image.input_ids"]).all()
+    vocab = checkpoint.settings.vocab
+    assert (with_golden_ids(probe, golden, vocab).input_ids == golden["image.input_ids"]).all()
     assert (probe.input_ids != golden["image.input_ids"]).any()
+    probe.input_ids[0, 0] = 5  # a text ends with another token than the last: older versions began with that
+    assert with_golden_ids(probe, golden, vocab).input_ids[0, 0] == vocab - 1
+    with pytest.raises(VerificationError, match=r"image\.input_ids must be the"):
+        with_golden_ids(probe, golden, vocab + 1)
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])

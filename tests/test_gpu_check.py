@@ -14,9 +14,9 @@ from tests.gpu import check, environment, layer, report
 from tests.gpu.check import SECTIONS, Section, check_all, entries, isolated
 from tests.gpu.rows import Context, NotAvailableError, Row
 from tests.gpu.synthetic import Sizes, write_noise
+from tests.support.paths import ROOT
 from transform.read import read_checkpoint
 
-ROOT = Path(__file__).parents[1]
 EXPORTING = ("model", "static", "commands")
 
 

@@ -15,7 +15,8 @@ from export.run.bound import Bound
 from export.run.graphs import Graphs
 from export.run.io_file import LONGEST, read_io
 from export.run.session import RunError, open_session
-from tests.onnx_support import FIXTURES, write_variant
+from tests.support.paths import FIXTURES
+from tests.support.variants import write_variant
 from transform.errors import VerificationError
 
 GONE = object()

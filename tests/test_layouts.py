@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,22 +17,21 @@ from export.files.integrity import check_before_torch, external_tensors
 from export.layout.moved import PAGE, plan_move, write_move
 from export.layout.triton import config_pbtxt
 from export.layout.write import plan_layout, write_layout
-from export.run.family_file import Family, Member
 from export.run.graph_facts import read_facts
 from export.run.graphs import Graphs
 from export.run.providers import CPU, CUDA, provider_options
 from export.run.session import RunError
 from export.variant import export_variant
-from tests.onnx_support import FIXTURES, write_variant
-from tests.test_onnx_olmoe import random_ids, save_source
+from tests.support.command import knobcast
+from tests.support.models import BLOCKWISE, random_ids, save_source
+from tests.support.paths import FIXTURES
+from tests.support.variants import add_member, write_variant
 from transform.arrays import Array
 from transform.errors import KnobError, VerificationError, WriteError
-from transform.forms import REFERENCE, form_named
+from transform.forms import form_named
 from transform.knobs import Knobs
 from transform.plan import make_plan
 from transform.read import read_checkpoint
-
-ROOT = Path(__file__).parents[1]
 
 
 def model_config() -> Any:
@@ -101,22 +98,6 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_variant(base / "sharded", base / "narrow")
 
 
-def write_form(directory: Path, form: str) -> Path:
-    """A text model whose widths can be quantised, exported in a form."""
-    from transformers import OlmoeConfig, OlmoeForCausalLM
-
-    torch.manual_seed(1)
-    config = OlmoeConfig(
-        vocab_size=96, hidden_size=64, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, num_experts=6, num_experts_per_tok=3, max_position_embeddings=256,
-        initializer_range=0.1, bos_token_id=None, eos_token_id=95, pad_token_id=1,
-    )  # fmt: skip
-    OlmoeForCausalLM(config).save_pretrained(directory / "source")
-    plan = make_plan(read_checkpoint(directory / "source"), Knobs(k=2, form=form))
-    export_variant(plan, directory / form, verify=False)
-    return directory / form
-
-
 def opened(path: Path, config: Any) -> Any:
     """The model as Triton's backend opens it: the level of the configuration, no session config entries."""
     options = onnxruntime.SessionOptions()
@@ -175,7 +156,8 @@ def test_triton_models_are_the_variants_graphs(which: str, request: pytest.Fixtu
 
 
 def test_quantised_graphs_without_config_entries(tmp_path: Path) -> None:
-    variant = write_form(tmp_path, "int4")
+    save_source(tmp_path / "source", **BLOCKWISE, num_key_value_heads=2)
+    variant = write_variant(tmp_path / "source", tmp_path / "int4", k=2, form="int4")
     write_layout(plan_layout(variant, "triton"), tmp_path / "repository")
     home = tmp_path / "repository" / "text"
     config, theirs = parse(home / "config.pbtxt"), Graphs(variant, threads=1).text
@@ -189,7 +171,8 @@ def test_quantised_graphs_without_config_entries(tmp_path: Path) -> None:
 
 
 def test_the_cuda_form_goes_to_a_gpu(tmp_path: Path) -> None:
-    variant = write_form(tmp_path, "cuda")
+    save_source(tmp_path / "source", **BLOCKWISE, num_key_value_heads=2)
+    variant = write_variant(tmp_path / "source", tmp_path / "cuda", k=2, form="cuda")
     write_layout(plan_layout(variant, "triton"), tmp_path / "repository")
     config = parse(tmp_path / "repository" / "text" / "config.pbtxt")
     assert config.instance_group[0].kind == 1  # KIND_GPU
@@ -289,20 +272,10 @@ def test_transformers_js_files(narrow: Path, seeing: Path, tmp_path: Path) -> No
         plan_layout(narrow, "transformers.js", provider="cuda")
 
 
-def write_family(directory: Path) -> None:
-    """A member of two blocks beside the whole decoder."""
-    from export.graph.decoder import text_graph
-    from transform.depth import drop_blocks
-
-    text_graph(drop_blocks(read_checkpoint(directory), (0, 2))).write(directory / "text-k3-b2.onnx")
-    entry = Member("k3-b2", (0, 2), (3, 3), 0, 0, 0, 0, "", (), "skipped")
-    (directory / "family.json").write_text(json.dumps(Family("m", REFERENCE, (), None, (entry,)).as_dict()))
-
-
 def test_a_member_carries_its_own_blocks(tmp_path: Path) -> None:
     save_source(tmp_path / "source")
     family = write_variant(tmp_path / "source", tmp_path / "family")
-    write_family(family)
+    add_member(family, "k3-b2", (0, 2))
     whole = plan_layout(family, "transformers.js")
     member = plan_layout(family, "transformers.js", member="k3-b2")
     assert member.nbytes < whole.nbytes
@@ -356,10 +329,9 @@ def test_targets(narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     write_layout(made, tmp_path / "out", force=True)
     assert (tmp_path / "out" / "text" / "1" / "model.onnx").stat().st_ino != first
     mine = Path(shutil.copytree(narrow, tmp_path / "variant"))
-    (mine / "manifest.json").write_text("{}")
     with pytest.raises(WriteError, match=r"replaces a layout .* is a variant"):
         write_layout(made, mine, force=True)
-    assert {p.name for p in narrow.iterdir()} < {p.name for p in mine.iterdir()}
+    assert {p.name for p in narrow.iterdir()} == {p.name for p in mine.iterdir()}
     plan = make_plan(read_checkpoint(narrow), Knobs())
     with pytest.raises(WriteError, match=r"replaces a variant .* is a layout"):
         export_variant(plan, tmp_path / "out", verify=False, force=True)
@@ -383,13 +355,11 @@ def test_unknown_runtimes_and_providers(narrow: Path) -> None:
 
 
 def test_command_line(narrow: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "export.command.main", "layout", str(narrow), "--for", "triton", "--json"]
-    planned = subprocess.run([*command, "--dry-run"], check=True, cwd=ROOT, capture_output=True, text=True)
-    assert json.loads(planned.stdout)["out"] == f"{narrow}-triton"
+    command = ("layout", narrow, "--for", "triton", "--json")
+    planned = json.loads(knobcast(*command, "--dry-run").out)
+    assert planned["out"] == f"{narrow}-triton"
     assert not Path(f"{narrow}-triton").exists()
-    done = subprocess.run(
-        [*command, "--out", str(tmp_path / "out")], check=True, cwd=ROOT, capture_output=True, text=True
-    )
-    record = json.loads(done.stdout)
-    assert record["weight_bytes"] == json.loads(planned.stdout)["weight_bytes"]
+    done = knobcast(*command, "--out", tmp_path / "out")
+    assert done.code == 0
+    assert json.loads(done.out)["weight_bytes"] == planned["weight_bytes"]
     assert (tmp_path / "out" / "text" / "config.pbtxt").is_file()

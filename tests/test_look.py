@@ -2,7 +2,6 @@
 
 import io
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.command.main import main
 from importance.evaluate import evaluate_plan
 from importance.look import MAX_NAMED, look
 from importance.prompts import load_processor, prompts_for
 from importance.samples import EncodedImage, Sample, SamplesError
+from tests.support.command import knobcast
+from tests.support.pictures import encoded
 from transform.knobs import Knobs
 from transform.molmoe.preprocessing import fitting_tiling
 from transform.plan import make_plan
@@ -23,12 +23,6 @@ from transform.read import read_checkpoint
 from transform.source import DEFAULT
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (300, 520, 3), np.uint8)
-
-
-def encoded(kind: str = "PNG") -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(PIXELS).save(out, kind)
-    return out.getvalue()
 
 
 def strip() -> bytes:
@@ -39,9 +33,9 @@ def strip() -> bytes:
 
 
 DAMAGED = {
-    "half a PNG": encoded()[:100_000],
-    "half a JPEG": encoded("JPEG")[:10_000],
-    "half a WebP": encoded("WEBP")[:10_000],
+    "half a PNG": encoded(PIXELS)[:100_000],
+    "half a JPEG": encoded(PIXELS, "JPEG")[:10_000],
+    "half a WebP": encoded(PIXELS, "WEBP")[:10_000],
     "no picture": b"no picture",
     "nothing": b"",
     "a strip": strip(),
@@ -50,7 +44,8 @@ DAMAGED = {
 
 @pytest.fixture(scope="module")
 def prompts() -> Any:
-    return prompts_for(load_processor(read_checkpoint(DEFAULT)), None)
+    checkpoint = read_checkpoint(DEFAULT)
+    return prompts_for(load_processor(checkpoint), None, checkpoint.architecture.prompt)
 
 
 def said(samples: list[Sample], prompts: Any, positions: int = 4096, new_tokens: int = 4) -> str:
@@ -65,13 +60,13 @@ def samples_of(*pictures: bytes) -> list[Sample]:
 
 @pytest.mark.parametrize("damaged", DAMAGED.values(), ids=DAMAGED)
 def test_a_damaged_picture_is_named_first(damaged: bytes, prompts: Any) -> None:
-    message = said(samples_of(encoded(), damaged, encoded()), prompts)
+    message = said(samples_of(encoded(PIXELS), damaged, encoded(PIXELS)), prompts)
     assert message.startswith("sample 's1': ")
     assert message.endswith("Nothing was asked: leave these samples out, or mend them.")
 
 
 def test_all_of_them_are_named(prompts: Any) -> None:
-    samples = samples_of(encoded(), *DAMAGED.values())
+    samples = samples_of(encoded(PIXELS), *DAMAGED.values())
     message = said([*samples, replace(samples[1], id="same picture")], prompts)
     assert "The pictures of 's2', 's3', 's4', 's5', 's6' are damaged as well." in message
     assert "same picture" not in message
@@ -80,7 +75,7 @@ def test_all_of_them_are_named(prompts: Any) -> None:
 
 
 def test_prompts_are_measured(prompts: Any) -> None:
-    whole = Sample("long", (EncodedImage(encoded()),), "What is it?", ("x",))
+    whole = Sample("long", (EncodedImage(encoded(PIXELS)),), "What is it?", ("x",))
     length = prompts.length(PIXELS) + len(prompts.question(whole)) + 4
     look([whole, replace(whole, id="text", images=())], prompts, length, 4)
     assert f"sample 'long': begin token, image, prompt and answer must fit the model's {length - 1} positions" in said(
@@ -91,8 +86,9 @@ def test_prompts_are_measured(prompts: Any) -> None:
 
 @pytest.mark.parametrize("tokens", [None, 288, 720, "low"])
 def test_lengths_are_those_of_the_prefix(tokens: Any) -> None:
-    processor = load_processor(read_checkpoint(DEFAULT))
-    found = prompts_for(processor, tokens)
+    checkpoint = read_checkpoint(DEFAULT)
+    processor = load_processor(checkpoint)
+    found = prompts_for(processor, tokens, checkpoint.architecture.prompt)
     assert found.length(None) == 1
     for height, width in ((300, 520), (40, 40), (600, 90)):
         pixels = np.zeros((height, width, 3), np.uint8)
@@ -104,32 +100,22 @@ def test_lengths_are_those_of_the_prefix(tokens: Any) -> None:
 def test_nothing_is_loaded_first() -> None:
     plan = make_plan(read_checkpoint(DEFAULT), Knobs())
     with pytest.raises(SamplesError, match=r"sample 's1': .*Nothing was asked"):
-        evaluate_plan(plan, samples_of(encoded(), b"no picture"), say=_refuse_to_load)
+        evaluate_plan(plan, samples_of(encoded(PIXELS), b"no picture"), say=_refuse_to_load)
 
 
 def _refuse_to_load(step: str) -> None:
     assert step != "load", "a model was loaded before the pictures were looked at"
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
-    """Exit code of `knobcast …`, in this process."""
-    monkeypatch.setattr(sys, "argv", ["knobcast", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
-
-
-def test_the_commands_look_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for n, data in enumerate((encoded(), encoded()[:100_000], encoded())):
+def test_the_commands_look_first(tmp_path: Path) -> None:
+    for n, data in enumerate((encoded(PIXELS), encoded(PIXELS)[:100_000], encoded(PIXELS))):
         (tmp_path / f"{n}.png").write_bytes(data)
     rows = [{"id": f"q{n}", "image": f"{n}.png", "prompt": "What?", "answers": ["x"]} for n in range(3)]
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
     out = tmp_path / "scores.json"
     for arguments in (["evaluate"], ["score", "--out", out], ["score", "--metric", "kl", "--stream", "--out", out]):
-        assert command(monkeypatch, *arguments, "--data", tmp_path / "d.jsonl") == 1
-        err = " ".join(capsys.readouterr().err.split())
-        assert "sample 'q1': The image must be complete and intact" in err
-        assert "of 3 samples" not in err
+        done = knobcast(*arguments, "--data", tmp_path / "d.jsonl")
+        assert done.code == 1
+        assert "sample 'q1': The image must be complete and intact" in done.said
+        assert "of 3 samples" not in done.said
     assert not out.with_name("scores.json.jobs").exists()

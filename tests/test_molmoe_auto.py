@@ -13,32 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
-from tests.molmo_parity import CASES, FIXTURES, outputs, synthetic_image
+from tests.support.models import small_tokenizer
+from tests.support.molmo_parity import CASES, outputs
+from tests.support.paths import FIXTURES
+from tests.support.pictures import synthetic_image
 from transform import molmoe
 from transform.molmoe import AUTO_MAP, TRAVELLING_FILES, MolmoEProcessor, processor_config
 from transform.molmoe.preprocessing import preprocess
 
 HOME = Path(molmoe.__file__).parent
 PUBLISHED = Path(__file__).parents[2] / "shared" / "reference" / "molmo" / "tokenizer"
-WORDS = ("User", "Assistant", ":", "what", "is", "this", "?")
-
-
-def small_tokenizer(vocab_size: int, image_tokens: bool = False) -> PreTrainedTokenizerFast:
-    """Whole words; the last id of the vocabulary ends a text, as in the fixtures."""
-    vocabulary = {"<unk>": 0, "<pad>": 1, **{word: 10 + i for i, word in enumerate(WORDS)}, "<eos>": vocab_size - 1}
-    if image_tokens:
-        names = ("<im_col>", "<im_patch>", "<im_end>", "<im_start>")
-        vocabulary |= {name: vocab_size + 10 + i for i, name in enumerate(names)}
-    model = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    model.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=model, unk_token="<unk>", pad_token="<pad>", eos_token="<eos>", bos_token=None
-    )
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from tests.molmo_parity import CASES, model_inputs
+from tests.support.molmo_parity import CASES, model_inputs
 from transform.load import load_model
 from transform.molmoe import compatibility
 from transform.molmoe.compatibility import CACHE

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from tests.molmo_parity import CASES, VARIANTS, inputs, model_inputs, outputs, selected
+from tests.support.molmo_parity import CASES, VARIANTS, inputs, model_inputs, outputs, selected
 from transform.load import load_model, load_with_report
 from transform.molmoe import MolmoEConfig, MolmoEForConditionalGeneration
 from transform.runtime import BlockMaskWrapper, moe_top_k

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.molmo_parity import CASES, model_inputs, outputs, selected
+from tests.support.molmo_parity import CASES, model_inputs, outputs, selected
 from transform.errors import KnobError
 from transform.load import load_model
 from transform.molmoe import MolmoEConfig, MolmoEForConditionalGeneration

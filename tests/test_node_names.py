@@ -16,11 +16,9 @@ from export.derive.surgery import operate, with_masked_ranks
 from export.graph.static import write_static
 from export.layout.moved import plan_move, write_move
 from export.run.static_plan import Prefill, StaticPlan
-from tests.foreign_graphs import write_foreign
-from tests.onnx_support import write_variant
-from transform.dtype import cast
+from tests.support.foreign_graphs import write_foreign
+from tests.support.variants import write_variant
 from transform.read import read_checkpoint
-from transform.write import write_checkpoint
 
 
 def names(nodes: Any) -> Iterator[str]:
@@ -43,10 +41,7 @@ def load(path: Path) -> Any:
 @pytest.fixture(scope="module")
 def narrow(molmo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A variant in bfloat16, whose experts sit in branches."""
-    root = tmp_path_factory.mktemp("names")
-    (root / "source").mkdir()
-    write_checkpoint(cast(read_checkpoint(molmo), "bfloat16"), root / "source")
-    return write_variant(root / "source", root / "variant")
+    return write_variant(molmo, tmp_path_factory.mktemp("names") / "v", dtype="bfloat16")
 
 
 def test_emitted_graphs(narrow: Path) -> None:

@@ -17,8 +17,10 @@ from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
 
 from export.graph.emit import emit_graphs
 from export.numpy_run import NumpySession
-from tests.conftest import write_raw
-from tests.onnx_support import FIXTURES, session, step, write_variant
+from tests.support.graphs import session, step
+from tests.support.paths import FIXTURES
+from tests.support.safetensors_file import write_raw
+from tests.support.variants import write_variant
 from transform.arrays import Array
 from transform.errors import VerificationError
 from transform.forms import form_named
@@ -89,10 +91,9 @@ def draw() -> Callable[..., Array]:
 @pytest.fixture(scope="module")
 def variants(olmoe: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("numpy")
-    OlmoeForCausalLM.from_pretrained(olmoe, dtype=torch.bfloat16).save_pretrained(root / "half")
     return {
         "olmoe": write_variant(olmoe, root / "olmoe", keep=[0, 2, 5], k=3),
-        "olmoe-bfloat16": write_variant(root / "half", root / "olmoe-bfloat16", keep=[0, 1]),
+        "olmoe-bfloat16": write_variant(olmoe, root / "olmoe-bfloat16", keep=[0, 1], dtype="bfloat16"),
         "molmoe": write_variant(FIXTURES, root / "molmoe"),
     }
 

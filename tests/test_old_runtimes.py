@@ -16,12 +16,12 @@ from safetensors.numpy import save_file
 
 from export.gate.image_probe import image_probe
 from export.variant import export_variant
+from tests.support.paths import PROGRAMS, ROOT
 from transform.knobs import Knobs
 from transform.plan import make_plan
 from transform.read import read_checkpoint
 from transform.source import DEFAULT
 
-ROOT = Path(__file__).parents[1]
 HOME = ROOT / ".venv-ort"
 TOLERANCE = 1e-5  # of the largest value, as in the gate
 pytestmark = pytest.mark.extra
@@ -43,7 +43,7 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def golden(python: Path, directory: Path, picture: Path) -> dict[str, Any]:
-    command = [str(python), str(ROOT / "tests" / "ort_golden.py"), str(directory), str(picture)]
+    command = [str(python), str(PROGRAMS / "ort_golden.py"), str(directory), str(picture)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=directory, env=environment)
     assert done.returncode == 0, done.stderr

@@ -14,15 +14,15 @@ from export.run.load_errors import shortened, too_old_to_load
 from export.run.oldest import OPERATORS, QMOE, too_old, too_old_for
 from export.run.session import RunError, open_session
 from export.variant import export_variant
-from tests.onnx_support import write_variant
-from tests.test_session import fused, graph_file
+from tests.support.graphs import fused, graph_file
+from tests.support.paths import ROOT
+from tests.support.variants import write_variant
 from transform.errors import VerificationError
 from transform.forms import FORMS, form_named
 from transform.knobs import Knobs
 from transform.plan import make_plan
 from transform.read import read_checkpoint
 
-ROOT = Path(__file__).parents[1]
 HERE = re.escape(onnxruntime.__version__)
 NEEDED = re.escape(
     "QMoE as of onnxruntime 1.25, this is 1.24.4. Install onnxruntime 1.25 or later, or export with --form cpu."

@@ -7,8 +7,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from tests.full_size import measure_emission, released_config, write_sparse_molmoe
-from tests.onnx_support import FIXTURES
+from tests.support.full_size import measure_emission, released_config, write_sparse_molmoe
+from tests.support.paths import FIXTURES
 
 
 @pytest.mark.parametrize("dtype", ["F32", "BF16"])

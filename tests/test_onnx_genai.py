@@ -4,7 +4,6 @@ import json
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,16 +13,15 @@ from safetensors.numpy import load_file, save_file
 from export.graph.decoder import text_graph
 from export.run.bound import Bound
 from export.run.graphs import Graphs
-from tests.onnx_support import FIXTURES, write_variant
-from tests.test_layouts import write_form
-from tests.test_onnx_olmoe import random_ids, save_source
-from tests.test_onnx_parity import crops_of, kept_features
+from tests.support.models import BLOCKWISE, random_ids, save_source
+from tests.support.molmo_parity import crops_of, kept_features, knobs_of
+from tests.support.paths import FIXTURES, PROGRAMS, ROOT
+from tests.support.variants import write_variant
 from transform.arrays import Array
 from transform.depth import drop_blocks
 from transform.read import read_checkpoint
 from transform.top_k import set_top_k
 
-ROOT = Path(__file__).parents[1]
 PYTHON = ROOT / ".venv-genai" / "bin" / "python"
 pytestmark = [
     pytest.mark.extra,
@@ -45,7 +43,7 @@ def until_end(ids: Sequence[int], end: int) -> list[int]:
 def generate(directory: Path, inputs: dict[str, Array], count: int, end: int, overlay: Path | None = None) -> list[int]:
     file = directory / "test_inputs.safetensors"
     save_file({name: np.ascontiguousarray(value) for name, value in inputs.items()}, file)
-    command = [str(PYTHON), str(ROOT / "tests" / "genai_generate.py"), str(directory), str(file), str(count)]
+    command = [str(PYTHON), str(PROGRAMS / "genai_generate.py"), str(directory), str(file), str(count)]
     command += [] if overlay is None else [str(overlay)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     file.unlink()
@@ -53,18 +51,13 @@ def generate(directory: Path, inputs: dict[str, Array], count: int, end: int, ov
     return until_end(json.loads(done.stdout), end)
 
 
-def variant_of(name: str, target: Path, crops: int | None = None) -> Path:
-    knobs: dict[str, Any] = CASES["variants"][name]
-    k = knobs["top_k"]
-    k = [k[i] for i in knobs["keep_blocks"]] if isinstance(k, list) else k
-    return write_variant(FIXTURES, target, knobs["keep_blocks"], k, crops)
-
-
 @pytest.mark.parametrize("variant", [v for v in CASES["variants"] if v in ("full", "k2_keep013", "k4212")])
 def test_molmoe_text_without_image(variant: str, tmp_path: Path) -> None:
     theirs = OUTPUTS[f"text_only/{variant}/greedy"][0]
     inputs = {"input_ids": INPUTS["text_only/input_ids"]}
-    assert generate(variant_of(variant, tmp_path / "v"), inputs, len(theirs), END) == until_end(theirs, END)
+    assert generate(write_variant(FIXTURES, tmp_path / "v", *knobs_of(variant)), inputs, len(theirs), END) == until_end(
+        theirs, END
+    )
 
 
 @pytest.mark.parametrize("fixed", [False, True], ids=["any_crops", "fixed_crops"])
@@ -79,14 +72,16 @@ def test_molmoe_with_an_image(case: str, fixed: bool, tmp_path: Path) -> None:
             "feature_index": kept_features(INPUTS[f"{case}/image_input_idx"][0]),
         }
         theirs = OUTPUTS[f"{case}/{variant}/greedy"][0]
-        directory = variant_of(variant, tmp_path / variant, len(crops) if fixed else None)
+        directory = write_variant(
+            FIXTURES, tmp_path / variant, *knobs_of(variant), tokens=144 * len(crops) if fixed else None
+        )
         assert generate(directory, inputs, len(theirs), END) == until_end(theirs, END)
 
 
 @pytest.mark.parametrize("case", [c for c, r in CASES["cases"].items() if r["kind"] == "formula_crops"][:1])
 def test_a_familys_member_with_an_image(case: str, tmp_path: Path) -> None:
     """The overlay names another decoder over the same vision and embedding graphs."""
-    family, knobs = variant_of("full", tmp_path / "family"), CASES["variants"]["k2_keep013"]
+    family, knobs = write_variant(FIXTURES, tmp_path / "family"), CASES["variants"]["k2_keep013"]
     member = set_top_k(drop_blocks(read_checkpoint(family), knobs["keep_blocks"]), knobs["top_k"])
     text_graph(member).write(family / "text-k2-b3.onnx")
     overlay = tmp_path / "overlay.json"
@@ -108,7 +103,9 @@ def test_a_familys_member_with_an_image(case: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["int4", "int8"])
 def test_quantised_forms(form: str, tmp_path: Path) -> None:
-    variant, ids = write_form(tmp_path, form), random_ids(1, 12)
+    save_source(tmp_path / "source", **BLOCKWISE, num_key_value_heads=2)
+    variant = write_variant(tmp_path / "source", tmp_path / form, k=2, form=form)
+    ids = random_ids(1, 12)
     bound = Bound(Graphs(variant, threads=1))
     theirs = [int(bound.prefill(ids).argmax())]
     while len(theirs) < 24:

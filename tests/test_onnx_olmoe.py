@@ -7,10 +7,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from transformers import OlmoeConfig, OlmoeForCausalLM
+from transformers import OlmoeForCausalLM
 
-from tests.onnx_support import empty_cache, greedy, session, step, write_variant
-from transform.arrays import Array
+from tests.support.graphs import empty_cache, greedy, session, step
+from tests.support.models import load_stored, random_ids, save_source, torch_logits
+from tests.support.variants import write_variant
 
 FORMS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -21,49 +22,9 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-def save_source(path: Path, dtype: torch.dtype = torch.float32, **settings: Any) -> Any:
-    """A tiny random OLMoE, saved as transformers saves it; returned with the stored weights in float32."""
-    theta = settings.pop("rope_theta", 10000.0)
-    config = OlmoeConfig(
-        vocab_size=96,
-        hidden_size=48,
-        intermediate_size=40,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_experts=6,
-        num_experts_per_tok=3,
-        max_position_embeddings=256,
-        initializer_range=0.1,  # at 0.3 the float32 noise of either side alone is 1e-5
-        bos_token_id=None,
-        eos_token_id=95,
-        pad_token_id=1,
-        rope_parameters={"rope_type": "default", "rope_theta": theta},
-        **settings,
-    )
-    torch.manual_seed(5)
-    model = OlmoeForCausalLM(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:  # ones would hide a missing multiplication
-                parameter.uniform_(0.5, 1.5)
-    model.to(dtype).save_pretrained(path)
-    return OlmoeForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-
-
-def torch_logits(model: Any, ids: Array, mask: Array) -> Array:
-    with torch.no_grad():
-        positions = (torch.from_numpy(mask).cumsum(1) - 1).clamp(min=0)
-        out = model(torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), position_ids=positions)
-    return out.logits.numpy()
-
-
-def random_ids(batch: int, length: int) -> Array:
-    return np.random.default_rng(3).integers(2, 94, (batch, length))
-
-
 @pytest.mark.parametrize("form", FORMS)
 def test_prefill_and_cached_decode_equal_transformers(form: str, tmp_path: Path) -> None:
-    theirs = save_source(tmp_path / "source", **FORMS[form])
+    theirs = load_stored(save_source(tmp_path / "source", **FORMS[form]))
     text = session(write_variant(tmp_path / "source", tmp_path / "variant"), "text.onnx")
     ids = random_ids(2, 13)
     whole = torch_logits(theirs, ids, np.ones_like(ids))
@@ -76,7 +37,7 @@ def test_prefill_and_cached_decode_equal_transformers(form: str, tmp_path: Path)
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padded_batches_equal_transformers(side: str, tmp_path: Path) -> None:
-    theirs = save_source(tmp_path / "source", num_key_value_heads=2)
+    theirs = load_stored(save_source(tmp_path / "source", num_key_value_heads=2))
     text = session(write_variant(tmp_path / "source", tmp_path / "variant"), "text.onnx")
     ids = random_ids(3, 12)
     mask = np.ones_like(ids)
@@ -96,7 +57,7 @@ def test_padded_batches_equal_transformers(side: str, tmp_path: Path) -> None:
 
 
 def test_greedy_ids_equal_transformers_generate(tmp_path: Path) -> None:
-    theirs = save_source(tmp_path / "source", num_key_value_heads=2, norm_topk_prob=True)
+    theirs = load_stored(save_source(tmp_path / "source", num_key_value_heads=2, norm_topk_prob=True))
     text = session(write_variant(tmp_path / "source", tmp_path / "variant"), "text.onnx")
     ids = random_ids(1, 9)
     ours, _ = greedy(text, lambda new: {"input_ids": new}, {"input_ids": ids}, np.ones_like(ids), 12)
@@ -114,7 +75,7 @@ def test_greedy_ids_equal_transformers_generate(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 def test_16_bit_weights_equal_the_same_weights_in_float32(dtype: torch.dtype, tmp_path: Path) -> None:
-    theirs = save_source(tmp_path / "source", dtype, num_key_value_heads=2)
+    theirs = load_stored(save_source(tmp_path / "source", dtype, num_key_value_heads=2))
     variant = write_variant(tmp_path / "source", tmp_path / "variant")
     text = session(variant, "text.onnx")
     ids = random_ids(2, 13)

@@ -16,8 +16,10 @@ from safetensors.torch import load_file as load_torch_file
 from safetensors.torch import save_file as save_torch_file
 
 from export.graph.emit import emit_graphs
-from tests.molmo_parity import formula_crops, model_inputs
-from tests.onnx_support import FIXTURES, empty_cache, greedy, session, step, write_variant
+from tests.support.graphs import empty_cache, greedy, session, step
+from tests.support.molmo_parity import VARIANTS, crops_of, formula_crops, kept_features, knobs_of
+from tests.support.paths import FIXTURES
+from tests.support.variants import write_variant
 from transform.arrays import Array
 from transform.read import read_checkpoint
 
@@ -26,28 +28,10 @@ INPUTS = load_file(FIXTURES / "parity_inputs.safetensors")
 OUTPUTS = load_file(FIXTURES / "parity_outputs.safetensors")
 
 
-def crops_of(case: str) -> Array:
-    """All crops of a case [b, n, 576, 588], padded with -1."""
-    return model_inputs(case)["images"].numpy()
-
-
-def kept_features(index: Array) -> Array:
-    """feature_index of one row's index map: kept features in sequence order."""
-    flat = index.reshape(-1)
-    order = np.argsort(flat, kind="stable")
-    return order[flat[order] >= 0].astype(np.int64)
-
-
 @pytest.fixture(scope="module")
 def variants(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("variants")
-    made = {}
-    for name, knobs in CASES["variants"].items():
-        k = knobs["top_k"]
-        if isinstance(k, list):
-            k = [k[i] for i in knobs["keep_blocks"]]
-        made[name] = write_variant(FIXTURES, root / name, knobs["keep_blocks"], k)
-    return made
+    return {name: write_variant(FIXTURES, root / name, *knobs_of(name)) for name in VARIANTS}
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +170,7 @@ def test_crop_with_the_padding_marker_has_no_tower_features(variants: dict[str, 
 
 
 def test_a_fixed_crop_count_is_fixed_in_the_graph(tmp_path: Path) -> None:
-    fixed = session(write_variant(FIXTURES, tmp_path / "fixed", crops=3), "vision.onnx")
+    fixed = session(write_variant(FIXTURES, tmp_path / "fixed", tokens=432), "vision.onnx")
     assert [i.shape[0] for i in fixed.get_inputs()] == [3, 3, "features"]
     given = {"images": formula_crops(1, 2), "image_masks": np.ones((2, 576), np.float32)}
     with pytest.raises(Exception, match="invalid dimensions"):
@@ -282,8 +266,8 @@ def test_io_json_describes_the_graphs(variants: dict[str, Path]) -> None:
 def test_the_patch_token_comes_from_the_tokenizer(tmp_path: Path) -> None:
     from transform.special_tokens import image_token_ids
 
-    settings = read_checkpoint(FIXTURES).settings
-    assert image_token_ids(tmp_path, settings) == tuple(settings.vocab + n for n in range(4))
+    checkpoint = read_checkpoint(FIXTURES)
+    assert image_token_ids(checkpoint, tmp_path) == tuple(checkpoint.settings.vocab + n for n in range(4))
     tokens = [{"id": 9 - n, "content": t} for n, t in enumerate(("<im_start>", "<im_end>", "<im_patch>", "<im_col>"))]
     (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
-    assert image_token_ids(tmp_path, settings) == (9, 8, 7, 6)
+    assert image_token_ids(checkpoint, tmp_path) == (9, 8, 7, 6)

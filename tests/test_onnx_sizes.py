@@ -1,60 +1,22 @@
 """The MolmoE graphs against our PyTorch model at sizes that no fixture has: nothing may be hard-coded."""
 
-import json
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from tests.full_size import write_sparse_molmoe
-from tests.molmo_parity import formula_crops
-from tests.onnx_support import FIXTURES, empty_cache, session, step, write_variant
-from tests.test_onnx_parity import kept_features
+from tests.support.graphs import empty_cache, session, step
+from tests.support.models import DECODER, write_odd
+from tests.support.molmo_parity import formula_crops, kept_features
+from tests.support.variants import write_variant
 from transform.molmoe.modeling_molmoe import MolmoEForConditionalGeneration
 
-SIZES = {"d": 96, "E": 5, "V": 200, "V2": 128, "I": 40, "v": 80, "a": 80, "h": 80, "m": 112, "p": 40}
-DECODER = {
-    "d_model": 96,
-    "n_heads": 6,
-    "n_layers": 3,
-    "moe_num_experts": 5,
-    "mlp_hidden_size": 80,
-    "vocab_size": 190,
-    "embedding_size": 200,
-}
-VISION = {
-    "image_emb_dim": 80,
-    "image_head_dim": 16,
-    "image_mlp_dim": 112,
-    "image_num_heads": 5,
-    "image_num_key_value_heads": 5,
-    "image_num_layers": 6,
-}
 ODD: dict[str, dict[str, Any]] = {
     "last_block": {"moe_top_k": [3, 1, 5], "vit_layers": [-1, -4], "layer_norm_eps": 1e-4, "rope_theta": 500.0},
     "from_the_front": {"moe_top_k": 1, "vit_layers": [1, 4], "vision_backbone": {"image_norm_eps": 1e-3}},
 }
-
-
-def write_odd(directory: Path, **changes: Any) -> Path:
-    """A random checkpoint of these sizes."""
-    config = json.loads((FIXTURES / "config.json").read_text())
-    sizes = SIZES | changes.pop("sizes", {})
-    vision = config["vision_backbone"] | VISION | changes.pop("vision_backbone", {})
-    config |= DECODER | changes | {"vision_backbone": vision}
-    write_sparse_molmoe(directory, config, sizes=sizes | {"f": 80 * len(config["vit_layers"])})
-    tensors = load_file(directory / "model.safetensors")
-    generator = torch.Generator().manual_seed(1)
-    for name, tensor in tensors.items():
-        noise = torch.randn(tensor.shape, generator=generator)
-        is_norm = tensor.dim() == 1 and name.endswith("weight")
-        tensors[name] = 1 + 0.2 * noise if is_norm else noise / math.sqrt(max(tensor.shape[-1] * (tensor.dim() > 1), 9))
-    save_file(tensors, directory / "model.safetensors")
-    return directory
 
 
 @pytest.mark.parametrize("form", ODD)

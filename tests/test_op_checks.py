@@ -23,13 +23,13 @@ from export.graph.builder import CONTRIB, Graph
 from export.graph.norm import rms_norm
 from export.numpy_run import NumpySession
 from export.run.session_options import SESSION_OPTIONS
+from tests.support.paths import ROOT
 from transform.architectures import Settings
 from transform.checkpoint import Checkpoint
 from transform.errors import VerificationError
 from transform.forms import form_named
 from transform.read import read_checkpoint
 
-ROOT = Path(__file__).parents[1]
 VERSION = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
 
 

@@ -14,21 +14,17 @@ from export.run.graphs import Graphs
 from export.run.providers import CPU
 from export.run.static import StaticGraphs
 from export.variant import export_variant
-from tests.onnx_support import empty_cache, step, write_variant
-from transform.dtype import cast
+from tests.support.graphs import empty_cache, step
+from tests.support.variants import write_variant
 from transform.knobs import Knobs
 from transform.plan import make_plan
 from transform.read import read_checkpoint
-from transform.write import write_checkpoint
 
 
 @pytest.fixture(scope="module")
 def narrow(molmo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A variant in bfloat16, whose experts sit in branches."""
-    root = tmp_path_factory.mktemp("opening")
-    (root / "source").mkdir()
-    write_checkpoint(cast(read_checkpoint(molmo), "bfloat16"), root / "source")
-    return write_variant(root / "source", root / "variant")
+    return write_variant(molmo, tmp_path_factory.mktemp("opening") / "v", dtype="bfloat16")
 
 
 def planned(session: Any) -> bool:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.imports import PACKAGES, circle, imports, modules, reached
-
-ROOT = Path(__file__).parent.parent
+from tests.support.imports import PACKAGES, circle, imports, modules, named, reached
+from tests.support.paths import ROOT
 
 
 @pytest.mark.parametrize("name", ["transform", "export", "importance"])
@@ -94,6 +93,13 @@ def test_no_package_imports_artifacts_or_tests() -> None:
     known = {name: imports(name) for name in OURS}
     foreign = {"artifacts", "tests"}
     assert [(name, other) for name in OURS for other in known[name] if other.split(".")[0] in foreign] == []
+
+
+def test_no_module_imports_a_test() -> None:
+    """What several tests need is in tests/support."""
+    assert modules().keys() >= {"tests.support.variants", "tests.test_packages"}
+    tests = {name for name in modules() if name.startswith("tests.test_")} | {"tests.conftest"}
+    assert {name: sorted(tests & named(name)) for name in modules() if tests & named(name)} == {}
 
 
 @pytest.mark.parametrize(

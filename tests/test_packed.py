@@ -19,7 +19,8 @@ from safetensors.numpy import load_file, save_file
 
 import transform.load
 import transform.packed
-from tests.full_size import SIZES, released_config, write_sparse_molmoe
+from tests.support.full_size import SIZES, released_config, write_sparse_molmoe
+from tests.support.paths import ROOT
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
@@ -34,7 +35,6 @@ from transform.read import read_checkpoint
 from transform.top_k import set_top_k
 from transform.write import write_checkpoint
 
-ROOT = Path(__file__).parent.parent
 NANO = ROOT / "artifacts" / "molmoe-nano"
 
 

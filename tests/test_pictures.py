@@ -5,24 +5,18 @@ import struct
 import tracemalloc
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
 from importance.samples import EncodedImage
+from tests.support.pictures import encoded
 from transform.molmoe.pictures import STRIP, ImageError, open_image
 from transform.molmoe.png_texts import MAX_KEPT, without_texts
 
 LONG = "x" * 1_100_000  # more than pillow unpacks of one text
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -31,7 +25,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 def with_chunks(*chunks: bytes, behind: bool = False) -> bytes:
     """A PNG of PIXELS with chunks in front of its pixels or behind them."""
-    png = encoded(Image.fromarray(PIXELS))
+    png = encoded(PIXELS)
     at = png.index(b"IEND" if behind else b"IDAT") - 4
     return png[:at] + b"".join(chunks) + png[at:]
 
@@ -136,7 +130,7 @@ KINDS = ["PNG", "JPEG", "WEBP", "AVIF", "JPEG2000", "PPM", "TIFF", "BMP", "GIF",
 def test_damage_is_an_image_error(kind: str) -> None:
     """Cut anywhere, and with bytes changed anywhere but most in front: pixels, or one sentence."""
     dice = np.random.default_rng(3)
-    whole = encoded(Image.fromarray(PIXELS[:16, :16]), kind)
+    whole = encoded(PIXELS[:16, :16], kind)
     damaged = [whole[:n] for n in {*range(0, min(60, len(whole)), 2), *dice.integers(0, len(whole), 20).tolist()}]
     for _ in range(120):
         changed = bytearray(whole)
@@ -154,7 +148,7 @@ def test_damage_is_an_image_error(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS[:-3])
 def test_a_cut_file_is_not_said_to_be_elsewhere(kind: str, tmp_path: Path) -> None:
-    whole = encoded(Image.fromarray(PIXELS), kind)
+    whole = encoded(PIXELS, kind)
     for part in (0.3, 0.6, 0.9):
         (tmp_path / "cut").write_bytes(whole[: int(len(whole) * part)])
         try:
@@ -167,7 +161,7 @@ def test_a_cut_file_is_not_said_to_be_elsewhere(kind: str, tmp_path: Path) -> No
 def test_a_cut_header() -> None:
     """Of a PNG's first chunk: a ValueError of pillow's."""
     for length in (0, 5, 12):
-        png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", encoded(Image.fromarray(PIXELS))[16 : 16 + length])
+        png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", encoded(PIXELS)[16 : 16 + length])
         with pytest.raises(ImageError, match="must be"):
             EncodedImage(png).open()
 

@@ -14,22 +14,14 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
+from tests.support.paths import FIXTURES
+from tests.support.pictures import synthetic_image
 from transform.molmoe import tiling
 from transform.molmoe.pictures import ImageError, open_image
 from transform.molmoe.preprocessing import Preprocessed, preprocess, resize_for_target_vision_tokens
 from transform.molmoe.resampling import resize
 
-FIXTURES = Path(__file__).parent / "fixtures" / "molmo"
 IDS = {"start": 50280, "end": 50281, "patch": 50282, "column": 50283}
-
-
-def synthetic(width: int, height: int, seed: int) -> np.ndarray:
-    """The fixtures' image, by their formula: uint8 [h, w, 3]."""
-    y, x = np.mgrid[:height, :width]
-    red = 255 * x // max(width - 1, 1)
-    green = 255 * y // max(height - 1, 1)
-    blue = 160 * ((x // 9 + y // 7) % 2) + (3 * x + 5 * y + seed) % 96
-    return np.stack([red, green, blue], axis=2).astype(np.uint8)
 
 
 def sha256(array: np.ndarray) -> str:
@@ -66,7 +58,7 @@ EXACT = load("preprocess_exact.json")
 
 @pytest.mark.parametrize("record", STOCK["records"], ids=lambda r: f"{r['width']}x{r['height']}")
 def test_stock_record(record: dict[str, Any]) -> None:
-    image = synthetic(record["width"], record["height"], record["seed"])
+    image = synthetic_image(record["width"], record["height"], record["seed"])
     assert sha256(image) == record["image_sha256_uint8"]
     if "reference_error" in record:
         attempted = record["scaled_hw_attempted"][0]
@@ -85,7 +77,7 @@ def test_exact_records(crops: int, how: str) -> None:
     chosen = [r for r in EXACT["records"] if r["num_crops"] == crops and r["resize"] == how]
     assert chosen
     for record in chosen:
-        image = synthetic(record["width"], record["height"], record["seed"])
+        image = synthetic_image(record["width"], record["height"], record["seed"])
         made = preprocess(image, tokens=(crops + 1) * 144, resize=how, rule="linear")
         check_record(made, record, EXACT["points_patch_pixel"])
 
@@ -95,7 +87,7 @@ def test_published_arrays() -> None:
     seeds = {(r["width"], r["height"]): r["seed"] for r in STOCK["records"]}
     for name in sorted({key.rsplit("/", 1)[0] for key in arrays}):
         width, height = map(int, name.split("/")[1].split("x"))
-        made = preprocess(synthetic(width, height, seeds[width, height]))
+        made = preprocess(synthetic_image(width, height, seeds[width, height]))
         np.testing.assert_array_equal(made.image_input_idx, arrays[f"{name}/image_input_idx"])
         np.testing.assert_array_equal(made.image_masks, arrays[f"{name}/image_masks"])
         np.testing.assert_array_equal(made.image_tokens(**IDS), arrays[f"{name}/tokens"])
@@ -111,7 +103,7 @@ def test_inputs_of_the_end_to_end_cases() -> None:
     for name in names:
         case = cases["cases"][name]
         width, height = case["image_size_wh"]
-        made = preprocess(synthetic(width, height, case["image_seed"]))
+        made = preprocess(synthetic_image(width, height, case["image_seed"]))
         shifted = np.where(made.image_input_idx >= 0, made.image_input_idx + 1, made.image_input_idx)
         theirs = inputs[f"{name}/image_input_idx"][0]
         np.testing.assert_array_equal(np.maximum(shifted, -1), np.maximum(theirs, -1))
@@ -123,7 +115,7 @@ def test_inputs_of_the_end_to_end_cases() -> None:
 
 def test_published_prompts_with_an_image() -> None:
     prompts = load("prompts.json")
-    made = preprocess(synthetic(300, 280, 5))
+    made = preprocess(synthetic_image(300, 280, 5))
     stream = made.image_tokens(*(prompts["special"][f"<im_{n}>"] for n in ("start", "end", "patch", "col")))
     index = np.where(made.image_input_idx >= 0, made.image_input_idx + 1, made.image_input_idx)
     for record in prompts["records"]:
@@ -135,7 +127,7 @@ def test_published_prompts_with_an_image() -> None:
 
 
 def test_every_patch_token_gets_one_feature() -> None:
-    image = synthetic(90, 70, 0)
+    image = synthetic_image(90, 70, 0)
     for tokens in (288, 432, 720, 1008, 1872):
         for rule in ("canvas", "linear"):
             made = preprocess(image, tokens=tokens, rule=rule)
@@ -148,7 +140,7 @@ def test_every_patch_token_gets_one_feature() -> None:
 
 def test_masks_are_shifted_by_one() -> None:
     """The global view is the first crop, yet its mask row of -1 is the last one (the model was trained that way)."""
-    made = preprocess(synthetic(300, 150, 0), tokens=432)
+    made = preprocess(synthetic_image(300, 150, 0), tokens=432)
     np.testing.assert_array_equal(made.image_masks[-1], np.full(576, -1, np.float32))
     assert made.image_masks[0].min() == 0  # the first tile's: letterboxed, in the place of the global view's
 
@@ -180,7 +172,7 @@ def test_resize_against_torch(size: tuple[int, int], target: tuple[int, int]) ->
 
 
 def test_tiers_and_fixed_budgets_choose_by_aspect() -> None:
-    wide, tall = synthetic(300, 150, 0), synthetic(150, 300, 0)
+    wide, tall = synthetic_image(300, 150, 0), synthetic_image(150, 300, 0)
     assert preprocess(wide, tokens=432).tiling == (1, 2)
     assert preprocess(tall, tokens=432).tiling == (2, 1)
     assert preprocess(wide, tokens="medium").tiling == (2, 4)
@@ -188,17 +180,17 @@ def test_tiers_and_fixed_budgets_choose_by_aspect() -> None:
 
 
 def test_fill_takes_any_aspect() -> None:
-    made = preprocess(synthetic(10000, 10, 32), tokens=288, resize="fill")
+    made = preprocess(synthetic_image(10000, 10, 32), tokens=288, resize="fill")
     assert made.images.shape == (2, 576, 588)
     assert made.image_masks[0].min() == 1
     with pytest.raises(ImageError, match="10000×10"):
-        preprocess(synthetic(10000, 10, 32), tokens=288)
+        preprocess(synthetic_image(10000, 10, 32), tokens=288)
 
 
 def test_resized_image_gets_the_tiling_from_the_stock_rule() -> None:
     for size in [(640, 480), (300, 900), (50, 50)]:
         for tokens in (288, 432, 720, 1008, 1872, 500):
-            image = Image.fromarray(synthetic(*size, 3))
+            image = Image.fromarray(synthetic_image(*size, 3))
             resized = resize_for_target_vision_tokens(image, tokens)
             made = preprocess(resized)
             assert made.tiling == tiling.crops_to_tiling(tiling.tokens_to_crops(tokens), size)
@@ -206,7 +198,7 @@ def test_resized_image_gets_the_tiling_from_the_stock_rule() -> None:
 
 
 def test_resized_image_has_the_pixels_of_the_crops() -> None:
-    image = synthetic(640, 480, 3)
+    image = synthetic_image(640, 480, 3)
     direct = preprocess(image, tokens=432)
     detour = preprocess(resize_for_target_vision_tokens(image, 432), tokens=432)
     assert np.abs(direct.images[1:] - detour.images[1:]).max() < 0.5 / 255 / 0.26 + 1e-4  # rounded to 8 bits once
@@ -217,7 +209,7 @@ def test_resized_image_has_the_pixels_of_the_crops() -> None:
 )
 def test_refused_settings(bad: dict[str, Any]) -> None:
     with pytest.raises(tiling.BudgetError):
-        preprocess(synthetic(20, 20, 0), **bad)
+        preprocess(synthetic_image(20, 20, 0), **bad)
 
 
 # Pictures
@@ -230,7 +222,7 @@ def saved(image: Image.Image, path: Path, **options: Any) -> Path:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
-    upright = synthetic(30, 20, 1)
+    upright = synthetic_image(30, 20, 1)
     # what a camera stores so that the viewer's transformation gives the upright picture back
     undo = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]
     stored = Image.fromarray(upright)
@@ -303,7 +295,7 @@ def test_what_is_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(ImageError, match="readable file"):
         open_image(tmp_path)
     whole = io.BytesIO()
-    Image.fromarray(synthetic(200, 200, 0)).save(whole, "PNG")
+    Image.fromarray(synthetic_image(200, 200, 0)).save(whole, "PNG")
     cut = tmp_path / "cut.png"
     cut.write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
     with pytest.raises(ImageError, match="complete and intact"):

@@ -1,6 +1,5 @@
 """The processor under what programs for many models pass to all of them, and under the published Molmo's names."""
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from transformers import GenerationConfig
 
 from export.files.card import write_card
 from importance.prompts import load_processor
-from tests.test_molmoe_auto import small_tokenizer
+from tests.support.models import small_tokenizer
+from tests.support.pictures import encoded
 from transform.knobs import Knobs
 from transform.load import load_model
 from transform.molmoe import MolmoEProcessor
@@ -25,12 +25,6 @@ from transform.source import DEFAULT
 PIXELS = np.random.default_rng(0).integers(0, 256, (60, 40, 3), np.uint8)
 PICTURE = Image.fromarray(PIXELS)
 TEXT = "what is this?"
-
-
-def encoded() -> bytes:
-    out = io.BytesIO()
-    PICTURE.save(out, "PNG")
-    return out.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +117,7 @@ def test_what_can_not_be_honoured_is_one_sentence(
         lambda: torch.from_numpy(PIXELS).permute(2, 0, 1)[None],
         lambda: PIXELS.transpose(2, 0, 1),
         encoded,
-        lambda: [[encoded()]],
+        lambda: [[encoded(PICTURE)]],
     ],
     ids=range(10),
 )

@@ -1,44 +1,18 @@
 """Files of samples other than the canonical form: VQAv2's pair of files, and tables; and `evaluate` with them."""
 
-import io
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from export.command.main import main
 from importance.readers import images, parquet, vqav2
 from importance.readers.read import read_samples
 from importance.samples import EncodedImage, Sample, SamplesError
-
-TEN = ["net", "net", "net", "netting", "net", "mesh", "net", "net", "net", "netting"]
-QUESTIONS: dict[str, Any] = {
-    "data_subtype": "val2014",
-    "questions": [
-        {"question_id": 420, "image_id": 42, "question": "What is this?"},
-        {"question_id": 421, "image_id": 42, "question": "Is it?"},
-        {"question_id": 70, "image_id": 7, "question": "How many?"},
-    ],
-}
-ANNOTATIONS: dict[str, Any] = {
-    "annotations": [
-        {"question_id": 70, "answer_type": "number", "answers": [{"answer": "2", "answer_id": i} for i in range(10)]},
-        {"question_id": 420, "answer_type": "other", "answers": [{"answer": a} for a in TEN]},
-        {"question_id": 421, "answer_type": "yes/no", "answers": [{"answer": a} for a in ("yes", "", "no")]},
-        {"question_id": 999, "answers": None},
-    ]
-}
-
-
-def png(seed: int) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (4, 6, 3), np.uint8)).save(out, "png")
-    return out.getvalue()
+from tests.support.command import knobcast
+from tests.support.data_sets import ANNOTATIONS, QUESTIONS, TEN, table
+from tests.support.pictures import noise_png
 
 
 @pytest.fixture
@@ -152,22 +126,21 @@ def test_files_have_a_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def table(path: Path, rows: Sequence[dict[str, Any]], schema: Any = None, **options: Any) -> Path:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path, **options)
-    return path
-
-
-ROW = {"id": "a", "image": {"bytes": png(0), "path": "x.png"}, "question": "Which?", "answers": ["one", "1"]}
+ROW = {"id": "a", "image": {"bytes": noise_png(0), "path": "x.png"}, "question": "Which?", "answers": ["one", "1"]}
 
 
 @pytest.mark.extra
 def test_a_table_as_on_the_hub(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {**ROW, "kind": "count", "choices": ["x", "y"]},
-        {**ROW, "id": "b", "image": {"bytes": png(1), "path": None}, "answers": None, "kind": None, "choices": []},
+        {
+            **ROW,
+            "id": "b",
+            "image": {"bytes": noise_png(1), "path": None},
+            "answers": None,
+            "kind": None,
+            "choices": [],
+        },
         {**ROW, "id": "c", "answers": []},
         {**ROW, "id": "d", "image": None},
         {**ROW, "id": "e", "image": {"bytes": None, "path": "y.png"}, "extra": 7},
@@ -178,7 +151,7 @@ def test_a_table_as_on_the_hub(tmp_path: Path) -> None:
     assert [s.answers for s in samples] == [("one", "1"), (), (), ("one", "1"), ("one", "1")]
     assert (samples[0].prompt, samples[0].kind, samples[0].choices) == ("Which?", "count", ("x", "y"))
     assert (samples[1].kind, samples[1].choices) == (None, ())
-    assert samples[0].images == (EncodedImage(png(0)),)
+    assert samples[0].images == (EncodedImage(noise_png(0)),)
     assert samples[2].images[0] is samples[0].images[0]  # equal pictures are held once
     assert [s.images for s in samples[3:]] == [(), (tmp_path / "y.png",)]
     assert [s.id for s in read_samples(tmp_path / "t.parquet", 3)] == list("abc")
@@ -252,8 +225,8 @@ def test_broken_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table(empty, [], pa.Table.from_pylist([ROW]).schema)
     with pytest.raises(SamplesError, match=r"none\.parquet: at least one sample.*has 0"):
         read_samples(empty)
-    monkeypatch.setattr(images, "MAX_PICTURE", len(png(0)) - 1)
-    with pytest.raises(SamplesError, match=f"row 1: an image must have 1 to .* got {len(png(0))}"):
+    monkeypatch.setattr(images, "MAX_PICTURE", len(noise_png(0)) - 1)
+    with pytest.raises(SamplesError, match=f"row 1: an image must have 1 to .* got {len(noise_png(0))}"):
         read_samples(file)
     monkeypatch.setattr(parquet, "MAX_GROUP", 10)
     with pytest.raises(SamplesError, match="a row group has at most 10 bytes, number 1 has"):
@@ -269,21 +242,11 @@ def test_tables_need_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
-    """Exit code of `knobcast evaluate …`, in this process."""
-    monkeypatch.setattr(sys, "argv", ["knobcast", "evaluate", *map(str, arguments), "--max-new-tokens", "2"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
-
-
 @pytest.mark.extra
-def test_a_table_and_a_pair_are_evaluated(
-    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_table_and_a_pair_are_evaluated(tmp_path: Path, folder: Path) -> None:
     """The same pictures and questions in both forms get the same scores."""
     for name, seed in (("COCO_val2014_000000000042.jpg", 0), ("000000000007.jpg", 1)):
-        (folder / "val2014" / name).write_bytes(png(seed))
+        (folder / "val2014" / name).write_bytes(noise_png(seed))
     rows = [
         {"id": s.id, "image": {"bytes": Path(str(s.images[0])).read_bytes(), "path": None}, "question": s.prompt,
          "answers": [*s.answers], "kind": s.kind}
@@ -292,14 +255,15 @@ def test_a_table_and_a_pair_are_evaluated(
     pair = ("--data", folder / "q.json", "--annotations", folder / "a.json", "--images", folder / "val2014")
     found = []
     for data in (("--data", table(tmp_path / "t.parquet", rows)), pair):
-        assert command(monkeypatch, *data, "--metric", "anls", "--json") == 0
-        found.append(json.loads(capsys.readouterr().out))
+        done = knobcast("evaluate", *data, "--metric", "anls", "--max-new-tokens", "2", "--json")
+        found.append(json.loads(done.out))
     assert found[0] == found[1]
     assert found[0]["samples"] == 3
     assert set(found[0]["by_kind"]) == {"number", "other", "yes/no"}
     rows[0]["image"] = {"bytes": b"no picture", "path": None}
-    assert command(monkeypatch, "--data", table(tmp_path / "t.parquet", rows)) == 1
-    assert "sample '420': The image must be a picture" in " ".join(capsys.readouterr().err.split())
+    done = knobcast("evaluate", "--data", table(tmp_path / "t.parquet", rows))
+    assert done.code == 1
+    assert "sample '420': The image must be a picture" in done.said
 
 
 @pytest.mark.parametrize(
@@ -314,16 +278,11 @@ def test_a_table_and_a_pair_are_evaluated(
     ids=str,
 )
 def test_what_evaluate_refuses(
-    folder: Path,
-    arguments: list[str],
-    words: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    folder: Path, arguments: list[str], words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
     images = () if "--images" in arguments else ("--images", "val2014")
-    assert command(monkeypatch, "--data", "q.json", *images, *arguments) == 1
-    out, err = capsys.readouterr()
-    assert out == ""
+    done = knobcast("evaluate", "--data", "q.json", *images, *arguments)
+    assert (done.code, done.out) == (1, "")
     for word in words:
-        assert word in " ".join(err.split())
+        assert word in done.said

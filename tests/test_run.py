@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,22 +11,20 @@ from PIL import Image
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from export.files.genai import write_genai_config
 from export.files.io_spec import write_io
 from export.graph.emit import emit_graphs
 from export.run.answer import Runner, answer
-from export.run.family_file import Family, Member
 from export.run.session import RunError
-from transform.depth import drop_blocks
+from tests.support.command import knobcast
+from tests.support.molmo_parity import knobs_of
+from tests.support.paths import FIXTURES
+from tests.support.pictures import encoded, synthetic_image
+from tests.support.variants import add_member, write_variant
 from transform.errors import KnobError
-from transform.forms import REFERENCE
 from transform.molmoe.preprocessing import ImageError
-from transform.plan import plan_vision
 from transform.read import read_checkpoint
-from transform.top_k import set_top_k
 from transform.write import write_checkpoint
 
-FIXTURES = Path(__file__).parent / "fixtures" / "molmo"
 CASES = json.loads((FIXTURES / "parity_cases.json").read_text())
 END_TO_END = [name for name, case in CASES["cases"].items() if case["kind"] == "end_to_end"]
 
@@ -41,41 +38,25 @@ def words_of(text: list[int]) -> dict[int, str]:
     return words | {special["eos"]: "<|endoftext|>", text[0]: "User:", text[-1]: "Assistant:"}
 
 
-def write_runnable(target: Path, text: list[int], variant: dict[str, Any], tokens: int | None = None) -> Path:
-    """A variant of the fixtures with graphs and a tokenizer."""
-    target.mkdir()
+def write_runnable(target: Path, text: list[int], variant: str, tokens: int | None = None) -> Path:
+    """A published variant of the fixtures with a tokenizer."""
+    source = target.with_name(f"{target.name}-source")
+    source.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (source / name).symlink_to(FIXTURES / name)
     words = words_of(text)
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in words.items()}, unk_token="w1"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.decoder = decoders.WordPiece("##", cleanup=False)
     tokenizer.add_special_tokens([word for word in words.values() if word.startswith("<")])
-    tokenizer.save(str(target / "tokenizer.json"))
-    source = read_checkpoint(FIXTURES)
-    keep = tuple(variant["keep_blocks"])
-    k = variant["top_k"]
-    checkpoint = set_top_k(drop_blocks(source, keep), tuple(k[i] for i in keep) if isinstance(k, list) else k)
-    write_checkpoint(checkpoint, target)
-    written = read_checkpoint(target)
-    vision = plan_vision(source, tokens, "pad", "canvas")
-    emit_graphs(written, target, None if vision.crops is None else vision.crops + 1)
-    write_io(written, target, vision.as_dict())
-    write_genai_config(written, target)
-    return target
+    tokenizer.save(str(source / "tokenizer.json"))
+    return write_variant(source, target, *knobs_of(variant), tokens=tokens)
 
 
 @pytest.fixture(scope="module")
 def runnable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = CASES["texts"][CASES["cases"][END_TO_END[0]]["text"]]
-    return write_runnable(tmp_path_factory.mktemp("run") / "full", text, CASES["variants"]["full"])
-
-
-def picture(path: Path, width: int, height: int, seed: int) -> Path:
-    """The fixtures' image as a file."""
-    y, x = np.mgrid[:height, :width]
-    blue = 160 * ((x // 9 + y // 7) % 2) + (3 * x + 5 * y + seed) % 96
-    red, green = 255 * x // max(width - 1, 1), 255 * y // max(height - 1, 1)
-    Image.fromarray(np.stack([red, green, blue], axis=2).astype(np.uint8)).save(path)
-    return path
+    return write_runnable(tmp_path_factory.mktemp("run") / "full", text, "full")
 
 
 @pytest.mark.parametrize("variant", CASES["variants"])
@@ -86,10 +67,11 @@ def test_published_greedy_ids_from_file_and_words(tmp_path: Path, variant: str) 
     for name in END_TO_END if variant == "full" else END_TO_END[:1]:
         case = CASES["cases"][name]
         text = CASES["texts"][case["text"]]
-        directory = write_runnable(tmp_path / name, text, CASES["variants"][variant])
+        directory = write_runnable(tmp_path / name, text, variant)
         words = words_of(text)
         width, height = case["image_size_wh"]
-        image = picture(tmp_path / f"{name}.png", width, height, case["image_seed"])
+        image = tmp_path / f"{name}.png"
+        image.write_bytes(encoded(synthetic_image(width, height, case["image_seed"])))
         expected = outputs[f"{name}/{variant}/greedy"][0].tolist()
         end = CASES["special_token_ids"]["eos"]
         expected = expected[: expected.index(end)] if end in expected else expected
@@ -118,7 +100,7 @@ def test_text_alone(runnable: Path) -> None:
 
 def test_fixed_budget_of_the_variant_is_used(tmp_path: Path) -> None:
     text = CASES["texts"]["long"]
-    directory = write_runnable(tmp_path / "fixed", text, CASES["variants"]["full"], tokens=432)
+    directory = write_runnable(tmp_path / "fixed", text, "full", tokens=432)
     runner = Runner(directory)
     for size, tiling in (((40, 90), (2, 1)), ((1, 1), (1, 2)), ((900, 700), (1, 2))):
         given = runner.answer(Image.new("RGB", size), "w5", max_new_tokens=1)
@@ -214,15 +196,11 @@ def test_text_only_model(olmoe: Path, tmp_path: Path) -> None:
 
 
 def test_a_familys_member_answers_as_the_variant_alone(tmp_path: Path) -> None:
-    from export.graph.decoder import text_graph
 
     text = CASES["texts"]["long"]
-    family = write_runnable(tmp_path / "family", text, CASES["variants"]["full"])
-    member = set_top_k(drop_blocks(read_checkpoint(family), (0, 1, 3)), 2)
-    text_graph(member).write(family / "text-k2-b3.onnx")
-    entry = Member("k2-b3", (0, 1, 3), (2, 2, 2), 0, 0, 0, 0, "", (), "skipped")
-    (family / "family.json").write_text(json.dumps(Family("m", REFERENCE, (), None, (entry,)).as_dict()))
-    alone = write_runnable(tmp_path / "alone", text, {"keep_blocks": [0, 1, 3], "top_k": 2})
+    family = write_runnable(tmp_path / "family", text, "full")
+    add_member(family, "k2-b3", (0, 1, 3), 2)
+    alone = write_runnable(tmp_path / "alone", text, "k2_keep013")
     image = Image.new("RGB", (50, 40), (200, 30, 90))
     ours = answer(family, image, "w5 w6", max_new_tokens=8, member="k2-b3", threads=1)
     assert ours.ids == answer(alone, image, "w5 w6", max_new_tokens=8, threads=1).ids
@@ -230,26 +208,12 @@ def test_a_familys_member_answers_as_the_variant_alone(tmp_path: Path) -> None:
     with pytest.raises(KnobError, match=r"one of the family's members, k2-b3; got '\.\./x'"):
         answer(family, None, "w5", member="../x")
 
-    command = [
-        sys.executable,
-        "-m",
-        "export.command.main",
-        "run",
-        str(family),
-        "--prompt",
-        "w5 w6",
-        "--max-new-tokens",
-        "4",
-    ]
-    flags = ["--member", "k2-b3", "--threads", "1", "--provider", "cpu", "--json"]
-    done = subprocess.run([*command, *flags], cwd=Path(__file__).parents[1], check=True, capture_output=True, text=True)
-    said = json.loads(done.stdout)
+    command = ("run", family, "--prompt", "w5 w6", "--max-new-tokens", "4", "--member", "k2-b3", "--threads", "1")
+    said = json.loads(knobcast(*command, "--provider", "cpu", "--json").out)
     assert said["ids"] == list(answer(alone, None, "w5 w6", max_new_tokens=4).ids)
-    plain = subprocess.run(
-        [*command, *flags[:-1]], cwd=Path(__file__).parents[1], check=True, capture_output=True, text=True
-    )
-    assert plain.stdout.strip() == said["text"]
-    assert "tokens/s" in plain.stderr
+    plain = knobcast(*command, "--provider", "cpu")
+    assert plain.out.strip() == said["text"]
+    assert "tokens/s" in plain.err
 
 
 def test_a_broken_tokenizer_is_named(runnable: Path, tmp_path: Path) -> None:

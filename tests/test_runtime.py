@@ -23,7 +23,8 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from tests.molmo_parity import CASES, FIXTURES, model_inputs
+from tests.support.molmo_parity import CASES, model_inputs
+from tests.support.paths import FIXTURES
 from transform.errors import KnobError
 from transform.load import load_model
 from transform.molmoe import MolmoEConfig, MolmoEForConditionalGeneration

@@ -1,6 +1,5 @@
 """The canonical form of samples: what is accepted, and what each broken line is told. Labels and digests of any."""
 
-import io
 import json
 import re
 from dataclasses import replace
@@ -14,6 +13,7 @@ from PIL import Image
 from importance.readers.jsonl import MAX_LINE
 from importance.readers.read import read_samples
 from importance.samples import EncodedImage, Sample, SamplesError, require_answers, samples_digest
+from tests.support.pictures import encoded
 from transform.molmoe.pictures import ImageError
 
 GOOD = {"id": "a", "image": "images/x.png", "prompt": "Which?", "answers": ["one", "1"], "kind": "count"}
@@ -194,25 +194,19 @@ def test_answers_are_required_of_all() -> None:
         require_answers([*labelled, *bare], "nll")
 
 
-def png(pixels: np.ndarray) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "png")
-    return out.getvalue()
-
-
 def test_encoded_images() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
-    assert np.array_equal(EncodedImage(png(pixels)).open(), pixels)
-    assert EncodedImage(png(pixels)) == EncodedImage(png(pixels))
-    assert len({EncodedImage(png(pixels)), EncodedImage(png(pixels)), EncodedImage(b"")}) == 2
+    assert np.array_equal(EncodedImage(encoded(pixels)).open(), pixels)
+    assert EncodedImage(encoded(pixels)) == EncodedImage(encoded(pixels))
+    assert len({EncodedImage(encoded(pixels)), EncodedImage(encoded(pixels)), EncodedImage(b"")}) == 2
     assert len(repr(EncodedImage(bytes(10_000)))) < 100
-    for broken in (b"", b"no picture", png(pixels)[:60]):
+    for broken in (b"", b"no picture", encoded(pixels)[:60]):
         with pytest.raises(ImageError, match="must be"):
             EncodedImage(broken).open()
 
 
 def test_encoded_bombs(monkeypatch: pytest.MonkeyPatch) -> None:
-    image = EncodedImage(png(np.zeros((20, 20, 3), np.uint8)))
+    image = EncodedImage(encoded(np.zeros((20, 20, 3), np.uint8)))
     for most in (399, 199):  # pillow warns, and refuses
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
         with pytest.raises(ImageError, match=f"at most {most} pixels"):
@@ -222,7 +216,7 @@ def test_encoded_bombs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_digest_of_samples(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
     file, moved = tmp_path / "a.png", tmp_path / "b.png"
-    file.write_bytes(png(pixels))
+    file.write_bytes(encoded(pixels))
     moved.write_bytes(file.read_bytes())
     base = Sample("1", (file,), "Which?", ("x", "y"), "kind", ("x", "y"))
     first = samples_digest([base])

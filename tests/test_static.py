@@ -1,8 +1,6 @@
 """Graphs of fixed sizes against PyTorch and the growing ones: every form, every tiling, the cache to its end."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from export.run.static import StaticGraphs
 from export.run.static_plan import Prefill, StaticPlan
 from export.variant import export_variant
 from importance.readers.read import read_samples
+from tests.support.command import knobcast
 from transform.arrays import Array
 from transform.errors import KnobcastError, KnobError, VerificationError
 from transform.forms import Form
@@ -38,7 +37,6 @@ from transform.plan import make_plan
 from transform.read import read_checkpoint
 from transform.source import DEFAULT
 
-ROOT = Path(__file__).parent.parent
 FORMS = ("cpu", "cuda", "int4")  # cuda by numpy, for onnxruntime has no such experts without a GPU
 CACHE, PROMPT = 40, 8
 TOLERANCE = 5e-5  # 1e-5 of the largest logits, which are 5 and more
@@ -344,11 +342,7 @@ def test_text_prompts_that_can_not_be(olmoe: Path, prompt: int) -> None:
 
 
 def test_the_command_line(olmoe: Path, tmp_path: Path) -> None:
-    def knobcast(*words: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "export.command.main", "export", str(olmoe), *words]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-    shown = json.loads(knobcast("--k", "2", "--static", "64", "--dry-run", "--json").stdout)
+    shown = json.loads(knobcast("export", olmoe, "--k", "2", "--static", "64", "--dry-run", "--json").out)
     assert shown["static"]["prefills"] == [{"tiling": None, "sequence": 64, "prefill": "prefill.onnx"}]
     assert shown["out"].endswith("-s64")
     for words, expected in (
@@ -357,9 +351,9 @@ def test_the_command_line(olmoe: Path, tmp_path: Path) -> None:
         (["--static", "many"], "whole number"),
         (["--family", "k=1,2", "--static", "64"], "--family goes without --static"),
     ):
-        done = knobcast(*words, "--out", str(tmp_path / "v"))
-        assert done.returncode == 1
-        assert expected in " ".join(done.stderr.split()), done.stderr
+        done = knobcast("export", olmoe, *words, "--out", tmp_path / "v")
+        assert done.code == 1
+        assert expected in done.said
         assert not (tmp_path / "v").exists()
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from export.files.integrity import check_sums, sha256_file
 from export.graph.vision import read_tower
 from export.run.graph_facts import read_facts
 from importance.scores import read_scores
-from tests.conftest import write_raw
+from tests.support.safetensors_file import write_raw
 from transform.errors import CheckpointError, ScoresError, VerificationError
 from transform.molmoe.pictures import ImageError, open_image
 from transform.read import read_checkpoint
@@ -190,4 +191,4 @@ def test_vision_settings_of_the_wrong_kind_are_refused(molmo: Path, key: str, va
     config = json.loads((molmo / "config.json").read_text())
     (config if key in config else config["vision_backbone"])[key] = value
     with pytest.raises(CheckpointError, match=key):
-        read_tower(config)
+        read_tower(replace(read_checkpoint(molmo), config=config))

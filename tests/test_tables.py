@@ -3,41 +3,23 @@
 Tables are built from the known names and types of their columns.
 """
 
-import io
 import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from export.command.main import main
 from importance.readers.read import read_samples
 from importance.samples import EncodedImage, Sample, SamplesError
 from importance.tasks import check_samples, metric_named
+from tests.support.command import knobcast
+from tests.support.data_sets import table
+from tests.support.pictures import noise_png
 
-
-def png(seed: int) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (4, 6, 3), np.uint8)).save(out, "png")
-    return out.getvalue()
-
-
-PNG = png(0)
+PNG = noise_png(0)
 PICTURE = {"bytes": PNG, "path": None}
 SEEN = (EncodedImage(PNG),)
 TWO = ["yes", "no"]
-
-
-def table(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.Table.from_pylist(list(rows)), path)
-    return path
 
 
 def annotated(*answers: str) -> list[dict[str, Any]]:
@@ -420,33 +402,21 @@ def test_what_was_read_is_said(tmp_path: Path) -> None:
     assert said.pop().endswith("column 18, column 19 and 10 more")
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
-    """Exit code of `knobcast …`, in this process."""
-    monkeypatch.setattr(sys, "argv", ["knobcast", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
-
-
-def test_the_commands_take_shards_and_say_what_they_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_commands_take_shards_and_say_what_they_read(tmp_path: Path) -> None:
     first = lines(tmp_path / "a0.jsonl", {**LINE, "id": 1, "label": "x", "seed": 1})
     second = lines(tmp_path / "a1.jsonl", {**LINE, "id": 2, "label": "x"})
-    assert command(monkeypatch, "evaluate", "--data", first, "--data", second, "--max-new-tokens", "1", "--json") == 0
-    out, err = capsys.readouterr()
+    _, out, err = knobcast("evaluate", "--data", first, "--data", second, "--max-new-tokens", "1", "--json")
     assert json.loads(out)["samples"] == 2
     assert "a0.jsonl: answers from label; not read: seed" in err
-    assert command(monkeypatch, "score", "--data", tmp_path / "a*.jsonl", "--dry-run", "--json") == 0
-    out, err = capsys.readouterr()
+    _, out, err = knobcast("score", "--data", tmp_path / "a*.jsonl", "--dry-run", "--json")
     assert (json.loads(out)["metric"], json.loads(out)["samples"]) == ("accuracy", 2)
     assert "not read: seed" in err
     assert "no answers" not in err
     bare = lines(tmp_path / "b.jsonl", {**LINE, "reply": "x"})
-    assert command(monkeypatch, "score", "--data", bare, "--dry-run", "--json") == 0
-    out, err = capsys.readouterr()
+    _, out, err = knobcast("score", "--data", bare, "--dry-run", "--json")
     assert json.loads(out)["metric"] == "kl"
     assert "b.jsonl: not read: reply" in err
     assert "no answers found in 1 samples: measuring kl" in err
-    assert command(monkeypatch, "score", "--data", bare, "--metric", "kl", "--dry-run", "--json") == 0
-    assert "no answers" not in capsys.readouterr().err
+    code, _, err = knobcast("score", "--data", bare, "--metric", "kl", "--dry-run", "--json")
+    assert code == 0
+    assert "no answers" not in err

@@ -2,15 +2,13 @@
 
 import json
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.paths import FIXTURES
 from transform.molmoe import tiling
 from transform.molmoe.tiling import BudgetError
-
-FIXTURES = Path(__file__).parent / "fixtures" / "molmo"
 
 
 def records(name: str) -> list[dict[str, Any]]:

@@ -14,11 +14,10 @@ from transformers import OlmoeForCausalLM
 from export.layout.write import plan_layout, write_layout
 from export.run.bound import Bound
 from export.run.graphs import Graphs
-from tests.onnx_support import write_variant
-from tests.test_layouts import write_family, write_form
-from tests.test_onnx_olmoe import random_ids, save_source
+from tests.support.models import BLOCKWISE, random_ids, save_source
+from tests.support.paths import ROOT
+from tests.support.variants import add_member, write_variant
 
-ROOT = Path(__file__).parents[1]
 ENVIRONMENT = ROOT / ".venv-js"
 NODE = shutil.which("node")
 COUNT, END = 24, 95
@@ -82,7 +81,8 @@ def test_a_variant_in_its_own_place(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["int4", "int8"])
 def test_quantised_forms(form: str, tmp_path: Path) -> None:
-    variant = write_form(tmp_path, form)
+    save_source(tmp_path / "source", **BLOCKWISE, num_key_value_heads=2)
+    variant = write_variant(tmp_path / "source", tmp_path / form, k=2, form=form)
     write_layout(plan_layout(variant, "transformers.js"), tmp_path / "js")
     ids = random_ids(1, 12)[0].tolist()
     bound = Bound(Graphs(variant, threads=1))
@@ -95,7 +95,7 @@ def test_quantised_forms(form: str, tmp_path: Path) -> None:
 def test_a_member_of_a_family(tmp_path: Path) -> None:
     save_source(tmp_path / "source", num_key_value_heads=2)
     family = write_variant(tmp_path / "source", tmp_path / "family")
-    write_family(family)
+    add_member(family, "k3-b2", (0, 2))
     write_layout(plan_layout(family, "transformers.js", member="k3-b2"), tmp_path / "js")
     alone = write_variant(tmp_path / "source", tmp_path / "alone", keep=[0, 2])
     ids = random_ids(1, 10)[0].tolist()

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests.support.paths import ROOT
+from tests.support.variants import digests
 from transform.checkpoint import Checkpoint
 from transform.copying import RangeCopier
 from transform.depth import drop_blocks
@@ -26,7 +28,6 @@ from transform.stage import staged
 from transform.top_k import set_top_k
 from transform.write import coalesce, shards_of, write_checkpoint
 
-ROOT = Path(__file__).parent.parent
 OURS = {"schema": 1, "blocks_kept": [0], "files": {"sha256sums": "not computed", "names": []}}
 
 
@@ -38,10 +39,6 @@ def write(checkpoint: Checkpoint, target: Path) -> Checkpoint:
 
 def arrays(directory: Path) -> dict[str, np.ndarray]:
     return {name: a for file in sorted(directory.glob("*.safetensors")) for name, a in load_file(file).items()}
-
-
-def digests(directory: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(directory.iterdir())}
 
 
 @pytest.mark.parametrize("keep", [(0, 1, 3), (1, 2), (0, 2, 5), (3,)])

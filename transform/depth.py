@@ -7,9 +7,10 @@ values. Which blocks matter is `importance/`'s to say.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from transform.architectures.per_block import PER_BLOCK, check_block_lists, select_blocks
 from transform.checkpoint import Checkpoint
 from transform.errors import KnobError
-from transform.passes import Changes, Pass, check_block_lists
+from transform.passes import Changes, Pass
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class DropBlocks(Pass):
                 f"the blocks kept must be distinct, ascending indices from 0 to {layers - 1}, at least one, "
                 f"got {list(keep)}."
             )
-        check_block_lists(source)
+        check_block_lists(source.config, layers)
 
     def run(self, source: Checkpoint) -> Checkpoint:
         """Fewer tensors under new names, a config of fewer blocks."""
@@ -41,13 +42,7 @@ class DropBlocks(Pass):
             elif block in new_index:
                 renamed = f"{prefix}{new_index[block]}.{part}"
                 tensors[renamed] = tensor._replace(name=renamed)
-        config = dict(source.config)
-        depth_key, *lists = _keys(source)
-        for key in lists:
-            value = config.get(key)
-            if isinstance(value, list):
-                config[key] = [value[i] for i in self.keep_blocks]
-        config[depth_key] = len(self.keep_blocks)
+        config = select_blocks(source.config, source.architecture.depth_key, self.keep_blocks)
         return replace(source, config=config, tensors=tensors)
 
     def changes(self, source: Checkpoint) -> Changes:
@@ -58,7 +53,8 @@ class DropBlocks(Pass):
             block, part = _numbered(name, prefix)
             return name if block is None else f"{prefix}{self.keep_blocks[block]}.{part}"
 
-        return Changes(tuple(top_k[i] for i in self.keep_blocks), _keys(source), origin)
+        keys = (source.architecture.depth_key, *PER_BLOCK)
+        return Changes(tuple(top_k[i] for i in self.keep_blocks), keys, origin)
 
     def ensures(self, target: Checkpoint) -> str | None:
         """Nothing more."""
@@ -67,12 +63,6 @@ class DropBlocks(Pass):
 def drop_blocks(source: Checkpoint, keep_blocks: Sequence[int]) -> Checkpoint:
     """The checkpoint with only the blocks `keep_blocks` (indices of the source, strictly ascending)."""
     return DropBlocks(tuple(keep_blocks))(source)
-
-
-def _keys(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Of the config: the number of blocks, then what may have a list of them."""
-    architecture = checkpoint.architecture
-    return architecture.depth_key, architecture.top_k_key, *architecture.per_layer_lists
 
 
 def _prefix(checkpoint: Checkpoint) -> str:

@@ -17,6 +17,10 @@ class CheckpointError(KnobcastError):
     """A checkpoint that is missing, broken, hostile or of an unknown kind."""
 
 
+class ArchitectureError(KnobcastError):
+    """A family's data file that isn't what it must be; for whoever adds a family."""
+
+
 class ScoresError(KnobcastError):
     """A scores file that can't be used for this model and this choice."""
 

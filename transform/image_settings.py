@@ -34,10 +34,11 @@ _FIXED: Mapping[str, tuple[object, ...]] = {
 
 def variant_policy(source: Checkpoint) -> Record | None:
     """The processor_config.json of a variant; None for any other model."""
-    if not source.architecture.multimodal or PROCESSOR not in source.side_files:
+    images = source.architecture.images
+    if images is None or PROCESSOR not in source.side_files:
         return None
     stored = read_json(source.path / PROCESSOR)
-    return stored if stored.get("processor_class") == "MolmoEProcessor" else None
+    return stored if stored.get("processor_class") == images.processor.rpartition(".")[2] else None
 
 
 def max_crops(source: Checkpoint) -> int:

@@ -1,23 +1,23 @@
 """A checkpoint directory -> a model in memory, with every tensor in its place or an error.
 
-For both families, and without running code from the directory: MolmoE by our own class, the rest by transformers'.
+Without running code from the directory: by the class that the family's data file names, ours or transformers'.
 Quantised weights are loaded as the float32 values they stand for.
 """
 
 import mmap
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import GenerationConfig
+from transformers import CONFIG_MAPPING, GenerationConfig
 
-from transform.architectures import lookup
+from transform.architectures import architecture_named, imported, lookup
+from transform.arrays import Array
 from transform.checkpoint import OF_A_MACHINE, PACKED, Checkpoint
 from transform.depth import drop_blocks
 from transform.dtype import cast
@@ -26,6 +26,9 @@ from transform.packed import dequantise, fake_quantised
 from transform.read import read_checkpoint
 from transform.strict_json import MAX_TABLE_BYTES, Record, read_json
 from transform.weight_files import INDEX
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _TAKE_IN_TURN = "HF_DEACTIVATE_ASYNC_LOAD"  # transformers reads it at every load
 ALIGNMENT = 64  # bytes; torch's own allocations have it
@@ -61,25 +64,20 @@ class LoadReport:
             )
 
     @classmethod
-    def of(cls, info: Mapping[str, Any]) -> "LoadReport":
+    def of(cls, info: Mapping[str, Iterable[str | tuple[str, ...]]]) -> "LoadReport":
         """From transformers' loading info."""
         # mismatched ones come with their two shapes
         mismatched = (name if isinstance(name, str) else str(name[0]) for name in info["mismatched_keys"])
-        return cls(
-            tuple(sorted(info["missing_keys"])), tuple(sorted(info["unexpected_keys"])), tuple(sorted(mismatched))
-        )
+        missing, unexpected = (tuple(sorted(map(str, info[f"{kind}_keys"]))) for kind in ("missing", "unexpected"))
+        return cls(missing, unexpected, tuple(sorted(mismatched)))
 
 
-def load_with_report(directory: Path, dtype: str = "float32", **kwargs: Any) -> tuple[Any, LoadReport]:
+def load_with_report(directory: Path, dtype: str = "float32", **kwargs: object) -> "tuple[PreTrainedModel, LoadReport]":
     """The model in eval mode, and the report; `kwargs` go to `from_pretrained` (`attn_implementation`, ...)."""
     config = read_json(directory / "config.json")
     if lookup(config, "quantization_config.quant_method") == PACKED or _read_otherwise(directory, config):
         return _load_by_table(directory, dtype, kwargs)
-    if config.get("model_type") == "molmo":
-        home, name = "transform.molmoe", "MolmoEForConditionalGeneration"
-    else:
-        home, name = "transformers", "AutoModelForCausalLM"
-    kind = getattr(import_module(home), name)
+    kind = imported(architecture_named(config.get("model_type")).model_class)
     with building(str(directory)):
         model, info = kind.from_pretrained(
             str(directory),
@@ -108,7 +106,7 @@ def building(what: str) -> Iterator[None]:
         ) from error
 
 
-def plain_config(config: Mapping[str, Any]) -> Record:
+def plain_config(config: Mapping[str, object]) -> Record:
     """A config for weights given as floats, without what it says about the machine that it was saved on."""
     return {key: value for key, value in config.items() if key not in ("quantization_config", *OF_A_MACHINE)}
 
@@ -121,7 +119,7 @@ def check_buildable(checkpoint: Checkpoint) -> None:
         kind(kind.config_class.from_dict(plain_config(config)))
 
 
-def align(model: Any) -> Any:
+def align(model: "PreTrainedModel") -> "PreTrainedModel":
     """Copy parameters that are mapped from odd places of a file to aligned memory.
 
     CPU kernels round differently at other alignments, so only then are equal weights equal to the last bit.
@@ -132,7 +130,7 @@ def align(model: Any) -> Any:
     return model
 
 
-def load_model(directory: Path, dtype: str = "float32", **kwargs: Any) -> Any:
+def load_model(directory: Path, dtype: str = "float32", **kwargs: object) -> "PreTrainedModel":
     """The model in eval mode; raises CheckpointError unless every tensor found its place."""
     model, report = load_with_report(directory, dtype, **kwargs)
     report.insist(str(directory))
@@ -141,7 +139,7 @@ def load_model(directory: Path, dtype: str = "float32", **kwargs: Any) -> Any:
 
 def load_view(
     view: Checkpoint, dtype: str = "float32", packed: tuple[int, int] | None = None
-) -> tuple[Any, LoadReport]:
+) -> "tuple[PreTrainedModel, LoadReport]":
     """A model in float32 from a checkpoint value, its tensors mapped from wherever they lie.
 
     `dtype` rounds first; `packed` (bits, values per scale) then gives what is quantised in such a variant the values
@@ -159,14 +157,14 @@ def load_view(
     return align(model.float()).eval(), report
 
 
-def _read_otherwise(directory: Path, config: Mapping[str, Any]) -> bool:
+def _read_otherwise(directory: Path, config: Mapping[str, object]) -> bool:
     """Whether transformers, given the directory, would read more than config and weights, or couldn't read these."""
     adapter = (directory / "adapter_config.json").exists()  # peft would add it to a model that it is merged into
     no_metadata = (directory / INDEX).is_file() and "metadata" not in read_json(directory / INDEX, MAX_TABLE_BYTES)
     return adapter or no_metadata or any(key in config for key in OF_A_MACHINE)
 
 
-def _load_by_table(directory: Path, dtype: str, kwargs: Mapping[str, Any]) -> tuple[Any, LoadReport]:
+def _load_by_table(directory: Path, dtype: str, kwargs: Mapping[str, object]) -> "tuple[PreTrainedModel, LoadReport]":
     view = read_checkpoint(directory)
     model, report = _from_tensors(view, _mapped(view), dtype, kwargs)
     if (directory / "generation_config.json").is_file():
@@ -177,7 +175,7 @@ def _load_by_table(directory: Path, dtype: str, kwargs: Mapping[str, Any]) -> tu
 class _Later:
     """A tensor computed when the model takes it. transformers asks for `[...]`, as it does of slices of files."""
 
-    def __init__(self, make: Callable[[], Any]) -> None:
+    def __init__(self, make: Callable[[], Array | torch.Tensor]) -> None:
         self._make = make
 
     def __getitem__(self, _: object) -> torch.Tensor:
@@ -206,8 +204,8 @@ def _mapped(view: Checkpoint) -> dict[str, torch.Tensor | _Later]:
 
 
 def _from_tensors(
-    view: Checkpoint, tensors: dict[str, torch.Tensor | _Later], dtype: str, kwargs: Mapping[str, Any]
-) -> tuple[Any, LoadReport]:
+    view: Checkpoint, tensors: dict[str, torch.Tensor | _Later], dtype: str, kwargs: Mapping[str, object]
+) -> "tuple[PreTrainedModel, LoadReport]":
     """The model that a checkpoint's config describes, with these weights, which are floating point by now."""
     kind = model_class(view.config)
     with building(str(view.path)), _in_turn():
@@ -237,12 +235,10 @@ def _in_turn() -> Iterator[None]:
             os.environ[_TAKE_IN_TURN] = before
 
 
-def model_class(config: Mapping[str, Any]) -> Any:
-    """The PyTorch class for a config: MolmoE's is ours, the others are transformers' causal language models."""
-    if config.get("model_type") == "molmo":
-        return import_module("transform.molmoe").MolmoEForConditionalGeneration
-    transformers = import_module("transformers")
-    return transformers.MODEL_FOR_CAUSAL_LM_MAPPING[transformers.CONFIG_MAPPING[config["model_type"]]]
+def model_class(config: Mapping[str, object]) -> "type[PreTrainedModel]":
+    """The PyTorch class for a config: the family's own, or the one that its auto class has for it."""
+    kind = imported(architecture_named(config.get("model_type")).model_class)
+    return kind._model_mapping[CONFIG_MAPPING[config["model_type"]]] if hasattr(kind, "_model_mapping") else kind
 
 
 def quiet_transformers() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
+from transform.architectures.per_block import check_block_lists
 from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError, KnobcastError
 
@@ -70,18 +71,6 @@ class Pass(ABC):
         """What is wrong with the result beyond `changes`, if anything."""
 
 
-def check_block_lists(checkpoint: Checkpoint) -> None:
-    """Raise CheckpointError for a list of the config that has one value per block, and another length."""
-    layers = checkpoint.settings.layers
-    for key in (checkpoint.architecture.top_k_key, *checkpoint.architecture.per_layer_lists):
-        value = checkpoint.config.get(key)
-        if isinstance(value, list) and len(value) != layers:
-            raise CheckpointError(
-                f"config.json: {key} must list one value per block, it has {len(value)} for {layers} blocks. "
-                "Restore the original config.json."
-            )
-
-
 def _content(checkpoint: Checkpoint) -> tuple[object, ...]:
     """All that is written, the order of tensors included."""
     return checkpoint.joined, checkpoint.config, list(checkpoint.tensors.values())
@@ -90,7 +79,7 @@ def _content(checkpoint: Checkpoint) -> tuple[object, ...]:
 def _broken(changes: Changes, source: Checkpoint, target: Checkpoint) -> Iterator[str]:
     """What a pass with these changes must ensure and doesn't."""
     try:
-        check_block_lists(target)
+        check_block_lists(target.config, target.settings.layers)
         top_k, expected = target.settings.top_k, target.expected()
     except CheckpointError as error:
         yield str(error)

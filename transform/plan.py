@@ -192,7 +192,7 @@ def make_plan(source: Checkpoint, knobs: Knobs, resize: str | None = None, rule:
     if form.stacked:
         target = stack_experts(target)
     vision = None
-    if source.architecture.multimodal:
+    if source.architecture.modality.sees_images:
         vision = plan_vision(source, tokens, resize, rule)
         if isinstance(tokens, int) and vision.crops is not None:
             warnings += [tiling.budget_warning(vision.crops)]

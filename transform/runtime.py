@@ -1,6 +1,6 @@
 """The knobs at run time: how many experts, and which blocks. What a static variant must equal, difference 0.
 
-Works on MolmoE and on transformers' decoders. Nothing here writes a checkpoint: a masked model is for running, its
+Works on our own models and on transformers'. Nothing here writes a checkpoint: a masked model is for running, its
 weights stay in memory, and the config of a model whose blocks differ in k can't always say so.
 """
 
@@ -11,14 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from transform.architectures.per_block import LISTED_TOP_K, PER_BLOCK, TOP_K
 from transform.errors import KnobError
 from transform.knobs import merged_k
-
-# How configs call k; only MolmoE's may hold a list, the others get the largest value.
-_TOP_K_KEYS = ("moe_top_k", "num_experts_per_tok")
-_LISTED_TOP_K = "moe_top_k"
-# Config lists with one entry per block. By name: a list of another kind may have the same length.
-_PER_BLOCK_KEYS = ("layer_types", "mlp_layer_types", "no_rope_layers", "moe_top_k")
 
 
 def set_moe_top_k(model: nn.Module, k: int | Sequence[int]) -> int:
@@ -127,13 +122,13 @@ class _Applied:
     def __init__(self, model: nn.Module, decoder: nn.Module, mask: tuple[bool, ...]) -> None:
         self.model, self.decoder, self.layers = model, decoder, decoder.layers
         kept = [layer for layer, active in zip(self.layers, mask, strict=True) if active]
-        self.before: list[tuple[Any, str, Any]] = []
+        self.before: list[tuple[object, str, object]] = []
         own = getattr(decoder, "config", None)
         configs = _configs(model, decoder)
         for config in configs if own is None or any(own is c for c in configs) else [*configs, own]:
             if hasattr(config, "num_hidden_layers"):
                 self._set(config, "num_hidden_layers", len(kept))
-            for key in _PER_BLOCK_KEYS:
+            for key in PER_BLOCK:
                 values = getattr(config, key, None)
                 if isinstance(values, list | tuple) and len(values) == len(mask):
                     self._set(config, key, [v for v, active in zip(values, mask, strict=True) if active])
@@ -145,7 +140,7 @@ class _Applied:
         self.ks = [router.top_k for router, _ in find_routers(self.short)]
         decoder.layers = self.short
 
-    def _set(self, owner: Any, name: str, value: Any) -> None:
+    def _set(self, owner: object, name: str, value: object) -> None:
         self.before.append((owner, name, getattr(owner, name)))
         setattr(owner, name, value)
 
@@ -161,7 +156,7 @@ class _Applied:
 
 def find_decoder(model: nn.Module) -> Any:
     """The module whose `layers` are the decoder's blocks."""
-    seen: Any = model
+    seen: nn.Module = model
     for _ in range(4):  # outer model, inner model, decoder
         if isinstance(getattr(seen, "layers", None), nn.ModuleList):
             return seen
@@ -197,7 +192,7 @@ def _checked(k: int | Sequence[int], routers: list[tuple[nn.Module, int]]) -> li
     return ks
 
 
-def _honours(router: Any, k: int) -> bool:
+def _honours(router: nn.Module, k: int) -> bool:
     """Whether a router really gives k expert indices per token: some have their number built in."""
     width = router.weight.shape[1]
     tokens = torch.zeros(2, width, dtype=router.weight.dtype, device=router.weight.device)
@@ -212,39 +207,39 @@ def _honours(router: Any, k: int) -> bool:
     return any(part.shape[-1] == k for part in chosen)
 
 
-def _snapshot(model: nn.Module) -> list[tuple[Any, str, Any]]:
+def _snapshot(model: nn.Module) -> list[tuple[object, str, object]]:
     owners = [*model.modules(), *_configs(model)]
-    names = ("top_k", *_TOP_K_KEYS)
+    names = ("top_k", *TOP_K)
     return [(owner, name, getattr(owner, name)) for owner in owners for name in names if _holds_k(owner, name)]
 
 
-def _restore(before: list[tuple[Any, str, Any]]) -> None:
+def _restore(before: list[tuple[object, str, object]]) -> None:
     for owner, name, value in reversed(before):
         setattr(owner, name, value)
 
 
-def _holds_k(owner: Any, name: str) -> bool:
+def _holds_k(owner: object, name: str) -> bool:
     value = getattr(owner, name, None)
-    return type(value) is int or (name == _LISTED_TOP_K and isinstance(value, list | tuple))
+    return type(value) is int or (name == LISTED_TOP_K and isinstance(value, list | tuple))
 
 
 def _announce(model: nn.Module, ks: list[int]) -> None:
     """Write the routers' k to configs, and to modules that keep a copy for the load-balancing loss."""
     for owner in (*_configs(model), *model.modules()):
-        for key in _TOP_K_KEYS:
+        for key in TOP_K:
             if _holds_k(owner, key):
                 uniform = isinstance(merged_k(ks), int)
-                setattr(owner, key, list(ks) if key == _LISTED_TOP_K and not uniform else max(ks))
+                setattr(owner, key, list(ks) if key == LISTED_TOP_K and not uniform else max(ks))
 
 
-def _configs(*modules: nn.Module) -> list[Any]:
+def _configs(*modules: nn.Module) -> list[object]:
     """The decoder's configs among those of the modules, each once; a vision tower's also counts layers, its own."""
-    found: list[Any] = []
+    found: list[object] = []
     for module in (module for root in modules for module in root.modules()):
         config: Any = getattr(module, "config", None)
         text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else None
         for candidate in (config, text):
-            routed = any(_holds_k(candidate, key) for key in _TOP_K_KEYS)
+            routed = any(_holds_k(candidate, key) for key in TOP_K)
             if routed and all(candidate is not seen for seen in found):
                 found.append(candidate)
     return found

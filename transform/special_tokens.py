@@ -1,15 +1,16 @@
-"""Ids of the tokens with a role: end of text and the four image tokens. Needs no tokenizer library."""
+"""Ids of the tokens with a role: begin and end of text, the image's stream. Needs no tokenizer library."""
 
+from dataclasses import astuple
 from pathlib import Path
-from typing import NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
-from transform.architectures import Settings, shown
+from transform.architectures import Prompt, Special, shown
 from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError
 from transform.strict_json import MAX_TABLE_BYTES, read_json
 
-IMAGE_TOKENS = ("<im_start>", "<im_end>", "<im_patch>", "<im_col>")
-END_OF_TEXT = "<|endoftext|>"
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class ImageTokens(NamedTuple):
@@ -38,10 +39,12 @@ def added_tokens(directory: Path) -> dict[str, int]:
     return found
 
 
-def image_token_ids(directory: Path, settings: Settings) -> ImageTokens:
-    """From the tokenizer where there is one; else the released order behind the text vocabulary."""
-    known = added_tokens(directory)
-    return ImageTokens(*(known.get(token, settings.vocab + n) for n, token in enumerate(IMAGE_TOKENS)))
+def image_token_ids(checkpoint: Checkpoint, directory: Path) -> ImageTokens:
+    """Of an image model, from the tokenizer where there is one; else the released order behind the text vocabulary."""
+    images = checkpoint.architecture.images
+    assert images is not None
+    known, vocab = added_tokens(directory), checkpoint.settings.vocab
+    return ImageTokens(*(known.get(text, vocab + n) for n, text in enumerate(astuple(images.tokens))))
 
 
 def end_ids(checkpoint: Checkpoint, directory: Path) -> tuple[int, ...]:
@@ -60,20 +63,38 @@ def end_ids(checkpoint: Checkpoint, directory: Path) -> tuple[int, ...]:
             )
         if ids:
             return tuple(ids)
-    return (added_tokens(directory).get(END_OF_TEXT, checkpoint.settings.vocab - 1),)
+    return (added_tokens(directory).get(checkpoint.architecture.prompt.end_of_text, checkpoint.settings.vocab - 1),)
 
 
 def begin_id(checkpoint: Checkpoint, directory: Path) -> int:
-    """What a sequence starts with: the config's begin token, else the end of text, as MolmoE has it."""
-    value = checkpoint.config.get("bos_token_id")
-    return value if _is_id(value) else end_ids(checkpoint, directory)[0]
+    """What a sequence starts with: the first of the family's tokens that the model has an id for."""
+    begin = checkpoint.architecture.prompt.begin
+    for special in begin:
+        value = end_ids(checkpoint, directory)[0] if special is Special.END else checkpoint.config.get(special)
+        if _is_id(value):
+            return value
+    raise CheckpointError(
+        f"a sequence must begin with a known token: config.json has no {' and no '.join(begin)}. "
+        "Restore the original config.json."
+    )
+
+
+def begin_id_of(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> int:
+    """The same as a tokenizer has it."""
+    for special in prompt.begin:
+        if (found := getattr(tokenizer, special)) is not None:
+            return int(found)
+    raise CheckpointError(
+        f"a sequence must begin with a known token: the tokenizer names neither "
+        f"{' nor '.join(special.removesuffix('_id') for special in prompt.begin)}. Restore tokenizer_config.json."
+    )
 
 
 def check_special_tokens(checkpoint: Checkpoint) -> None:
     """Raise CheckpointError where a graph's `io.json` couldn't be written later: ids that are none."""
     end_ids(checkpoint, checkpoint.path)
-    if checkpoint.architecture.multimodal:
-        image_token_ids(checkpoint.path, checkpoint.settings)
+    if checkpoint.architecture.images:
+        image_token_ids(checkpoint, checkpoint.path)
 
 
 def _is_id(value: object) -> TypeGuard[int]:

@@ -35,15 +35,15 @@ def check_tokenizer(directory: Path) -> None:
 
 def embedding_rows(checkpoint: Checkpoint) -> int:
     """How many token ids the model has an embedding for; ids run from 0."""
-    roles = [role for role in ("embedding", "embedding.extra") if role in checkpoint.architecture.roles]
-    return sum(checkpoint.tensor(role).shape[0] for role in roles)
+    return sum(checkpoint.tensor(role).shape[0] for role in checkpoint.architecture.modality.tables)
 
 
 def tokenizer_warnings(checkpoint: Checkpoint) -> list[str]:
     """What a variant's users would miss or stumble on: no tokenizer.json, ids beyond the embedding."""
     if FILE not in checkpoint.side_files:
-        multimodal = checkpoint.architecture.multimodal
-        lacking = "the variant has no processor and `run` can't use it" if multimodal else "`run` can't use the variant"
+        lacking = "`run` can't use the variant"
+        if checkpoint.architecture.modality.sees_images:
+            lacking = "the variant has no processor and `run` can't use it"
         others = [name for name in OTHERS if name in checkpoint.side_files]
         mend = f"; there is {others[0]}: save_pretrained of its AutoTokenizer makes one" if others else ""
         return [f"the source has no {FILE}: {lacking}{mend}"]

@@ -62,13 +62,13 @@ def _exported(model: "PreTrainedModel") -> "ONNXProgram":
 
 
 def language_half(model: "PreTrainedModel") -> "PreTrainedModel":
-    """An OLMoE over MolmoE's decoder and head: the very modules, no copy."""
+    """transformers' language model over an image model's decoder and head: the very modules, no copy."""
     import torch
-    from transformers import OlmoeForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     decoder = model.get_decoder()
     with torch.device("meta"):
-        half = OlmoeForCausalLM(decoder.config)
+        half = MODEL_FOR_CAUSAL_LM_MAPPING[type(decoder.config)](decoder.config)
     half.model, half.lm_head = decoder, model.lm_head
     return half.eval()
 
@@ -106,7 +106,7 @@ class Engine:
         self.session = self.runtime.InferenceSession(
             str(self.folder / GRAPH), options, providers=[tuple(pair) for pair in self.front.providers]
         )
-        if self.front.multimodal:
+        if self.front.modality.sees_images:
             _ = self.front.embedding
             self.features = np.load(self.folder / FEATURES)
 
@@ -129,10 +129,8 @@ class Engine:
     def _next(self, ids: Array, features: Array | None) -> int:
         self.length += ids.shape[1]
         feed: Record = {"attention_mask": np.ones((1, self.length), np.int64), **self.cache}
-        if self.front.multimodal:
-            feed["inputs_embeds"] = self.front.embed(ids, features)
-        else:
-            feed["input_ids"] = ids
+        modality = self.front.modality
+        feed[modality.decoder_input] = self.front.embed(ids, features) if modality.sees_images else ids
         binding = self.session.io_binding()
         for name, value in feed.items():
             if isinstance(value, np.ndarray):

@@ -22,9 +22,8 @@ class Engine:
 
     def load(self) -> None:
         """Open every session."""
-        graphs = self.graphs
-        opened = (graphs.text, graphs.vision, graphs.embedding) if graphs.multimodal else (graphs.text,)
-        del opened
+        for kind in self.graphs.modality.graphs:
+            getattr(self.graphs, kind)
 
     def start(self) -> None:
         """Forget the last sequence."""

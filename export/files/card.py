@@ -6,9 +6,11 @@ from pathlib import Path
 from export.files.verification import SKIPPED, Verification
 from importance.choose import SCORES
 from importance.scores import Scores, model_digest, read_scores
+from transform.architectures.records import Published
 from transform.checkpoint import Checkpoint
 from transform.errors import ScoresError
 from transform.knobs import spelt_k
+from transform.modality import Modality
 from transform.molmoe.versions import tested_range
 from transform.plan import Plan
 from transform.strict_json import Record
@@ -167,31 +169,29 @@ def _verification(plan: Plan, verification: Verification | None) -> list[str]:
     return lines
 
 
-def _published() -> list[str]:
-    """What programs written for the published Molmo find here."""
+def _published(published: Published) -> list[str]:
+    """What programs written for the published model find here."""
     return [
         "",
-        "Programs for the published Molmo run as they are; what they call is here under two names:",
+        f"Programs for the published {published.name} run as they are; what they call is here under two names:",
         "",
         "| published | the same here |",
         "|---|---|",
-        "| `AutoModelForCausalLM` | `AutoModelForImageTextToText` |",
-        "| `processor.process(images=[image], text=prompt)` | `processor(text=prompt, images=image)`, or batches |",
-        "| `model.generate_from_batch(inputs, config, tokenizer=…)` | `model.generate(**inputs, max_new_tokens=…)` |",
+        *(f"| {theirs} | {ours} |" for theirs, ours in published.calls.items()),
         "",
-        "`images` may stay float32 whatever the model's dtype. `max_crops` below a fixed image budget is refused.",
+        published.note,
     ]
 
 
 def _use(plan: Plan, directory: Path, onnx: bool) -> list[str]:
-    image = plan.vision is not None
-    lines = ["```python", *_program(image, (directory / "tokenizer.json").is_file()), "```"]
+    family, image = plan.target.architecture, plan.vision is not None
+    lines = ["```python", *_program(family.modality, (directory / "tokenizer.json").is_file()), "```"]
     if plan.packing:
         lines = ["The weights are for the graphs, on a CPU; transformers can't load them, and says so."]
     else:
         lines += ["", f"Tested with {tested_range()}."]
-        if image:
-            lines += _published()
+        if family.published:
+            lines += _published(family.published)
     if onnx and (directory / "tokenizer.json").is_file():
         flag = " --image photo.jpg" if image else ""
         flag += "" if plan.form.runs_on_cpu else f" --provider {plan.form.usual_provider}"
@@ -199,9 +199,9 @@ def _use(plan: Plan, directory: Path, onnx: bool) -> list[str]:
     return lines
 
 
-def _program(image: bool, words: bool) -> list[str]:
+def _program(modality: Modality, words: bool) -> list[str]:
     """A question answered by transformers; without a tokenizer the model alone."""
-    auto = "AutoModelForImageTextToText" if image else "AutoModelForCausalLM"
+    image, auto = modality.sees_images, modality.auto_class
     side, name = ("AutoProcessor", "processor") if image else ("AutoTokenizer", "tokenizer")
     trust = ", trust_remote_code=True" if image else ""
     lines = [

@@ -105,7 +105,7 @@ def _knobs(manifest: Record, checkpoint: Checkpoint) -> Iterator[Fact]:
 
 def _vision(manifest: Record, checkpoint: Checkpoint) -> Iterator[Fact]:
     said = manifest["vision"]
-    if not checkpoint.architecture.multimodal:
+    if not checkpoint.architecture.modality.sees_images:
         yield "vision", None, said
         return
     policy = said["tokens"], said["resize"], said["rule"]

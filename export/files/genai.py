@@ -1,7 +1,7 @@
 """`genai_config.json`: lets onnxruntime-genai generate with a variant's graphs.
 
-Its runtime knows neither family by name; it accepts any decoder with the usual inputs as `olmo`, and any
-vision/embedding/text triple as `gemma3`, whose vision inputs may carry other names.
+Its runtime needn't know a family by name: any decoder with the usual inputs runs as a type that it knows, and so does
+a vision/embedding/text triple, whose vision inputs may carry other names. The family's data file says which type.
 """
 
 from collections.abc import Mapping
@@ -15,15 +15,13 @@ from transform.special_tokens import begin_id, end_ids, image_token_ids
 from transform.strict_json import Record
 from transform.write import write_json
 
-TEXT_TYPE, IMAGE_TYPE = "olmo", "gemma3"
-
 
 def genai_config(checkpoint: Checkpoint, directory: Path, form: Form = REFERENCE) -> Record:
     """The content of genai_config.json for the graphs of a finished variant."""
     settings = checkpoint.settings
-    multimodal = checkpoint.architecture.multimodal
+    modality = checkpoint.architecture.modality
     ends = end_ids(checkpoint, directory)
-    given = "inputs_embeds" if multimodal else "input_ids"
+    given = modality.decoder_input
     decoder = {
         "filename": "text.onnx",
         "session_options": _session_options(form),
@@ -46,7 +44,7 @@ def genai_config(checkpoint: Checkpoint, directory: Path, form: Form = REFERENCE
     }
     pad = checkpoint.config.get("pad_token_id")
     model: Record = {
-        "type": IMAGE_TYPE if multimodal else TEXT_TYPE,
+        "type": checkpoint.architecture.runtimes.genai,
         "bos_token_id": begin_id(checkpoint, directory),
         "eos_token_id": list(ends) if len(ends) > 1 else ends[0],
         "pad_token_id": pad if isinstance(pad, int) else ends[0],
@@ -54,8 +52,8 @@ def genai_config(checkpoint: Checkpoint, directory: Path, form: Form = REFERENCE
         "vocab_size": checkpoint.tensor("head").shape[0],
         "decoder": decoder,
     }
-    if multimodal:
-        model["image_token_id"] = image_token_ids(directory, settings).patch
+    if modality.sees_images:
+        model["image_token_id"] = image_token_ids(checkpoint, directory).patch
         model["vision"] = {
             "filename": "vision.onnx",
             "session_options": _session_options(form, SESSION_OPTIONS),

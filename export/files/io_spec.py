@@ -34,8 +34,8 @@ def io_spec(
     """The content of io.json for the graphs in `directory`; `vision` is the preprocessing policy of image models."""
     ends = end_ids(checkpoint, directory)
     ids: dict[str, object] = {"bos": begin_id(checkpoint, directory), "eos": list(ends)}
-    if checkpoint.architecture.multimodal:
-        start, end, patch, column = image_token_ids(directory, checkpoint.settings)
+    if checkpoint.architecture.modality.sees_images:
+        start, end, patch, column = image_token_ids(checkpoint, directory)
         ids |= {"image_start": start, "image_end": end, "image_patch": patch, "image_column": column}
     spec: Record = {
         "schema": 1,
@@ -54,7 +54,7 @@ def io_spec(
     }
     values = [v for graph in spec["graphs"].values() for part in graph.values() for v in part]
     spec["providers"] = provider_options(form, static=all(type(d) is int for v in values for d in v["shape"]))
-    if checkpoint.architecture.multimodal:
+    if checkpoint.architecture.modality.sees_images:
         spec["vision"] = dict(vision or {})
     if static is not None:
         graphs = {name: signature(directory / name) for name in static.files}

@@ -39,7 +39,7 @@ def check_as_user(variant: Checkpoint, blocks: int | None = None) -> Report:
     request = {
         "ids": [1 + 7 * n % (variant.settings.vocab - 1) for n in range(PROMPT)],  # where there is no tokenizer
         "new_tokens": NEW_TOKENS,
-        "pictures": variant.architecture.multimodal,
+        "pictures": variant.architecture.modality.sees_images,
         "tokenizer": (variant.path / "tokenizer.json").is_file(),
         "model": not any(tensor.pack for tensor in variant.tensors.values()),
     }
@@ -61,7 +61,7 @@ def check_as_user(variant: Checkpoint, blocks: int | None = None) -> Report:
 
 def code_of_others(variant: Checkpoint) -> list[str]:
     """Python files of a variant that aren't this version's, byte for byte: loading it as users do would run them."""
-    if not variant.architecture.multimodal:
+    if not variant.architecture.modality.sees_images:
         return []  # stock classes: nothing of the directory is run
     own = Path(molmoe.__file__).parent
     return sorted(

@@ -15,6 +15,7 @@ from transform.arrays import Array
 from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError, VerificationError
 from transform.safetensors_header import read_header
+from transform.tokenizer_file import embedding_rows
 
 # name -> dtype as the format spells it, shape: s and t tokens, V vocabulary, r rows, d width
 _TEXT = {"ids": ("I64", "1s"), "logits": ("F32", "1sV")}
@@ -44,19 +45,24 @@ def load_golden(directory: Path, checkpoint: Checkpoint) -> dict[str, Array] | N
     return golden
 
 
-def with_golden_ids(image: ImageProbe, golden: dict[str, Array]) -> ImageProbe:
-    """The picture prompt with the recorded text; its image stream must be the one that the policy gives."""
-    ids, stream = golden["image.input_ids"], image.input_ids[:, :-TEXT]
-    if ids.shape != image.input_ids.shape or not np.array_equal(ids[:, :-TEXT], stream):
+def with_golden_ids(image: ImageProbe, golden: dict[str, Array], vocab: int) -> ImageProbe:
+    """The picture prompt with the recorded text; its image stream must be the one that the policy gives.
+
+    `vocab` is the number of text ids, with whose last one older versions began, whatever ends a text.
+    """
+    ids, wanted = golden["image.input_ids"], image.input_ids.copy()
+    if ids[0, 0] == vocab - 1:
+        wanted[0, 0] = vocab - 1
+    if ids.shape != wanted.shape or not np.array_equal(ids[:, :-TEXT], wanted[:, :-TEXT]):
         raise _refused(
-            f"image.input_ids must be the {stream.shape[1]} ids of the drawn picture under the variant's policy and "
-            f"{TEXT} of text, it has {ids.shape[1]} others"
+            f"image.input_ids must be the {wanted.shape[1] - TEXT} ids of the drawn picture under the variant's policy "
+            f"and {TEXT} of text, it has {ids.shape[1]} others"
         )
     return ImageProbe(ids, image.images, image.image_masks, image.image_input_idx, image.feature_index)
 
 
 def _check_header(header: dict[str, tuple[str, tuple[int, ...]]], checkpoint: Checkpoint) -> None:
-    wanted = _TEXT | (_IMAGE if checkpoint.architecture.multimodal else {})
+    wanted = _TEXT | (_IMAGE if checkpoint.architecture.modality.sees_images else {})
     if header.keys() != wanted.keys():
         raise _refused(f"it must hold {', '.join(wanted)}; it holds {', '.join(sorted(header))[:200]}")
     sizes = {"1": 1, "d": checkpoint.settings.hidden}
@@ -73,8 +79,7 @@ def _check_header(header: dict[str, tuple[str, tuple[int, ...]]], checkpoint: Ch
 
 def _check_values(golden: dict[str, Array], checkpoint: Checkpoint) -> None:
     settings = checkpoint.settings
-    tables = ("embedding", "embedding.extra") if checkpoint.architecture.multimodal else ("embedding",)
-    below = {"ids": settings.vocab, "image.input_ids": sum(checkpoint.tensor(role).shape[0] for role in tables)}
+    below = {"ids": settings.vocab, "image.input_ids": embedding_rows(checkpoint)}
     if "image.rows" in golden:
         below["image.rows"] = golden["image.input_ids"].shape[1]
     for name, limit in below.items():

@@ -8,8 +8,9 @@ import numpy as np
 from export.gate.probe import picture
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint
+from transform.modality import IMAGE
 from transform.molmoe.preprocessing import preprocess
-from transform.special_tokens import image_token_ids
+from transform.special_tokens import begin_id, image_token_ids
 from transform.strict_json import Record
 
 TEXT = 6
@@ -41,17 +42,17 @@ def image_probe(
 ) -> ImageProbe:
     """The drawn picture, `size` wide and high, under the policy `vision` (as io.json records it), followed by a few
     random tokens of both embedding tables."""
-    ids = image_token_ids(directory, checkpoint.settings)
+    ids = image_token_ids(checkpoint, directory)
     options = {"resize": vision["resize"], "rule": vision["rule"]}
     tokens = vision["tokens"]
     image = preprocess(picture(*size), tokens=tokens, max_crops=vision["max_crops"], **options)
     stream = image.image_tokens(**ids._asdict())
     vocab = checkpoint.settings.vocab
-    base, extra = (checkpoint.tensor(name).shape[0] for name in ("embedding", "embedding.extra"))
+    base, extra = (checkpoint.tensor(table).shape[0] for table in IMAGE.tables)
     generator = np.random.Generator(np.random.PCG64(seed))
     text = generator.integers(0, vocab - 1, TEXT)
     text[::2] = generator.integers(base, base + extra, len(text[::2]))
-    input_ids = np.concatenate(([vocab - 1], stream, text)).astype(np.int64)[None]
+    input_ids = np.concatenate(([begin_id(checkpoint, directory)], stream, text)).astype(np.int64)[None]
     index = np.where(image.image_input_idx < 0, image.image_input_idx, image.image_input_idx + 1)
     return ImageProbe(
         input_ids, image.images[None], image.image_masks[None], index[None].astype(np.int32), image.feature_index

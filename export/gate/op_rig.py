@@ -5,7 +5,7 @@ so the functions that emit a variant's graphs emit these. n tokens, k experts pe
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,15 +123,22 @@ class Block:
         return x + np.einsum("nk,nkdi,nki->nd", kept, down, inner)
 
 
+@dataclass(frozen=True)
+class OneBlock(Checkpoint):
+    """Experts as any checkpoint has them, without a family: tensors are called by their roles."""
+
+    settings: Settings = field(kw_only=True)
+
+    def name(self, role: str, i: int = 0, e: int = 0, j: int = 0) -> str:
+        """Such as `expert.gate.0.3.0`."""
+        return f"{role}.{i}.{e}.{j}"
+
+
 def make_block(rig: Rig, settings: Settings, k: int, stored: str = "F32", bits: int = 0) -> Block:
     """A block with the model's k, norm and epsilon at small widths; `bits` packs its experts."""
     count = min(settings.experts, k + SPARE)
-    config = {
-        "model_type": "olmoe", "hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": 1,
-        "num_attention_heads": 1, "num_experts": count, "num_experts_per_tok": k, "vocab_size": 8,
-        "max_position_embeddings": 8, "norm_topk_prob": settings.norm_top_k, "rms_norm_eps": settings.eps,
-    }  # fmt: skip
-    empty = Checkpoint(rig.directory, config, {}, ())
+    small = replace(settings, hidden=WIDTH, layers=1, heads=1, kv_heads=1, experts=count, top_k=(k,))
+    empty = OneBlock(rig.directory, {}, {}, (), settings=small)
     tensors: dict[str, Tensor] = {}
 
     def add(role: str, values: Array, e: int = 0) -> Array:

@@ -117,7 +117,7 @@ def verify_static(
     """All static graphs of a variant directory against its PyTorch model; raises VerificationError."""
     graphs = checking_static(directory)
     found: Record = {"relative_tolerance": tolerance, **check_static_text(graphs, golden, tolerance)}
-    if graphs.static.multimodal:
+    if graphs.static.modality.sees_images:
         images = static_images(graphs.static, checkpoint, directory, graphs.io["vision"], seed)
         found |= check_static_images(graphs, model, images, tolerance)
     return found
@@ -134,7 +134,7 @@ def verify_static_block(
     try:
         graphs = checking_static(directory, PREFIX)
         found = check_static_text(graphs, record(model, ids, None), tolerance)
-        if pictures and static.multimodal:
+        if pictures and static.modality.sees_images:
             images = static_images(static, view, directory, io["vision"], 0)
             measured = check_static_images(graphs, model, images, tolerance)
             found |= {name: value for name, value in measured.items() if value is not None}

@@ -41,8 +41,9 @@ def _verify_directory(directory: Path, say: Say) -> Record:
             raise VerificationError(f"{directory}: {GOLDEN} is missing, it was recorded. Export the variant again.")
         return results | {"golden": "none recorded"}
     image = None
-    if checkpoint.architecture.multimodal:
-        image = with_golden_ids(image_probe(checkpoint, directory, manifest["vision"], 0), golden)
+    if checkpoint.architecture.modality.sees_images:
+        probe = image_probe(checkpoint, directory, manifest["vision"], 0)
+        image = with_golden_ids(probe, golden, checkpoint.settings.vocab)
     if code := code_of_others(checkpoint):
         results["as_user"] = f"not run: {', '.join(code)} isn't this version's code, and no other is executed"
     else:

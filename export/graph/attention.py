@@ -10,7 +10,7 @@ import numpy as np
 
 from export.graph.builder import BOOL, CONTRIB, FLOAT, FLOAT16, Graph
 from export.graph.norm import rms_norm
-from transform.architectures import Settings
+from transform.architectures import QkNorm, Settings
 from transform.checkpoint import Checkpoint
 
 # Finite, also after a score was added: a row that may see nothing must not become NaN.
@@ -109,14 +109,20 @@ def attention(
 ) -> tuple[str, str, str]:
     """Attention of block i on x [n, d] (already normed) -> (its output [n, d], present keys, present values)."""
     settings = checkpoint.settings
+
+    def normed(value: str, part: str, place: QkNorm) -> str:
+        """A value as it is, unless this is where the family norms queries and keys."""
+        if checkpoint.architecture.qk_norm is not place:
+            return value
+        return rms_norm(g, value, checkpoint.tensor(f"attention.{part}_norm", i), settings.eps)
+
     q, k, v = _project(g, checkpoint, i, x)
-    q = rms_norm(g, q, checkpoint.tensor("attention.q_norm", i), settings.eps)
-    k = rms_norm(g, k, checkpoint.tensor("attention.k_norm", i), settings.eps)
+    q, k = normed(q, "q", QkNorm.FULL), normed(k, "k", QkNorm.FULL)
     if settings.clip_qkv is not None:  # after the norms, as transformers has it
         low, high = g.float(-settings.clip_qkv), g.float(settings.clip_qkv)
         q, k, v = (g.op("Clip", value, low, high) for value in (q, k, v))
-    q = _rotate(g, g.op("Reshape", q, context.query_shape), context)  # [b, s, H, h]
-    k = _rotate(g, g.op("Reshape", k, context.key_shape), context)  # [b, s, G, h]
+    q = _rotate(g, normed(g.op("Reshape", q, context.query_shape), "q", QkNorm.HEAD), context)  # [b, s, H, h]
+    k = _rotate(g, normed(g.op("Reshape", k, context.key_shape), "k", QkNorm.HEAD), context)  # [b, s, G, h]
     v = g.op("Reshape", v, context.key_shape)
     q, k, v = (g.op("Transpose", value, perm=[0, 2, 1, 3]) for value in (q, k, v))
     if context.places:

@@ -14,6 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from export.graph.shapes import fused_shapes
+from transform.arrays import Array
 from transform.checkpoint import Pack, Tensor
 from transform.errors import CheckpointError
 from transform.forms import REFERENCE, Form
@@ -79,7 +80,7 @@ class Graph:
         """`If`: only the chosen branch runs and takes memory. Branches yield one tensor of the graph's type."""
         return self.op("If", condition, then_branch=self._branch(then), else_branch=self._branch(otherwise))
 
-    def constant(self, array: np.ndarray[Any, Any]) -> str:
+    def constant(self, array: Array) -> str:
         """A small constant inside the graph; equal ones are stored once."""
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:

@@ -25,11 +25,12 @@ def text_graph(checkpoint: Checkpoint, form: Form = REFERENCE, static: Static | 
     g = Graph("text", form, fixed=static is not None)
     sizes: Sizes = (1, static.sequence, static.cache, static.cache) if static else DYNAMIC
     batch, new, held, total = sizes
-    if checkpoint.architecture.multimodal:
-        given = g.input("inputs_embeds", g.compute, [batch, new, settings.hidden])
+    modality = checkpoint.architecture.modality
+    if modality.sees_images:
+        given = g.input(modality.decoder_input, g.compute, [batch, new, settings.hidden])
         hidden = given
     else:
-        given = g.input("input_ids", INT64, [batch, new])
+        given = g.input(modality.decoder_input, INT64, [batch, new])
         ids = g.op("Max", given, g.int(0))  # padding of -1 is embedded as id 0
         hidden = g.rows(checkpoint.tensor("embedding"), ids)
     mask = g.input("attention_mask", INT64, [batch, total])

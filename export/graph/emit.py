@@ -14,8 +14,8 @@ from transform.special_tokens import image_token_ids
 def emit_graphs(checkpoint: Checkpoint, directory: Path, crops: int | None, form: Form = REFERENCE) -> list[Path]:
     """Write the graphs of a finished variant beside its weights; `crops` fixes vision.onnx to so many crops."""
     graphs: dict[str, Graph] = {}
-    if checkpoint.architecture.multimodal:
-        patch = image_token_ids(directory, checkpoint.settings).patch
+    if checkpoint.architecture.modality.sees_images:
+        patch = image_token_ids(checkpoint, directory).patch
         graphs["vision.onnx"] = vision_graph(checkpoint, crops, form)
         graphs["embedding.onnx"] = embedding_graph(checkpoint, patch, form)
     graphs["text.onnx"] = text_graph(checkpoint, form)

@@ -84,8 +84,8 @@ def write_static(checkpoint: Checkpoint, directory: Path, static: StaticPlan, fo
     from transform.special_tokens import image_token_ids
 
     graphs = {}
-    if static.multimodal:
-        patch = image_token_ids(directory, checkpoint.settings).patch
+    if static.modality.sees_images:
+        patch = image_token_ids(checkpoint, directory).patch
         for prefill in static.prefills:
             assert prefill.tiling is not None
             rows, columns = prefill.tiling

@@ -7,7 +7,6 @@ c crops, P patches per crop, t wanted windows, v tower width, L tapped blocks.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from export.graph.attention import scaled_products
 from export.graph.builder import CONTRIB, FLOAT, INT64, Graph
 from export.graph.norm import layer_norm
 from transform.architectures import lookup, shown
+from transform.arrays import Array
 from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError
 from transform.forms import REFERENCE, Form
@@ -36,7 +36,7 @@ class Tower:
         """Windows per crop."""
         return (self.grid // self.pool[0]) * (self.grid // self.pool[1])
 
-    def window_patches(self) -> np.ndarray[Any, Any]:
+    def window_patches(self) -> Array:
         """[windows, patches per window]: which patches of a crop a window holds; both row-major."""
         places = np.arange(self.grid**2, dtype=np.int64).reshape(self.grid, self.grid)
         down, across = self.pool
@@ -44,35 +44,38 @@ class Tower:
         return np.ascontiguousarray(blocks.reshape(self.windows, down * across))
 
 
-def read_tower(config: Mapping[str, Any]) -> Tower:
-    """The vision settings of a checkpoint's config."""
-    blocks = _number(config, "vision_backbone.image_num_layers")
-    layers = config.get("vit_layers")
+def read_tower(checkpoint: Checkpoint) -> Tower:
+    """The vision settings of a checkpoint's config, under the family's names."""
+    config, images = checkpoint.config, checkpoint.architecture.images
+    assert images is not None
+    keys = images.tower
+    blocks = _number(config, keys.blocks)
+    layers = lookup(config, keys.taps)
     known = range(-blocks, blocks)
     if not isinstance(layers, list) or not layers or any(type(n) is not int or n not in known for n in layers):
         raise CheckpointError(
-            f"config.json: vit_layers must list blocks of the {blocks} there are, got {shown(layers)}. "
+            f"config.json: {keys.taps} must list blocks of the {blocks} there are, got {shown(layers)}. "
             "Restore the original config.json."
         )
-    eps = lookup(config, "vision_backbone.image_norm_eps", 1e-5)
+    eps = lookup(config, keys.eps, 1e-5)
     if type(eps) not in (int, float) or not 0 < eps <= 1:
         raise CheckpointError(
-            f"config.json: vision_backbone.image_norm_eps must be a number above 0, at most 1, got {shown(eps)}. "
+            f"config.json: {keys.eps} must be a number above 0, at most 1, got {shown(eps)}. "
             "Restore the original config.json."
         )
-    patch = _number(config, "vision_backbone.image_patch_size")
-    sides = lookup(config, "vision_backbone.image_default_input_size", [336, 336])
+    patch = _number(config, keys.patch)
+    down, across = (int(lookup(config, key, 2)) for key in keys.pool)
     return Tower(
-        heads=_number(config, "vision_backbone.image_num_heads"),
+        heads=_number(config, keys.heads),
         eps=float(eps),
         taps=tuple(layer % blocks for layer in layers),
-        grid=int(sides[0]) // patch,
+        grid=int(lookup(config, keys.side, [336, 336])[0]) // patch,
         patch_values=3 * patch * patch,
-        pool=(int(config.get("image_pooling_h", 2)), int(config.get("image_pooling_w", 2))),
+        pool=(down, across),
     )
 
 
-def _number(config: Mapping[str, Any], key: str) -> int:
+def _number(config: Mapping[str, object], key: str) -> int:
     value = lookup(config, key)
     if type(value) is not int or value < 1:
         raise CheckpointError(
@@ -81,11 +84,9 @@ def _number(config: Mapping[str, Any], key: str) -> int:
     return value
 
 
-def vision_graph(
-    checkpoint: Checkpoint, crops: int | None, form: Form = REFERENCE, kept: np.ndarray[Any, Any] | None = None
-) -> Graph:
+def vision_graph(checkpoint: Checkpoint, crops: int | None, form: Form = REFERENCE, kept: Array | None = None) -> Graph:
     """Tower, pooling and projector; `crops` fixes the number of crops, the global view included, `kept` the index."""
-    tower = read_tower(checkpoint.config)
+    tower = read_tower(checkpoint)
     patches = tower.grid**2
     count: int | str = "crops" if crops is None else crops
     g = Graph("vision", form, fixed=kept is not None)

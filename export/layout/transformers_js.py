@@ -1,7 +1,7 @@
 """transformers.js: `config.json`, tokenizer and `onnx/model.onnx` of a text-only variant, loaded with its defaults.
 
-It knows no `olmoe`; any decoder with the usual inputs runs as its `olmo`, whose class only feeds a cache. Image models
-can't be laid out: it has no class that feeds MolmoE's vision and embedding graphs.
+It needn't know a family: any decoder with the usual inputs runs under a name that it knows, whose class only feeds a
+cache; the family's data file says which. Image models can't be laid out: it has no class that feeds their graphs.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ GRAPH = "onnx/model.onnx"
 
 def plan(variant: Checkpoint, graphs: Mapping[str, Path]) -> tuple[Moved, ...]:
     """The decoder alone."""
-    if variant.architecture.multimodal:
+    if variant.architecture.runtimes.transformers_js is None:
         raise KnobError(
             "transformers.js takes text-only variants: it has no model class for "
             f"{variant.architecture.model_type!r}. Use --for triton, onnxruntime-genai, or `knobcast run`."
@@ -49,12 +49,13 @@ def write_files(layout: Layout, stage: Path) -> None:
 
 def config(variant: Checkpoint, layers: int) -> Record:
     """The variant's config with what transformers.js reads from it written out."""
-    settings = variant.settings
+    settings, known = variant.settings, variant.architecture.runtimes.transformers_js
+    assert known is not None
     kept = {key: value for key, value in variant.config.items() if key != "auto_map"}
     return {
         **kept,
-        "architectures": ["OlmoForCausalLM"],
-        "model_type": "olmo",
+        "architectures": [known.architecture],
+        "model_type": known.model_type,
         "hidden_size": settings.hidden,
         "num_attention_heads": settings.heads,
         "num_key_value_heads": settings.kv_heads,

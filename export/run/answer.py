@@ -1,7 +1,7 @@
 """Answer a prompt with a variant's graphs: onnxruntime, numpy, pillow and tokenizers, no torch.
 
 One prompt, at most one image, greedy. The variant says how (io.json): the image policy, the special ids, the session
-options. MolmoE takes BOS, the image stream, " User: … Assistant:"; text-only models take the prompt as it is.
+options. Prompts go into the family's template; of image models the begin token and the image stream come before.
 """
 
 from collections.abc import Iterator
@@ -14,8 +14,10 @@ import numpy as np
 from export.run.bound import Bound
 from export.run.family_file import read_family
 from export.run.graphs import Graphs, open_tokenizer
+from export.run.io_file import ROLES
 from export.run.providers import PROVIDERS
 from export.run.session import RunError
+from transform.architectures import architecture_named
 from transform.arrays import Array
 from transform.molmoe.pictures import ImageInput, open_image
 from transform.molmoe.preprocessing import Preprocessed, preprocess
@@ -116,6 +118,7 @@ class Runner:
         self.tokenizer = open_tokenizer(self.directory)
         self.ids: Record = self.graphs.io["special_ids"]
         self.max_positions: int = self.graphs.io["max_positions"]
+        self.template = architecture_named(self.graphs.io["model_type"]).prompt
 
     def prompt(self, text: str, image: ImageInput | None = None) -> Prompt:
         """Ids of one prompt; cuts the image by the variant's own policy."""
@@ -125,18 +128,21 @@ class Runner:
             raise RunError(
                 f"A prompt must be text in UTF-8: character {error.start + 1} of {text[:60]!r} is none. Write it again."
             ) from error
-        if not self.graphs.multimodal:
+        if not self.graphs.modality.sees_images:
             if image is not None:
                 raise RunError(
                     f"Only image models take an image: {self.directory} is a text-only "
                     f"{self.graphs.io['model_type']!r}. Leave the image out."
                 )
-            ids = self.tokenizer.encode(text).ids or [self.ids["bos"]]
+            ids = self.tokenizer.encode(self.template.around(text)).ids or [self.ids["bos"]]
             return self._checked(Prompt(np.array([ids], np.int64), None))
-        roles = [self.ids[f"image_{role}"] for role in ("start", "end", "patch", "column")]
-        words = self.tokenizer.encode(f" User: {text} Assistant:", add_special_tokens=False).ids
-        if set(words) & set(roles):
-            raise RunError("A prompt must not contain the image's own tokens, such as <im_patch>. Leave them out.")
+        roles = [self.ids[role] for role in ROLES]
+        words = self.tokenizer.encode(self.template.around(text), add_special_tokens=False).ids
+        if own := set(words) & set(roles):
+            raise RunError(
+                "A prompt must not contain the image's own tokens, such as "
+                f"{self.tokenizer.id_to_token(min(own))}. Leave them out."
+            )
         cut = None
         if image is not None:
             policy = self.graphs.io["vision"]
@@ -168,7 +174,7 @@ class Runner:
         timing = timing if timing is not None else Timing()
         graphs, length = self.graphs, prompt.ids.shape[1]
         sequence = Bound(graphs)
-        opened = graphs.embedding if graphs.multimodal else None  # loading isn't running
+        opened = graphs.embedding if graphs.modality.sees_images else None  # loading isn't running
         if prompt.image is not None:
             opened = graphs.vision
             began = perf_counter()

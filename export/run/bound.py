@@ -49,10 +49,8 @@ class Bound:
     def _step(self, ids: Array) -> Array:
         self.length += ids.shape[1]
         feed: Record = {"attention_mask": np.ones((1, self.length), np.int64), **self._cache}
-        if self.graphs.multimodal:
-            feed["inputs_embeds"] = self._embed(ids)
-        else:
-            feed["input_ids"] = ids
+        modality = self.graphs.modality
+        feed[modality.decoder_input] = self._embed(ids) if modality.sees_images else ids
         found = self._run(self.graphs.text, feed)
         logits = found.pop("logits")
         self._cache = {name.replace("present.", "past_key_values."): value for name, value in found.items()}

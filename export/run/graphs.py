@@ -16,6 +16,7 @@ from export.run.providers import check_providers, own_caches, provider_options
 from export.run.session import RunError, open_session
 from export.run.signatures import check_decoder, check_embedding, check_vision
 from transform.arrays import Array
+from transform.modality import IMAGE, TEXT, Modality
 from transform.strict_json import read_json
 
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
@@ -68,8 +69,7 @@ class Graphs:
     @cached_property
     def text(self) -> Any:
         """The decoder."""
-        tokens = "inputs_embeds" if self.multimodal else "input_ids"
-        return check_decoder(self._text, self._open(self._text), tokens)
+        return check_decoder(self._text, self._open(self._text), self.modality.decoder_input)
 
     @cached_property
     def embedding(self) -> Any:
@@ -82,9 +82,9 @@ class Graphs:
         return check_vision("vision.onnx", self._open("vision.onnx"))
 
     @property
-    def multimodal(self) -> bool:
-        """Whether the variant sees images."""
-        return (self.directory / "vision.onnx").is_file()
+    def modality(self) -> Modality:
+        """What the variant sees, by its graphs."""
+        return IMAGE if (self.directory / "vision.onnx").is_file() else TEXT
 
     def empty_cache(self, batch: int) -> dict[str, Array]:
         """A cache of no tokens, in the graph's own type."""
@@ -109,9 +109,9 @@ class Graphs:
 
     def step(self, inputs: Array, mask: Array, cache: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
         """One decoder call: ids [b, s] (or embeddings [b, s, d]), mask [b, p + s] -> logits [b, s, V], new cache."""
-        if self.multimodal and inputs.ndim == 2:
+        if self.modality.sees_images and inputs.ndim == 2:
             inputs = self.embed(inputs)
-        name = "inputs_embeds" if self.multimodal else "input_ids"
+        name = self.modality.decoder_input
         outputs = [output.name for output in self.text.get_outputs()]
         values = self.text.run(outputs, {name: inputs, "attention_mask": mask, **cache})
         found = dict(zip(outputs, values, strict=True))

@@ -131,7 +131,7 @@ class StaticGraphs(Graphs):
                 "export with a larger --static."
             )
         ids = np.array([[token]])
-        if not self.static.multimodal:
+        if not self.static.modality.sees_images:
             return self._step(DECODE, 1, {"input_ids": ids})
         self._call(DECODE_EMBEDDING).run(input_ids=ids)
         return self._step(DECODE, 1, {})
@@ -178,7 +178,7 @@ class StaticGraphs(Graphs):
         """The padded ids, or nothing where they were embedded (with the image's features) for the decoder."""
         padded = np.zeros((1, graphs.sequence), np.int64)
         padded[:, : ids.shape[1]] = ids
-        if not self.static.multimodal:
+        if not self.static.modality.sees_images:
             return {"input_ids": padded}
         embedding = self._call(graphs.file("embedding"))
         if image is None:

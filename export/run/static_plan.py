@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transform.errors import VerificationError
+from transform.modality import IMAGE, TEXT, Modality
 from transform.molmoe import tiling
 from transform.strict_json import Record
 
@@ -31,25 +32,25 @@ class StaticPlan:
     prefills: tuple[Prefill, ...]
 
     @property
-    def multimodal(self) -> bool:
+    def modality(self) -> Modality:
         """Whether there are vision and embedding graphs."""
-        return self.prefills[0].tiling is not None
+        return TEXT if self.prefills[0].tiling is None else IMAGE
 
     @property
     def files(self) -> tuple[str, ...]:
         """The names of all graphs."""
-        kinds = ("vision", "embedding", "prefill") if self.multimodal else ("prefill",)
+        kinds = (*self.modality.front, "prefill")
         prefills = [prefill.file(kind) for prefill in self.prefills for kind in kinds]
-        return (*prefills, *([DECODE_EMBEDDING] if self.multimodal else []), DECODE)
+        return (*prefills, *([DECODE_EMBEDDING] if self.modality.sees_images else []), DECODE)
 
     def as_dict(self) -> Record:
         """For the printed plan and io.json."""
         entries = [
             {"tiling": list(p.tiling) if p.tiling else None, "sequence": p.sequence, "prefill": p.file("prefill")}
-            | ({kind: p.file(kind) for kind in ("vision", "embedding")} if p.tiling else {})
+            | ({kind: p.file(kind) for kind in self.modality.front})
             for p in self.prefills
         ]
-        decode = {"decode": DECODE} | ({"embedding": DECODE_EMBEDDING} if self.multimodal else {})
+        decode = {"decode": DECODE} | ({"embedding": DECODE_EMBEDDING} if self.modality.sees_images else {})
         return {"cache": self.cache, "prefills": entries, "decode": decode}
 
 

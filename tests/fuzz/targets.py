@@ -20,9 +20,11 @@ from export.run.io_file import read_io
 from importance.choose import choose_blocks
 from importance.readers.read import read_samples
 from tests.fuzz.mutate import Mutate, in_header, in_json, in_lines, in_protobuf
-from tests.onnx_support import FIXTURES, write_variant
-from tests.test_onnx_olmoe import save_source
-from tests.test_readers import ANNOTATIONS, QUESTIONS, png
+from tests.support.data_sets import ANNOTATIONS, QUESTIONS
+from tests.support.models import save_source
+from tests.support.paths import FIXTURES
+from tests.support.pictures import noise_png
+from tests.support.variants import write_variant
 from transform.checkpoint import Checkpoint
 from transform.knobs import Knobs
 from transform.plan import make_plan
@@ -59,7 +61,7 @@ def targets(folder: Path) -> tuple[Target, ...]:
     sharded = _sharded(folder / "olmoe", folder / "sharded")
     (folder / "data").mkdir()
     for name in ("a.png", "COCO_val2014_000000000042.jpg", "COCO_val2014_000000000007.jpg"):
-        (folder / "data" / name).write_bytes(png(0))
+        (folder / "data" / name).write_bytes(noise_png(0))
     weights = (text / "model.safetensors").read_bytes()
     return (
         Target("safetensors header", (weights,), in_header, lambda d: read_header(put(folder / "h.safetensors", d))),

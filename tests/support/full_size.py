@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.support.paths import ROOT
 from transform.architectures import architecture_of, lookup
 
-ROOT = Path(__file__).parents[1]
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 # MolmoE-1B as released, on top of the fixtures' config, which has the same keys.
 RELEASED: Mapping[str, Any] = {

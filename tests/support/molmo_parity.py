@@ -3,16 +3,17 @@
 import hashlib
 import json
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from tests.support.paths import FIXTURES
+from tests.support.pictures import synthetic_image
+from transform.arrays import Array
 from transform.molmoe.preprocessing import preprocess
 
-FIXTURES = Path(__file__).parent / "fixtures" / "molmo"
 RECORDS: dict[str, Any] = json.loads((FIXTURES / "parity_cases.json").read_text())
 CASES: dict[str, Any] = RECORDS["cases"]
 VARIANTS: dict[str, Any] = RECORDS["variants"]
@@ -28,21 +29,18 @@ def outputs() -> dict[str, torch.Tensor]:
     return load_file(FIXTURES / "parity_outputs.safetensors")
 
 
+def knobs_of(variant: str) -> tuple[list[int], int | list[int]]:
+    """Kept blocks and k of a published variant; a list of k counts kept blocks."""
+    keep, k = VARIANTS[variant]["keep_blocks"], VARIANTS[variant]["top_k"]
+    return keep, [k[i] for i in keep] if isinstance(k, list) else k
+
+
 def formula_crops(seed: int, count: int) -> np.ndarray:
     """The exact synthetic crops [count, 576, 588]."""
     k, p, q = (np.arange(n, dtype=np.int64) for n in (count, 576, 588))
     k, p, q = k[:, None, None], p[None, :, None], q[None, None, :]
     v = (7919 * k + 104729 * p + 1299709 * q + 31 * p * q + 611953 * seed) % 1024
     return ((2 * v - 1023) / 512).astype(np.float32)
-
-
-def synthetic_image(width: int, height: int, seed: int) -> np.ndarray:
-    """The exact synthetic image, uint8 [height, width, 3]."""
-    x, y = np.arange(width)[None, :], np.arange(height)[:, None]
-    red = np.broadcast_to(255 * x // max(width - 1, 1), (height, width))
-    green = np.broadcast_to(255 * y // max(height - 1, 1), (height, width))
-    blue = 160 * ((x // 9 + y // 7) % 2) + (3 * x + 5 * y + seed) % 96
-    return np.stack([red, green, blue], axis=-1).astype(np.uint8)
 
 
 @cache
@@ -64,6 +62,18 @@ def model_inputs(case: str) -> dict[str, torch.Tensor]:
         assert hashlib.sha256(crops.tobytes()).hexdigest() == record["crops_sha256_float32"]
     names = ("image_masks", "image_input_idx")
     return {**given, "images": torch.from_numpy(crops), **{name: inputs()[f"{case}/{name}"] for name in names}}
+
+
+def crops_of(case: str) -> Array:
+    """All crops of a case [b, n, 576, 588], padded with -1."""
+    return model_inputs(case)["images"].numpy()
+
+
+def kept_features(index: Array) -> Array:
+    """feature_index of one row's index map: kept features in sequence order."""
+    flat = index.reshape(-1)
+    order = np.argsort(flat, kind="stable")
+    return order[flat[order] >= 0].astype(np.int64)
 
 
 def selected(case: str, logits: torch.Tensor) -> torch.Tensor:

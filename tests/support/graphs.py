@@ -1,4 +1,4 @@
-"""Variants with graphs for the ONNX tests, and a plain greedy loop over them as any runtime would write it."""
+"""Graphs in sessions: prefill, steps and a plain greedy loop, as any runtime would write them; small hand-made ones."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,50 +7,10 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from onnx import TensorProto, helper
 
-from export.files.genai import write_genai_config
-from export.files.io_spec import write_io
-from export.graph.emit import emit_graphs
 from export.numpy_run import NumpySession
 from transform.arrays import Array
-from transform.checkpoint import Checkpoint
-from transform.depth import drop_blocks
-from transform.dtype import cast
-from transform.forms import form_named
-from transform.packed import write_packed
-from transform.read import read_checkpoint
-from transform.stack import stack_experts
-from transform.top_k import set_top_k
-from transform.write import write_checkpoint
-
-FIXTURES = Path(__file__).parent / "fixtures" / "molmo"
-
-
-def write_variant(
-    source: Path,
-    target: Path,
-    keep: Sequence[int] | None = None,
-    k: Any = None,
-    crops: int | None = None,
-    form: str = "cpu",
-) -> Path:
-    """A variant of `source` with its graphs, io.json and genai_config.json; k counts kept blocks if it is a list."""
-    checkpoint: Checkpoint = read_checkpoint(source)
-    if keep is not None:
-        checkpoint = drop_blocks(checkpoint, keep)
-    if k is not None:
-        checkpoint = set_top_k(checkpoint, k)
-    target.mkdir(parents=True)
-    made = form_named(form)
-    if made.bits:
-        write_packed(checkpoint, target, made.bits)
-    else:
-        write_checkpoint(stack_experts(cast(checkpoint, "float16")) if made.stacked else checkpoint, target)
-    written = read_checkpoint(target)
-    emit_graphs(written, target, crops, made)
-    write_io(written, target, {"tokens": None if crops is None else 144 * crops}, made)
-    write_genai_config(written, target, made)
-    return target
 
 
 def session(directory: Path, name: str) -> Any:
@@ -101,3 +61,18 @@ def greedy(text: Any, embed: Any, prefill: Mapping[str, Array], mask: Array, cou
         chosen = logits[:, -1].argmax(axis=-1)
         ids.append(chosen)
     return np.stack(ids, axis=1), prefill_logits
+
+
+def graph_file(path: Path, nodes: Sequence[Any], kind: int, weights: Sequence[Any] = (), opset: int = 18) -> Path:
+    """A graph x [2, 2] -> y [2, 2] of one type."""
+    x, y = (helper.make_tensor_value_info(name, kind, [2, 2]) for name in "xy")
+    graph = helper.make_graph(nodes, "g", [x], [y], weights)
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    path.write_bytes(helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString())
+    return path
+
+
+def fused(path: Path, kind: str = "MoE", inputs: int = 7) -> Path:
+    """A graph with one fused operator on `x`."""
+    node = helper.make_node(kind, ["x"] * inputs, ["y"], domain="com.microsoft", k=1)
+    return graph_file(path, [node], TensorProto.FLOAT)

@@ -1,0 +1,172 @@
+"""What a family's data file says, as values. Field names are the file's keys; `read.py` checks what it reads."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+from transform.architectures.settings import Settings, read_settings
+from transform.architectures.values import lookup, shown
+from transform.errors import CheckpointError
+from transform.modality import IMAGE, TEXT, Modality
+
+
+class QkNorm(StrEnum):
+    """Where a block norms queries and keys: over all heads at once, over each head by itself, or nowhere."""
+
+    FULL = "full"
+    HEAD = "head"
+    NONE = "none"
+
+
+class Special(StrEnum):
+    """Tokens with a role, by the name that configs and tokenizers have for their ids."""
+
+    BEGIN = "bos_token_id"
+    END = "eos_token_id"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a config key must hold, because nothing else was verified."""
+
+    values: tuple[object, ...]
+    reason: str
+    default: object = None  # what an absent key means
+    keys: tuple[str, ...] = ()  # a mapping of these alone passes: what stands under them has rules of its own
+
+
+class Role(NamedTuple):
+    """One kind of tensor: its spellings (the first is the usual one) and its shape in symbols such as `3*d`."""
+
+    names: tuple[str, ...]
+    shape: tuple[str, ...]
+
+    @property
+    def of_blocks(self) -> bool:
+        """Whether every decoder block has its own."""
+        return "{i}" in self.names[0]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """How a model is asked."""
+
+    template: str  # with {prompt} in it
+    begin: tuple[Special, ...]  # what a sequence begins with: the first of these that the model has
+    end_of_text: str  # the tokenizer's token that ends a text, where no config names an id
+
+    def around(self, text: str) -> str:
+        """A user's text as the model was trained to read it."""
+        return self.template.replace("{prompt}", text)
+
+    @property
+    def behind(self) -> str:
+        """What stands between a user's text and the answer."""
+        return self.template.partition("{prompt}")[2]
+
+
+@dataclass(frozen=True)
+class BrowserType:
+    """What transformers.js calls a decoder that it runs."""
+
+    model_type: str
+    architecture: str
+
+
+@dataclass(frozen=True)
+class Runtimes:
+    """What runtimes that don't know the family by name call a model that they run in the same way."""
+
+    genai: str
+    transformers_js: BrowserType | None = None
+
+
+@dataclass(frozen=True)
+class TokenTexts:
+    """The texts of the tokens that an image's stream is made of."""
+
+    start: str
+    end: str
+    patch: str
+    column: str
+
+
+@dataclass(frozen=True)
+class Tower:
+    """Config keys of a vision tower's numbers."""
+
+    blocks: str
+    heads: str
+    eps: str
+    taps: str  # the blocks whose outputs are the features
+    side: str  # pixels of a crop, down and across
+    patch: str  # pixels of a patch's side
+    pool: tuple[str, ...]  # patches per pooled window, down and across
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a family that sees has besides its decoder."""
+
+    tokens: TokenTexts
+    processor: str  # dotted name of the class that cuts images
+    module: str  # of the inner model: what only pictures need
+    tower: Tower
+
+
+@dataclass(frozen=True)
+class Published:
+    """What programs written for the published model call, and what that is called here."""
+
+    name: str
+    calls: Mapping[str, str]
+    note: str
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One family's data file."""
+
+    model_type: str
+    model_class: str  # dotted name of the PyTorch class, or of transformers' auto class, that loads it
+    requires: Mapping[str, Rule]  # config key -> rule
+    keys: Mapping[str, tuple[str, ...]]  # setting -> its config keys, the first that is there counts
+    defaults: Mapping[str, object]  # setting -> its value where the config has none
+    depth_key: str
+    top_k_key: str
+    per_block_top_k: bool  # whether the checkpoint format can carry one k per block
+    block: str  # how names of a block's tensors begin, with {i}
+    dims: Mapping[str, str]  # symbol of shapes -> setting
+    config_dims: Mapping[str, str]  # symbol of shapes -> config key
+    roles: Mapping[str, Role]
+    modules: Mapping[str, str]  # role -> parameter of a decoder block in memory
+    qk_norm: QkNorm
+    counts: Mapping[str, str]  # index of names other than {i} and {e} -> config key with how far it runs
+    fused: Mapping[str, tuple[str, ...]]  # a tensor of all experts of a block -> the roles it holds for each of them
+    dropped: tuple[str, ...]  # ends of names of tensors that transformers computes and doesn't read
+    prompt: Prompt
+    runtimes: Runtimes
+    images: Images | None = None
+    published: Published | None = None
+
+    @property
+    def modality(self) -> Modality:
+        """What the family sees."""
+        return TEXT if self.images is None else IMAGE
+
+    def check(self, config: Mapping[str, object]) -> None:
+        """Refuse a config with a feature that was never verified, naming the key and the reason."""
+        for key, rule in self.requires.items():
+            value = lookup(config, key, rule.default)
+            if isinstance(value, Mapping) and rule.keys and value.keys() <= set(rule.keys):
+                continue
+            if value not in rule.values:
+                raise CheckpointError(
+                    f"model_type {self.model_type!r} needs {key} = {' or '.join(map(shown, rule.values))}, this config "
+                    f"has {shown(value)}: {rule.reason}. Use a checkpoint with the supported value."
+                )
+
+    def settings(self, config: Mapping[str, object]) -> Settings:
+        """Read the decoder's numbers from the config; a missing, mistyped or impossible one is an error."""
+        return read_settings(config, self.model_type, self.keys, self.defaults)
