@@ -15,7 +15,8 @@ from export.variant import export_variant
 from importance.blocks import ResidentBlocks
 from importance.prompts import load_processor
 from importance.streaming import StreamedBlocks
-from tests.support.imports import PACKAGES, ROOT
+from tests.support.imports import PACKAGES
+from tests.support.paths import ROOT
 from transform.architectures import architecture_named, known_model_types, read
 from transform.architectures.per_block import PER_BLOCK, select_blocks
 from transform.depth import drop_blocks
@@ -143,7 +144,7 @@ def test_its_blocks_are_read_one_by_one(newcomer: Path) -> None:
         ({"model_class": "OlmoeForCausalLM"}, "classes must be dotted names"),
         ({"model_type": "other"}, "model_type must be the file's name"),
         ({"like": "olmoe"}, "like must name a file that isn't like it"),
-        ({"like": "nothing"}, r"nothing\.json must be JSON"),
+        ({"like": "nothing"}, r"nothing\.json must be a JSON file"),
     ],
 )
 def test_a_data_file_that_is_not_whole_is_refused(families: Path, change: Mapping[str, object], message: str) -> None:
