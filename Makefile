@@ -1,6 +1,6 @@
 # The main job:  make export K=4 BLOCKS=12 TOKENS=432 [MODEL=…] [SCORES=…] [FORM=int4] [DTYPE=…] [STATIC=1024] [OUT=…] [FORCE=1]
 # Every target creates .venv and installs by itself when pyproject.toml changed or a package is gone.
-.PHONY: FORCE setup export score test test-versions test-all check fix bench bench-variant faults fuzz gpu-check genai-env js-env ort-envs nano nano-data nano-curves clean
+.PHONY: FORCE setup export score search test test-versions test-all check fix bench bench-variant faults fuzz gpu-check genai-env js-env ort-envs nano nano-data nano-curves clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -49,10 +49,16 @@ export: $(STAMP)
 	  $(if $(DTYPE),--dtype $(DTYPE)) $(if $(OUT),--out $(call quoted,$(OUT))) $(if $(FORCE),--force) \
 	  $(if $(FORM),--form $(FORM)) $(if $(FAMILY),--family $(call quoted,$(FAMILY))) $(if $(STATIC),--static $(STATIC)) $(ARGS)
 
+SCORING = $(if $(MODEL),$(call quoted,$(MODEL))) $(if $(DATA),--data $(call quoted,$(DATA))) $(if $(K),--k $(K)) \
+  $(if $(TOKENS),--tokens $(TOKENS)) $(if $(OUT),--out $(call quoted,$(OUT))) $(if $(FORCE),--force) $(ARGS)
+
 # Which blocks matter on your own samples:  make score DATA=questions.jsonl [MODEL=…] [K=…] [TOKENS=…] [OUT=…] [FORCE=1]
 score: $(STAMP)
-	@$(BIN)/knobcast score $(if $(MODEL),$(call quoted,$(MODEL))) $(if $(DATA),--data $(call quoted,$(DATA))) $(if $(K),--k $(K)) $(if $(TOKENS),--tokens $(TOKENS)) \
-	  $(if $(OUT),--out $(call quoted,$(OUT))) $(if $(FORCE),--force) $(ARGS)
+	@$(BIN)/knobcast score $(SCORING)
+
+# Which blocks to drop together:  make search DATA=questions.jsonl STRATEGY=exact [MODEL=…] [K=…] [TOKENS=…] [OUT=…]
+search: $(STAMP)
+	@$(BIN)/knobcast search $(SCORING) $(if $(STRATEGY),--strategy $(STRATEGY))
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not extra"

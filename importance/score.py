@@ -190,7 +190,7 @@ class Setting:
         """About the most positions of a picture with its questions."""
         if not self.checkpoint.architecture.modality.sees_images:
             return QUESTION
-        plan = make_plan(self.checkpoint, Knobs(None, None, self.tokens, "source"), "pad", "canvas").as_dict()
+        plan = make_plan(self.checkpoint, Knobs(tokens=self.tokens, resize="pad", rule="canvas")).as_dict()
         longest: int = max(tiling["image_tokens"] for tiling in plan["vision"]["tilings"])
         return longest + QUESTION
 

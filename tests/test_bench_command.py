@@ -239,6 +239,20 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
+def test_who_is_left_out_is_named_before_anything_is_measured(
+    text_variant: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contestants, "find_spec", lambda name: None)
+
+    def started(*_: object) -> None:
+        raise VerificationError("started")
+
+    monkeypatch.setattr("export.bench.measure.measure", started)
+    done = CliRunner().invoke(app, ["bench", str(text_variant), *SMALL, "--against", "exporter"])
+    assert str(done.exception) == "started"
+    assert "warning: exporter is left out: needs the package onnxscript: pip install onnxscript" in done.stderr
+
+
 def test_models_that_do_not_fit_together_are_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contestants, "free_memory", lambda: 600)
     found = unavailable(("graphs", "eager", "grouped_mm"), 100, "cpu")

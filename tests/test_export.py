@@ -198,7 +198,7 @@ def test_a_variant_can_be_exported_again(nano_variant: Path, tmp_path: Path) -> 
 def test_a_variant_of_a_variant_keeps_its_vision_budget(molmo: Path, tmp_path: Path) -> None:
     shutil.copytree(molmo, tmp_path / "source")
     shutil.copy(DEFAULT / "tokenizer.json", tmp_path / "source")
-    plan = make_plan(read_checkpoint(tmp_path / "source"), Knobs(tokens=432), "fill", "linear")
+    plan = make_plan(read_checkpoint(tmp_path / "source"), Knobs(tokens=432, resize="fill", rule="linear"))
     export_variant(plan, tmp_path / "v", onnx=False, verify=False)
     source = read_checkpoint(tmp_path / "v")
     kept = make_plan(source, Knobs(k=2))

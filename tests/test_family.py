@@ -353,7 +353,7 @@ def test_an_overlay_switches_the_member_in_genai(made: Path, tmp_path: Path, nam
 def test_a_family_in_another_form(form: str, molmo: Path, scores: str, tmp_path: Path) -> None:
     """Its members are proven, one can be taken out, and that one is what an export of its own would be."""
     source = read_checkpoint(molmo)
-    base, members = plan_family(source, GRID, tokens=288, scores=scores, form=form)
+    base, members = plan_family(source, GRID, Knobs(tokens=288, form=form), scores)
     record = export_family(base, members, tmp_path / "family")
     assert [entry["name"] for entry in record["members"]] == NAMES
     for entry in record["members"]:

@@ -93,7 +93,7 @@ def filled(molmo: Path, copy_of: Copy, tmp_path: Path) -> Path:
     """A variant that fills, by the linear rule."""
     copy = copy_of(molmo)
     shutil.copy(DEFAULT / "tokenizer.json", copy)
-    plan = make_plan(read_checkpoint(copy), Knobs(tokens=432), "fill", "linear")
+    plan = make_plan(read_checkpoint(copy), Knobs(tokens=432, resize="fill", rule="linear"))
     export_variant(plan, tmp_path / "filled", onnx=False, verify=False)
     return tmp_path / "filled"
 
@@ -106,12 +106,12 @@ def filled(molmo: Path, copy_of: Copy, tmp_path: Path) -> Path:
 def test_what_is_said_about_images_counts_and_the_rest_stays(
     filled: Path, said: tuple[str | None, str | None], wanted: tuple[str, str]
 ) -> None:
-    vision = make_plan(read_checkpoint(filled), Knobs(), *said).vision
+    vision = make_plan(read_checkpoint(filled), Knobs(resize=said[0], rule=said[1])).vision
     assert vision is not None
     assert (vision.tokens, vision.resize, vision.rule) == (432, *wanted)
 
 
 @pytest.mark.parametrize("said", [{"resize": "pad"}, {"rule": "canvas"}, {"resize": "fill"}])
-def test_models_without_eyes_take_no_word_about_images(olmoe: Path, said: dict[str, str]) -> None:
+def test_models_without_eyes_take_no_word_about_images(olmoe: Path, said: dict[str, Any]) -> None:
     with pytest.raises(KnobError, match=f"got {next(iter(said))}"):
-        make_plan(read_checkpoint(olmoe), Knobs(), **said)
+        make_plan(read_checkpoint(olmoe), Knobs(**said))

@@ -30,6 +30,8 @@ def test_paths_stay_whole(path: str) -> None:
     assert got[got.index("--family") + 1] == "k=1,2 blocks=3"
     got = words("score", MODEL=path, DATA=path, OUT=path)
     assert got[2] == got[got.index("--data") + 1] == got[got.index("--out") + 1] == path
+    got = words("search", MODEL=path, DATA=path, STRATEGY="exact")
+    assert (got[1], got[2], got[got.index("--data") + 1], got[-2:]) == ("search", path, path, ["--strategy", "exact"])
     assert words("bench-variant", DIR=path)[2] == path
 
 

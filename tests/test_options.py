@@ -4,8 +4,9 @@ import ast
 import builtins
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import typer
@@ -13,15 +14,19 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from export.command.family import _show_result as show_family
+from export.command.groups import flat, said
 from export.command.main import app
-from export.command.once import joined
+from export.command.once import CommandLineError, joined
 from export.command.score_files import show_result
-from transform.errors import KnobcastError, KnobError, WriteError
+from importance.metrics import METRICS
+from importance.search import STRATEGIES
+from importance.tasks import METRICS as TASK_METRICS
+from transform.errors import KnobError, WriteError
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 DOCS = Path(__file__).parents[1] / "docs"
-LISTS = {"--data", "--keep-blocks", "--drop-blocks", "--protect", "--ks", "--weights", "--against", "--merge"}
-ARGUMENTS = {"verify": ["d"], "run": ["d"], "derive": ["g.onnx"], "bench": ["d"], "layout": ["d"]}
+LISTS = {"--data", "--keep-blocks", "--drop-blocks", "--protect", "--ks", "--weights", "--against"}
+ARGUMENTS = {"verify": ["d"], "run": ["d"], "derive": ["g.onnx"], "bench": ["d"], "layout": ["d"], "merge": ["a.json"]}
 
 
 def invoke(*arguments: str) -> Any:
@@ -74,22 +79,59 @@ def test_lists_are_taken_together(molmo: Path) -> None:
         assert first["blocks_kept"] == [0, 3]
 
 
-MERGE = ["score", "--merge", "a.json", "--merge", "b.json"]
+OWN = {
+    "score": {"--validate", "--validate-annotations", "--plot"},
+    "search": {"--strategy", "--max-drop", "--protect", "--nested", "--beam-width"},
+    "share": {"--mean-k", "--ks"},
+    "merge": {"--model", "--revision", "--how", "--weights", "--plot", "--out", "--force", "--json", "--quiet"},
+}
+
+
+def test_each_verb_that_scores_has_the_options_it_uses_and_no_other() -> None:
+    found = {verb: {flag for name, flag, _ in options() if name == verb} for verb in OWN}
+    common = found["score"] & found["search"] & found["share"]
+    assert {"--data", "--metric", "--stream", "--executor", "--dry-run", "--quiet"} <= common
+    assert {verb: flags - common for verb, flags in found.items() if verb != "merge"} == {
+        verb: flags for verb, flags in OWN.items() if verb != "merge"
+    }
+    assert found["merge"] == OWN["merge"]
+    done = invoke("merge", "a.json", "--data", "x")
+    assert (done.exit_code, "No such option: --data" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
-    "idle",
-    [["--metric", "nll"], ["--k", "2"], ["--tokens", "99"], ["--stream"], ["--executor", "nonsense"], ["--data", "x"],
-     ["--executor", "local"], ["--dry-run"], ["--limit", "3"], ["--task", "exact_match"], ["--workers", "2"],
-     ["--jobs", "x"], ["--scoring", "generate"], ["--vision-weight", "0.5"], ["--max-new-tokens", "16"],
-     ["--annotations", "x"], ["--images", "x"]],
+    ("words", "verb"),
+    [(["--search", "exact"], "search"), (["--search=exact"], "search"), (["--mean-k", "4"], "share"),
+     (["--merge", "a.json", "--merge", "b.json"], "merge")],
 )  # fmt: skip
-def test_what_means_nothing_beside_merge_is_refused(idle: list[str], molmo: Path, tmp_path: Path) -> None:
-    out = str(tmp_path / "out.json")
-    with pytest.raises(KnobError, match=rf"--merge only reads and writes.*{idle[0]}"):
-        invoke(*MERGE, *idle, str(molmo), "--out", out)
-    with pytest.raises(KnobcastError, match=r"a\.json"):  # what goes with it comes as far as its files
-        invoke(*MERGE, str(molmo), "--out", out, "--how", "mean", "--force", "--json")
+def test_what_score_did_besides_names_its_own_verb(words: list[str], verb: str) -> None:
+    with pytest.raises(CommandLineError, match=rf"is a command of its own now: knobcast {verb} "):
+        invoke("score", "--data", "x", *words)
+
+
+def test_the_help_names_what_the_registries_have() -> None:
+    helps = {(name, p.opts[0]): str(p.help) for name, command in COMMANDS.items() for p in command.params[1:]}
+    assert all(each.name in helps["search", "--strategy"] for each in STRATEGIES)
+    assert all(each.name in helps["share", "--metric"] for each in METRICS)
+    assert all(name in helps["score", "--task"] and name in helps["evaluate", "--metric"] for name in TASK_METRICS)
+
+
+def test_a_group_is_its_options() -> None:
+    @dataclass(frozen=True)
+    class Group:
+        k: Annotated[int, typer.Option("--k")] = 8
+        name: Annotated[str | None, typer.Option("--name")] = None
+
+    seen: list[Group] = []
+
+    def command(group: Group, more: Annotated[str, typer.Option("--more")]) -> None:
+        seen.append(group)
+
+    alone = typer.Typer()
+    alone.command()(flat(command))
+    assert CliRunner().invoke(alone, ["--more", "x", "--name", "y", "--quiet"]).exit_code == 0
+    assert seen == [Group(8, "y")]
+    assert said(seen[0]) == ["--name"]
 
 
 @pytest.mark.parametrize("static", ["0", "00", "31"])
@@ -103,13 +145,13 @@ def test_no_room_for_a_static_graph_is_refused(static: str, more: list[str], olm
 
 
 @pytest.mark.parametrize("force", [[], ["--force"]])
-@pytest.mark.parametrize("purpose", [[], ["--search", "one_shot"], ["--mean-k", "2"]])
+@pytest.mark.parametrize("purpose", [["score"], ["search", "--strategy", "one_shot"], ["share", "--mean-k", "2"]])
 def test_no_scores_over_a_folder(purpose: list[str], force: list[str], molmo: Path, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     data = tmp_path / "q.jsonl"
     data.write_text('{"id": "1", "prompt": "a", "answers": ["b"]}\n')
     with pytest.raises(WriteError, match="is a folder"):
-        invoke("score", str(molmo), "--data", str(data), "--out", str(tmp_path / "folder"), *purpose, *force)
+        invoke(*purpose, str(molmo), "--data", str(data), "--out", str(tmp_path / "folder"), *force)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "q.jsonl"]
 
 

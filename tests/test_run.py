@@ -214,6 +214,10 @@ def test_a_familys_member_answers_as_the_variant_alone(tmp_path: Path) -> None:
     plain = knobcast(*command, "--provider", "cpu")
     assert plain.out.strip() == said["text"]
     assert "tokens/s" in plain.err
+    assert "opening" in plain.err and said["seconds"]["opening"] > 0
+    whole = knobcast("run", family, "--prompt", "w5", "--max-new-tokens", "1")
+    assert "this runs the family's own graph" in whole.err and "--member takes k2-b3" in whole.err
+    assert "--member" not in knobcast("run", alone, "--prompt", "w5").err
 
 
 def test_a_broken_tokenizer_is_named(runnable: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`knobcast score` from samples to files, against the plain way: `evaluate` with one block masked at a time."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -259,8 +260,8 @@ def test_scores_are_what_export_reads(knobcast: Any, data: Path, tmp_path: Path)
 def test_searches_write_sets_that_export_reads(search: str, knobcast: Any, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "sets.json"
     protect = "0,15," + ",".join(str(block) for block in range(5, 15))
-    args = ("--data", data, "--limit", 3, "--tokens", 288, "--metric", "kl", "--search", search)
-    code, shown, error = knobcast("score", *args, "--max-drop", 2, "--protect", protect, "--out", out, "--json")
+    args = ("--data", data, "--limit", 3, "--tokens", 288, "--metric", "kl", "--strategy", search)
+    code, shown, error = knobcast("search", *args, "--max-drop", 2, "--protect", protect, "--out", out, "--json")
     assert code == 0, error
     found = json.loads(shown)
     assert found["strategy"] == search
@@ -277,7 +278,7 @@ def test_metrics_of_single_blocks_add_up_over_a_set(data: Path, store: Path, kno
     assert losses.tolist() == pytest.approx([0.0, scores[3] + scores[7]])
     out = tmp_path / "sets.json"
     code, shown, error = knobcast(
-        "score", "--data", data, "--tokens", 288, "--metric", "block_influence", "--search", "exact", "--out", out
+        "search", "--data", data, "--tokens", 288, "--metric", "block_influence", "--strategy", "exact", "--out", out
     )
     assert code == 0, error
     assert "configurations" in shown, "the table for people"
@@ -337,7 +338,7 @@ def test_exact_search_is_brute_force(data: Path, store: Path) -> None:
 def test_experts_are_shared_out(knobcast: Any, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "widths.json"
     code, shown, error = knobcast(
-        "score", "--data", data, "--limit", 3, "--tokens", 288, "--metric", "kl", "--mean-k", 5, "--ks", "2,4",
+        "share", "--data", data, "--limit", 3, "--tokens", 288, "--metric", "kl", "--mean-k", 5, "--ks", "2,4",
         "--out", out, "--json",
     )  # fmt: skip
     assert code == 0, error
@@ -353,50 +354,60 @@ def test_experts_are_shared_out(knobcast: Any, data: Path, tmp_path: Path) -> No
 def test_what_it_costs_is_shown_first(knobcast: Any, data: Path, tmp_path: Path) -> None:
     code, shown, _ = knobcast("score", "--data", data, "--dry-run", "--json", "--out", tmp_path / "x.json")
     assert code == 0
-    assert json.loads(shown)["block_evaluations"] == 136
+    told = json.loads(shown)
+    assert told["block_evaluations"] == 136
+    assert told["timed_samples"] == 2  # the second picture's
+    assert told["seconds"] == pytest.approx(told["timed_seconds"] * 4, abs=0.1)  # three pictures and a text
     code, shown, _ = knobcast(
-        "score", "--data", data, "--dry-run", "--search", "exact", "--max-drop", 14, "--out", tmp_path / "x.json"
+        "search", "--data", data, "--dry-run", "--strategy", "exact", "--max-drop", 14, "--out", tmp_path / "x.json"
     )
     assert "32,768" in shown and "147,456" in shown
+    assert " on this machine, one job after another" in shown
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ((), "needs samples"),
-        (("--data", "DATA", "--metric", "bi"), "block_influence"),
-        (("--data", "DATA", "--task", "bleu"), "metric must be one of"),
-        (("--data", "DATA", "--scoring", "guess"), "scoring must be one of"),
-        (("--data", "DATA", "--stream", "--scoring", "generate"), "need the model in memory"),
-        (("--data", "DATA", "--stream", "--metric", "gradient"), "whole model in memory"),
-        (("--data", "DATA", "--search", "magic"), "a search is one of"),
-        (("--data", "DATA", "--mean-k", "4", "--metric", "angular"), "accuracy, nll or kl"),
-        (("--data", "DATA", "--mean-k", "9"), "from 1 to 8"),
-        (("--data", "DATA", "--metric", "kl", "--scoring", "likelihood"), "--scoring says how accuracy"),
-        (("--data", "DATA", "--max-drop", "3"), "--max-drop only make sense with --search"),
-        (("--data", "DATA", "--search", "exact", "--plot", "x.svg"), "are for scores of blocks"),
-        (("--merge", "a.json", "--dry-run"), "Leave --dry-run out"),
-        (("--merge", "a.json", "--weights", "x", "--how", "weighted"), "--weights must be numbers"),
-        (("--data", "DATA", "--plot", "x.pdf"), ".svg or .png"),
-        (("--data", "DATA", "--validate", "missing.jsonl"), "cannot be read"),
-        (("--data", "DATA", "--search", "exact", "--max-drop", "15"), "max_drop must be from 0 to 14"),
-        (("--data", "DATA", "--search", "exact", "--mean-k", "4"), "one at a time"),
-        (("--data", "DATA", "--mean-k", "4", "--ks", "a"), "whole numbers"),
-        (("--data", "DATA", "--vision-weight", "2"), "from 0 to 1"),
-        (("--data", "DATA", "--executor", "slurm"), "local, processes, ray"),
-        (("--data", "DATA", "--scoring", "choices"), "choices"),
-        (("--data", "missing.jsonl"), "cannot be read"),
+        (("score", "--metric", "bi"), "block_influence"),
+        (("score", "--task", "bleu"), "metric must be one of"),
+        (("score", "--scoring", "guess"), "scoring must be one of"),
+        (("score", "--stream", "--scoring", "generate"), "need the model in memory"),
+        (("score", "--stream", "--metric", "gradient"), "whole model in memory"),
+        (("search", "--strategy", "magic"), "a search is one of"),
+        (("share", "--mean-k", "4", "--metric", "angular"), "accuracy, nll or kl"),
+        (("share", "--mean-k", "9"), "from 1 to 8"),
+        (("score", "--metric", "kl", "--scoring", "likelihood"), "--scoring says how accuracy"),
+        (("score", "--validate-annotations", "a.json"), "--validate-annotations only make sense with --validate"),
+        (("search", "--strategy", "exact", "--beam-width", "2"), "--beam-width is for --strategy beam"),
+        (("score", "--plot", "x.pdf"), ".svg or .png"),
+        (("score", "--validate", "missing.jsonl"), "cannot be read"),
+        (("search", "--strategy", "exact", "--max-drop", "15"), "max_drop must be from 0 to 14"),
+        (("share", "--mean-k", "4", "--ks", "a"), "whole numbers"),
+        (("score", "--vision-weight", "2"), "from 0 to 1"),
+        (("score", "--executor", "slurm"), "local, processes, ray"),
+        (("score", "--scoring", "choices"), "choices"),
     ],
 )
 def test_refusals(args: tuple[str, ...], message: str, knobcast: Any, data: Path, tmp_path: Path) -> None:
-    given = [str(data) if arg == "DATA" else arg for arg in args]
-    code, _, error = knobcast(
-        "score", *given, *([] if "--merge" in args else ["--tokens", 288]), "--out", tmp_path / "out.json"
-    )
+    code, _, error = knobcast(*args, "--data", data, "--tokens", 288, "--out", tmp_path / "out.json")
     assert code == 1
     assert message in " ".join(error.split())
     assert not list(tmp_path.iterdir()), "nothing may be left"
+
+
+def test_weights_of_a_merge_are_numbers(knobcast: Any, tmp_path: Path) -> None:
+    code, _, error = knobcast("merge", "a.json", "--weights", "x", "--how", "weighted", "--out", tmp_path / "out.json")
+    assert (code, "--weights must be numbers" in error) == (1, True)
+
+
+@pytest.mark.parametrize("verb", [["score"], ["search", "--strategy", "exact"], ["share", "--mean-k", 4], ["evaluate"]])
+def test_whoever_gives_no_samples_is_told_how_to_make_them(verb: list[Any], knobcast: Any) -> None:
+    code, _, error = knobcast(*verb)
+    assert code == 2
+    assert '"prompt": "What is it?", "answers": ["a dog"]' in error
+    page, _, anchor = re.findall(r"docs/[\w./#-]*\w", error)[0].partition("#")
+    assert f"## {anchor.capitalize()}\n" in (Path(__file__).parents[1] / page).read_text()
 
 
 def test_an_existing_file_is_refused_before_anything_is_computed(data: Path, tmp_path: Path) -> None:
@@ -404,6 +415,15 @@ def test_an_existing_file_is_refused_before_anything_is_computed(data: Path, tmp
     out.write_text("{}")
     with pytest.raises(WriteError, match="--force"):
         CliRunner().invoke(app, ["score", "--data", str(data), "--out", str(out)], catch_exceptions=False)
+
+
+def test_the_scores_that_came_with_a_model_are_not_the_first_to_go(knobcast: Any, data: Path, tmp_path: Path) -> None:
+    for words in (["score", "--data", data], ["merge", *[DEFAULT / "scores.json"] * 2]):
+        code, _, error = knobcast(*words)
+        assert (code, error.index("--out FILE") < error.index("--force")) == (1, True)
+    (tmp_path / "bad.jsonl").write_text("{")
+    code, _, error = knobcast("score", "--data", tmp_path / "bad.jsonl")
+    assert (code, "bad.jsonl" in error, "--force" in error) == (1, True, False), "mistakes in the data come first"
 
 
 def test_ctrl_c_keeps_what_is_done(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

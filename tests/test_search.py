@@ -19,7 +19,7 @@ from importance.configurations import (
     without,
 )
 from importance.search import STRATEGIES, Strategy, exact, expected_cost, strategy
-from importance.search.found import Choice, Found, best_chain
+from importance.search.found import Choice, Found, Task, best_chain
 from importance.search.top_k import keep_top_k
 from transform.errors import KnobError, ScoresError
 
@@ -188,6 +188,7 @@ def test_what_every_search_promises(each: Strategy, problem: Any) -> None:
     assert found.cost.sets <= expected.sets
     assert found.cost.block_evaluations <= expected.block_evaluations
     assert found.cost.naive_block_evaluations <= expected.naive_block_evaluations
+    assert len(objective.calls) == each.passes(Task.of(full, most, protected, 2, False))
     asked = [config for call in objective.calls for config in call]
     assert len(asked) == len(set(asked)), "without nested, no set is measured twice"
     again = each.search(rough(0), full, most, **options)
@@ -208,6 +209,7 @@ def test_a_nested_search_stays_within_its_cost(each: Strategy, problem: Any) -> 
     assert found.cost == objective.cost
     assert found.cost.sets <= expected.sets
     assert found.cost.block_evaluations <= expected.block_evaluations
+    assert len(objective.calls) <= each.passes(Task.of(full, most, protected, 3, True))
 
 
 @pytest.mark.parametrize("max_drop", [0, 1, 4, 14])
@@ -344,6 +346,7 @@ def test_exact_in_several_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(map(len, objective.calls)) == 10
     asked = [config for call in objective.calls for config in call]
     assert asked == sorted(set(asked), reverse=True), "depth first, across calls"
+    assert len(objective.calls) == strategy("exact").passes(Task.of((8,) * 8, 4, None, 3, False)) > 1
     assert several.cost.block_evaluations <= expected_cost("exact", (8,) * 8, 4).block_evaluations
     assert several.cost.block_evaluations < block_evaluations(asked) + 6 * 8
     assert search("exact", rough(3), (8,) * 8, 4, nested=True).best == chain.best

@@ -367,7 +367,7 @@ def test_a_tiling_without_graphs_is_named(image_variants: dict[str, Path]) -> No
 def test_the_gate_has_a_picture_for_every_tiling(molmo: Path, rule: str) -> None:
     checkpoint = read_checkpoint(molmo)
     for crops in (1, 2, 6, 12):
-        plan = make_plan(checkpoint, Knobs(tokens=144 * (crops + 1)), rule=rule)
+        plan = make_plan(checkpoint, Knobs(tokens=144 * (crops + 1), rule=rule))
         assert plan.vision
         images = static_images(plan_static(plan, 4096), checkpoint, molmo, plan.vision.as_dict(), 0)
         assert len(images) == len(plan.vision.tilings)

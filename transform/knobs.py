@@ -1,6 +1,6 @@
 """The knob settings as a frozen value: parsed and checked at the edge, named canonically (`k4-b12-t432`).
 
-`k`, `tokens` and `form` are what the user typed, `keep` the chosen blocks; None means "as the source has it".
+`keep` is the chosen blocks, everything else what the user typed; None is not said: "as the source has it".
 """
 
 from collections.abc import Sequence
@@ -18,13 +18,15 @@ DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 class Knobs:
     """One setting. `k`: global or one value per kept block; `keep`: kept block indices of the source, ascending;
     `tokens`: nominal vision tokens per image, or a tier; `dtype`: `source` or a key of DTYPES; `form`: a name
-    of FORMS, None: the one that the source's weights are for."""
+    of FORMS, None: the one that the source's weights are for; `resize`, `rule`: how a picture is fitted and tiled."""
 
     k: int | tuple[int, ...] | None = None
     keep: tuple[int, ...] | None = None
     tokens: int | str | None = None
     dtype: str = "source"
     form: str | None = None
+    resize: str | None = None
+    rule: str | None = None
 
     def __post_init__(self) -> None:
         if self.dtype != "source" and self.dtype not in DTYPES:

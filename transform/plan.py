@@ -166,16 +166,17 @@ def weight_bytes(checkpoint: Checkpoint) -> int:
     return sum(written_bytes(t) for t in checkpoint.tensors.values())
 
 
-def make_plan(source: Checkpoint, knobs: Knobs, resize: str | None = None, rule: str | None = None) -> Plan:
+def make_plan(source: Checkpoint, knobs: Knobs) -> Plan:
     """Apply the passes (blocks, k, dtype, then the form's) to the headers; raises KnobError or BudgetError.
 
     None is not said. What isn't said about images stays as the source has it: a variant's budget is its variants' too.
     Where a budget is said, resize and rule that aren't are the usual ones.
     """
-    said = {"tokens": knobs.tokens, "resize": resize, "rule": rule}
+    said = {"tokens": knobs.tokens, "resize": knobs.resize, "rule": knobs.rule}
     own = own_policy(source) if knobs.tokens is None else (knobs.tokens, *DEFAULT_POLICY)
     tokens = own[0]
-    resize, rule = resize if resize is not None else own[1], rule if rule is not None else own[2]
+    resize = own[1] if knobs.resize is None else knobs.resize
+    rule = own[2] if knobs.rule is None else knobs.rule
     for option, word, words in (("resize", resize, RESIZES), ("rule", rule, tiling.RULES)):
         if word not in words:
             raise KnobError(f"{option} must be one of {', '.join(words)}, got {word!r}.")

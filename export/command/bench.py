@@ -1,12 +1,16 @@
 """`knobcast bench`: what is refused, who takes part, and where the numbers go."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from export.command.options import Json, print_json, stderr
+from export.command.bars import turn_bar
+from export.command.once import joined
+from export.command.options import Json
+from export.command.output import print_json, remarks, show_warnings
 from transform.errors import KnobcastError, KnobError, VerificationError, WriteError
 from transform.strict_json import Record
 
@@ -17,29 +21,43 @@ SCHEMA = 1
 AGAINST = "eager,grouped_mm,exporter"
 
 
-def bench(
-    directory: Annotated[Path, typer.Argument(help="A variant, or a family with --member.")],
-    provider: Annotated[str, typer.Option("--provider", help="cpu, cuda or tensorrt.")] = "cpu",
+@dataclass(frozen=True)
+class Contest:
+    """Where all are measured, and who takes part."""
+
+    provider: Annotated[str, typer.Option("--provider", help="cpu, cuda or tensorrt.")] = "cpu"
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="For every contestant; absent: physical cores.")
-    ] = None,
-    prompt_tokens: Annotated[
-        int | None, typer.Option("--prompt-tokens", help="Absent: 512, or what a larger picture needs.")
-    ] = None,
-    new_tokens: Annotated[int, typer.Option("--new-tokens", help="Always as many; N make N - 1 steps.")] = 64,
-    runs: Annotated[int, typer.Option("--runs", min=1, help="Rounds that count.")] = 5,
-    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Rounds before them.")] = 1,
-    member: Annotated[str | None, typer.Option("--member", help="Of a family, this member: k4-b12.")] = None,
+    ] = None
+    member: Annotated[str | None, typer.Option("--member", help="Of a family, this member: k4-b12.")] = None
     against: Annotated[
         list[str] | None,
         typer.Option(
             "--against", help="The first that runs is the baseline; none: the graphs alone.", show_default=AGAINST
         ),
-    ] = None,
-    image: Annotated[Path | None, typer.Option("--image", help="A picture file; absent: a drawn one.")] = None,
-    timeout: Annotated[
-        float, typer.Option("--timeout", min=1, help="Seconds one load, export or run may take.")
-    ] = 3600.0,
+    ] = None
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """What all of them do, and how often."""
+
+    prompt_tokens: Annotated[
+        int | None, typer.Option("--prompt-tokens", help="Absent: 512, or what a larger picture needs.")
+    ] = None
+    new_tokens: Annotated[int, typer.Option("--new-tokens", help="Always as many; N make N - 1 steps.")] = 64
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Rounds that count.")] = 5
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Rounds before them.")] = 1
+    image: Annotated[Path | None, typer.Option("--image", help="A picture file; absent: a drawn one.")] = None
+    timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds one load, export or run may take.")] = (
+        3600.0
+    )
+
+
+def bench(
+    directory: Annotated[Path, typer.Argument(help="A variant, or a family with --member.")],
+    contest: Contest,
+    rounds: Rounds,
     out: Annotated[Path | None, typer.Option("--out", help="Write the record here too (.json).")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show who can be measured here, and stop.")] = False,
@@ -49,20 +67,20 @@ def bench(
     from export.bench.contestants import GRAPHS, WHAT, parse_against, unavailable
     from export.bench.machine import machine_facts, physical_cores
     from export.bench.show import show_bench, show_contestants
-    from export.command.show import turn_bar
     from export.run.graph_facts import read_facts
     from export.run.io_file import form_in
     from export.run.session import check_provider
     from transform.plan import parameters
     from transform.read import read_checkpoint
 
-    baselines = parse_against(AGAINST if against is None else ",".join(against))
+    provider, member = contest.provider, contest.member
+    baselines = parse_against(AGAINST if contest.against is None else str(joined(contest.against)))
     io, chosen = _open(directory, provider, member)
     decoder, form = chosen.graph if chosen else "text.onnx", form_in(io)
     _check_out(out, force or dry_run)
     from export.bench.workload import make_workload
 
-    workload = make_workload(directory, io, prompt_tokens, new_tokens, image)
+    workload = make_workload(directory, io, rounds.prompt_tokens, rounds.new_tokens, rounds.image)
     names = (GRAPHS, *baselines)
     reasons = unavailable(names, parameters(read_checkpoint(directory)), provider)
     graph = directory / decoder
@@ -95,10 +113,11 @@ def bench(
         else:
             show_contestants(listed, WHAT, Console(highlight=False))
         return
+    show_warnings(f"{name} is left out: {reason}" for name, reason in reasons.items())
     from export.bench.job import BenchJob
     from export.bench.measure import Bench, first_baseline, measure, tokens_equal
 
-    count = threads or physical_cores()
+    count = contest.threads or physical_cores()
     job = BenchJob(
         str(directory.resolve()),
         provider,
@@ -108,21 +127,20 @@ def bench(
         blocks_kept=chosen.blocks_kept if chosen else None,
         top_k=chosen.top_k if chosen else None,
     )
-    plan = Bench(job, workload, names, reasons, runs, warmup, timeout)
+    plan = Bench(job, workload, names, reasons, rounds.runs, rounds.warmup, rounds.timeout)
     machine = machine_facts(count, provider != "cpu")  # the load before, not our own
     if machine["load"] is not None and machine["load"] > machine["cores"] / 2:
-        stderr.print(
-            f"[yellow]warning:[/yellow] others use this machine: load {machine['load']:g} on {machine['cores']} cores. "
-            f"PyTorch's threads suffer most from that; wait until it is quiet{', or take --threads 1' * (count > 1)}.",
-            soft_wrap=True,
-        )
-    with turn_bar(stderr, plan.turns) as (say, advance):
+        show_warnings([
+            f"others use this machine: load {machine['load']:g} on {machine['cores']} cores. PyTorch's threads suffer "
+            f"most from that; wait until it is quiet{', or take --threads 1' * (count > 1)}."
+        ])  # fmt: skip
+    with turn_bar(remarks, plan.turns) as (say, advance):
         found = measure(plan, say, advance)
     record = facts | {
         "machine": machine,
         "workload": workload.as_dict(),
-        "runs": runs,
-        "warmup": warmup,
+        "runs": rounds.runs,
+        "warmup": rounds.warmup,
         "baseline": first_baseline(found),
         "tokens_equal": tokens_equal(found),
         "contestants": found,

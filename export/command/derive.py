@@ -1,14 +1,15 @@
 """`knobcast derive`: another k or fewer blocks for a graph that is already exported."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from export.command.once import joined
-from export.command.options import Drop, Json, K, Keep, print_json, stderr
+from export.command.options import Drop, Json, K, Keep
+from export.command.output import print_json, say_note
 from transform.strict_json import Record
 
 
@@ -34,7 +35,7 @@ def derive(
     dropped = parse_blocks(joined(drop_blocks), "--drop-blocks")
     record = write_derived(
         graph, setting, keep=kept, drop=dropped, out=out, verify=verify, dry_run=dry_run, force=force,
-        say=lambda step: stderr.print(f"… {step}", style="dim"),
+        say=lambda step: say_note(f"… {step}"),
     )  # fmt: skip
     if as_json:
         print_json(record)
@@ -64,7 +65,7 @@ def _show(record: Record, console: Console) -> None:
         console.print(f"  {name.replace('_', ' ')}: {escape(_brief(value))}", style="dim", soft_wrap=True)
 
 
-def _brief(value: Any) -> str:
+def _brief(value: object) -> str:
     if not isinstance(value, dict):
         return str(value)
     numbers = [

@@ -1,81 +1,71 @@
 """`knobcast export --family GRID` and `--member NAME`: what is refused beside them, and the tables people see."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from export.command.options import print_json, stderr
-from export.command.show import progress_bars
+from export.command.bars import progress_bars
+from export.command.groups import said
+from export.command.output import print_json, remarks, show_warnings
+from export.command.request import Graphs, Request, Target
+from export.command.show import ranking_words, show_next
 from export.family.family import export_family, member_name, plan_family, plan_member
 from export.files.verification import Verification
+from importance.choose import Source, find_scores
 from transform.errors import KnobError
 from transform.hub_cache import name_of
-from transform.knobs import parse_tokens
 from transform.plan import Plan, weight_bytes
-from transform.read import read_checkpoint
-from transform.source import resolve
 from transform.strict_json import Record
 
+_REPLACED = ("--k", "--blocks", "--keep-blocks", "--drop-blocks")
 
-def export_grid(
-    model: str | None,
-    grid: str,
-    given: Mapping[str, str | None],
-    options: Mapping[str, Any],
-    out: Path | None,
-    verify: bool,
-    force: bool,
-    dry_run: bool,
-    as_json: bool,
-    revision: str | None = None,
-) -> None:
-    """Plan the family and write it; `given` are the flags that the grid replaces."""
-    _refuse(given, "--family", "The grid says k and blocks, and a family is made of graphs")
-    source = read_checkpoint(resolve(model, revision))
-    base, members = plan_family(source, grid, **{**options, "tokens": parse_tokens(options["tokens"])})
+
+def export_grid(request: Request, graphs: Graphs, target: Target) -> None:
+    """Plan the family and write it."""
+    words = [option for option in said(request) if option in _REPLACED]
+    words += [option for option in said(graphs) if option in ("--member", "--static")]
+    words += [] if graphs.onnx else ["--no-onnx"]
+    _refuse(words, "--family", "The grid says k and blocks, and a family is made of graphs")
+    source = request.source
+    base, members = plan_family(source, str(graphs.family), request.knobs, request.scores)
     tokens = () if base.knobs.tokens is None else (f"t{base.knobs.tokens}",)
     name = "-".join((name_of(source.path), "family", *tokens, *base.extras))
-    target = out or Path("artifacts") / name
-    if not as_json or not dry_run:
-        _show_plans(base, members, Console(highlight=False) if dry_run else stderr)
-    if dry_run:
-        if as_json:
-            print_json({"members": [_facts(plan) for plan in members], "out": str(target)})
+    out = target.out or Path("artifacts") / name
+    console = Console(highlight=False)
+    if not target.as_json or not target.dry_run:
+        dropped = any(plan.removed for plan in members)
+        ranking = find_scores(source.path, request.scores, source.settings.layers) if dropped else None
+        _show_plans(base, members, ranking, console if target.dry_run else remarks)
+        warnings = dict.fromkeys(warning for plan in (base, *members) for warning in plan.warnings)
+        show_warnings(warnings, *([console] if target.dry_run else []))
+    if target.dry_run:
+        if target.as_json:
+            print_json({"members": [_facts(plan) for plan in members], "out": str(out)})
         return
-    with progress_bars(stderr, weight_bytes(base.target)) as (say, progress):
-        record = export_family(base, members, target, verify=verify, force=force, say=say, progress=progress)
-    if as_json:
-        print_json({**record, "out": str(target)})
+    with progress_bars(remarks, weight_bytes(base.target)) as (say, progress):
+        record = export_family(base, members, out, verify=target.verify, force=target.force, say=say, progress=progress)
+    if target.as_json:
+        print_json({**record, "out": str(out)})
     else:
-        _show_result(record, target, Console(highlight=False))
+        _show_result(record, out, console)
+        first = record["members"][0]["name"]
+        show_next(out, remarks, pictures=base.vision is not None, form=base.form, member=first)
 
 
-def member_plan(
-    model: str | None,
-    member: str,
-    given: Mapping[str, str | None],
-    dtype: str,
-    form: str | None,
-    resize: str | None,
-    rule: str | None,
-) -> tuple[Plan, str]:
-    """The plan of a family's member and its default name; `given` are the flags that the member replaces."""
-    changed = {"--resize": resize, "--rule": rule, "--form": form, "--dtype": None if dtype == "source" else dtype}
-    _refuse({**given, **changed}, "--member", "A member has all its settings from its family")
-    if model is None:
+def member_plan(request: Request, member: str) -> tuple[Plan, str]:
+    """The plan of a family's member and its default name."""
+    _refuse(said(request), "--member", "A member has all its settings from its family")
+    if request.model is None:
         raise KnobError("--member names a member of a family, and no family is given. Give its directory as MODEL.")
-    return plan_member(Path(model), member)
+    return plan_member(Path(request.model), member)
 
 
-def _refuse(given: Mapping[str, str | None], flag: str, reason: str) -> None:
-    extra = [name for name, value in given.items() if value is not None]
-    if extra:
+def _refuse(words: list[str], flag: str, reason: str) -> None:
+    if words:
         raise KnobError(
-            f"{flag} goes without {', '.join(extra)}. {reason}: leave {'it' if len(extra) == 1 else 'them'} out."
+            f"{flag} goes without {', '.join(words)}. {reason}: leave {'it' if len(words) == 1 else 'them'} out."
         )
 
 
@@ -85,8 +75,10 @@ def _facts(plan: Plan) -> Record:
     return {"name": member_name(plan.target), **{word: facts[word] for word in words}}
 
 
-def _show_plans(base: Plan, members: tuple[Plan, ...], console: Console) -> None:
+def _show_plans(base: Plan, members: tuple[Plan, ...], ranking: Source | None, console: Console) -> None:
     console.print(f"{len(members)} members over {base.bytes:,} bytes of weights", style="italic")
+    if ranking:
+        console.print(f"blocks chosen by {escape(ranking_words(ranking))}", soft_wrap=True)
     table = Table(box=None, pad_edge=False)
     table.add_column("member")
     table.add_column("drop blocks")
@@ -96,8 +88,6 @@ def _show_plans(base: Plan, members: tuple[Plan, ...], console: Console) -> None
         removed = " ".join(map(str, plan.removed)) or "none"
         table.add_row(facts["name"], removed, f"{facts['active_parameters']:,}")
     console.print(table)
-    for warning in dict.fromkeys(warning for plan in (base, *members) for warning in plan.warnings):
-        console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
 
 
 def _show_result(record: Record, target: Path, console: Console) -> None:

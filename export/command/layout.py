@@ -7,7 +7,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from export.command.options import Json, print_json, stderr
+from export.command.bars import progress_bars
+from export.command.options import Json
+from export.command.output import print_json, remarks
 from transform.strict_json import Record
 
 
@@ -22,7 +24,6 @@ def layout(
     as_json: Json = False,
 ) -> None:
     """Lay a variant out for another runtime: its graphs with the bytes they read, and that runtime's configuration."""
-    from export.command.show import progress_bars
     from export.layout.write import plan_layout, write_layout
 
     made = plan_layout(directory, runtime, member=member, provider=provider)
@@ -30,7 +31,7 @@ def layout(
     target = out or given.with_name(f"{given.name}-{runtime}")
     record: Record = {**made.as_dict(), "out": str(target)}
     if not dry_run:
-        with progress_bars(stderr, made.nbytes) as (say, progress):
+        with progress_bars(remarks, made.nbytes) as (say, progress):
             record |= write_layout(made, target, force=force, say=say, progress=progress)
     if as_json:
         print_json(record)

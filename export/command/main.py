@@ -6,6 +6,8 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -14,11 +16,15 @@ from export.command.bench import bench
 from export.command.derive import derive
 from export.command.evaluate import evaluate
 from export.command.export import export, plan
+from export.command.groups import flat
 from export.command.layout import layout
-from export.command.once import OnceCommand
-from export.command.options import stderr
+from export.command.merge import merge
+from export.command.once import CommandLineError, OnceCommand
+from export.command.output import stderr
 from export.command.run import run
-from export.command.score import score
+from export.command.score import ScoreCommand, score
+from export.command.search import search
+from export.command.share import share
 from export.command.verify import verify
 from transform.errors import KnobcastError
 
@@ -27,16 +33,34 @@ HELP = """Fixed, verified, smaller variants of mixture-of-experts checkpoints, w
 `--json` prints one JSON object on stdout; progress and messages go to stderr.
 """
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=HELP)
-for verb in (score, derive, bench, layout, plan, export, verify, run, evaluate):
-    app.command(cls=OnceCommand)(verb)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=HELP)
+for verb in (plan, export, verify, run, evaluate, score, search, share, merge, derive, bench, layout):
+    app.command(cls=ScoreCommand if verb is score else OnceCommand)(flat(verb))
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"knobcast {version('knobcast')}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    """The options before a verb; the help text is the program's."""
 
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """One message on stderr and exit code 1 for everything knobcast refuses; 130 for Ctrl-C."""
+    """One message on stderr for everything knobcast refuses, and an exit code: 2 for a command line that can't be read,
+    1 for what can't be done, 130 for Ctrl-C."""
     try:
         yield
+    except CommandLineError as error:
+        _refuse(error, 2)
     except KnobcastError as error:
         _refuse(error)
     except BaseException as error:
@@ -61,9 +85,9 @@ def _interrupted(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _refuse(error: Exception) -> None:
+def _refuse(error: Exception, code: int = 1) -> None:
     stderr.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
-    sys.exit(1)
+    sys.exit(code)
 
 
 def main() -> None:

@@ -1,19 +1,9 @@
-"""Options that several commands share, and where their output goes. Nothing here imports torch."""
+"""Options that several commands share. Nothing here imports torch."""
 
-import json
-import os
-import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-
-from transform.errors import WriteError
-
-stderr = Console(stderr=True, highlight=False)
 
 Model = Annotated[str | None, typer.Argument(help="Directory or hub id; absent: the embedded default model.")]
 Revision = Annotated[str | None, typer.Option("--revision", help="Of a hub model: a branch, tag or commit.")]
@@ -51,29 +41,9 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")
 SAMPLES = (
     "Samples: .jsonl, VQAv2 questions (.json) or .parquet; repeat it, or give a folder or 'pattern-*', for shards."
 )
-Data = Annotated[list[Path], typer.Option("--data", help=SAMPLES)]
+Data = Annotated[list[Path] | None, typer.Option("--data", help=SAMPLES)]
 Annotations = Annotated[Path | None, typer.Option("--annotations", help="The answers to VQAv2 questions (.json).")]
 Images = Annotated[Path | None, typer.Option("--images", help="The folder of the pictures; absent: that of --data.")]
 Limit = Annotated[str | None, typer.Option("--limit", help="Only the first N samples of the file.")]
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")]
 TASKS = "exact_match, vqa_score, multiple_choice, anls, relaxed_accuracy or token_f1."
-
-
-def say_note(text: str) -> None:
-    """One line on stderr about what was done with what was given."""
-    stderr.print(escape(text), style="dim", soft_wrap=True)
-
-
-def print_json(value: object) -> None:
-    """One object on stdout; raises WriteError where nothing takes it."""
-    try:
-        print(json.dumps(value, indent=2, ensure_ascii=False), flush=True)
-    except BrokenPipeError:
-        raise  # typer ends quietly
-    except OSError as error:
-        with suppress(OSError, ValueError):  # or the interpreter tries again at its end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise WriteError(
-            f"stdout must take the JSON object: {error.strerror or error}. What the command wrote elsewhere is "
-            "complete; send stdout to another place."
-        ) from error

@@ -1,4 +1,4 @@
-"""What `knobcast score` writes and shows: scores, block sets, experts per block, merged scores, tables, the chart."""
+"""What `score`, `search`, `share` and `merge` write and show: scores, block sets, experts per block, a chart."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from export.command.options import print_json
 from transform.errors import ScoresError
 from transform.strict_json import Record
 
 if TYPE_CHECKING:
     from importance.score import Scorer, Setting
     from importance.scores import Scores
-    from transform.checkpoint import Checkpoint
 
 
 def score_blocks(scorer: "Scorer", other: "Setting | None", target: Path, force: bool, plot: Path | None) -> Record:
@@ -52,7 +50,7 @@ def search_sets(scorer: "Scorer", name: str, max_drop: int, options: Record, tar
     noise = f"{len(scorer.setting.samples)} samples; the best of {found.cost.sets} sets looks better than it is"
     sets = write_sets(
         target, len(full), drop, model_digest=scorer.model_digest, notes=notes, force=force, noise=noise,
-        provenance=f"knobcast score --search {name}, {scorer.setting.chosen.name}",
+        provenance=f"knobcast search --strategy {name}, {scorer.setting.chosen.name}",
     )  # fmt: skip
     return sets.to_json()
 
@@ -65,31 +63,6 @@ def share_experts(scorer: "Scorer", mean_k: float, ks: list[int], target: Path, 
     found = widths(scorer, mean_k, ks)
     write_object(found, target, lambda _: None, force)
     return found
-
-
-def merge_files(
-    files: list[Path],
-    how: str,
-    weights: list[float] | None,
-    checkpoint: "Checkpoint",
-    target: Path,
-    force: bool,
-    plot: Path | None,
-    as_json: bool,
-) -> None:
-    """Merge scores files of this model."""
-    from importance.merge import merge_scores
-    from importance.scores import model_digest, read_scores, write_scores
-
-    layers, digest = checkpoint.settings.layers, model_digest(checkpoint)
-    found = merge_scores([read_scores(file, layers, digest) for file in files], how=how, weights=weights)
-    write_scores(found, target, force)
-    if plot is not None:
-        write_plot(found, plot, layers)
-    if as_json:
-        print_json({**found.to_json(), "out": str(target)})
-    else:
-        show_result(found.to_json(), target, layers)
 
 
 def show_result(result: Record, target: Path, layers: int) -> None:

@@ -1,38 +1,34 @@
-"""What people see: the plan as a table, progress while it is carried out, the result."""
+"""What people see: the plan as a table, the result, what to do next, an accuracy."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import shlex
+import shutil
+import sys
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as Bars
 from rich.table import Table
 
 from export.files.verification import Verification
+from importance.choose import Source
+from importance.scores import Scores
+from transform.forms import Form
 from transform.knobs import spelt_k
 from transform.plan import Plan
-from transform.progress import Progress, Say
 from transform.strict_json import Record
 
 _MANY_TILINGS = 8
 
 
-def show_plan(plan: Plan, console: Console) -> None:
-    """Blocks, k, tokens nominal and real, parameters total and active, bytes; warnings last."""
+def show_plan(plan: Plan, ranking: Source | None, console: Console) -> None:
+    """Blocks and what ranked them, k, tokens nominal and real, parameters total and active, bytes."""
     facts = plan.as_dict()
     source = facts["source"]
     removed = " ".join(map(str, facts["blocks_removed"])) or "none"
     rows = [
         ("drop blocks", f"{removed}   ({len(facts['blocks_removed'])} of {source['blocks']})"),
+        *([("chosen by", escape(ranking_words(ranking)))] if ranking else []),
         ("router top-k", f"{spelt_k(source['top_k'])} -> {spelt_k(facts['top_k'])}"),
         ("parameters", f"{source['parameters']:,} -> {facts['parameters']:,}"),
         ("active per token", f"{source['active_parameters']:,} -> {facts['active_parameters']:,}"),
@@ -44,8 +40,25 @@ def show_plan(plan: Plan, console: Console) -> None:
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    for warning in facts["warnings"]:
-        console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
+
+
+def ranking_facts(ranking: Source) -> Record:
+    """For `--json`: what ranked the blocks, by which metric, on how many samples; null: not said."""
+    notes = ranking.notes
+    if isinstance(ranking, Scores):
+        metric, samples = None if ranking.metric == "unknown" else ranking.metric, ranking.samples
+    else:
+        searched = "objective" in notes and "strategy" in notes
+        metric = f"{notes['strategy']} search by {notes['objective']}" if searched else notes.get("title")
+        samples = notes.get("samples")
+    return {"source": ranking.source, "metric": metric, "samples": samples}
+
+
+def ranking_words(ranking: Source) -> str:
+    """`scores.json: accuracy drop of single-block ablation, 653 samples`."""
+    facts = ranking_facts(ranking)
+    counted = "samples not said" if facts["samples"] is None else f"{facts['samples']:,} samples"
+    return f"{facts['source']}: {facts['metric'] or 'metric not said'}, {counted}"
 
 
 def _stored(plan: Plan) -> str:
@@ -69,55 +82,6 @@ def _vision_rows(vision: Record) -> list[tuple[str, str]]:
     return rows
 
 
-@contextmanager
-def progress_bars(console: Console, total: int | None) -> Iterator[tuple[Say, Progress]]:
-    """(say, advance): a bar of bytes with the current step's name; plain lines where no terminal watches."""
-    with _bar(console, total, DownloadColumn()) as pair:
-        yield pair
-
-
-@contextmanager
-def sample_bar(console: Console, total: int) -> Iterator[tuple[Say, Progress]]:
-    """(say, advance): the same with a count of samples; where no terminal watches, a line for every tenth."""
-    done = 0
-    with _bar(console, total, MofNCompleteColumn()) as (say, advance):
-
-        def count(more: int) -> None:
-            nonlocal done
-            before, done = done, done + more
-            advance(more)
-            if not console.is_terminal and before * 10 // total < done * 10 // total:
-                console.print(f"… {done} of {total} samples", style="dim")
-
-        yield say, count
-
-
-@contextmanager
-def turn_bar(console: Console, total: int) -> Iterator[tuple[Say, Progress]]:
-    """(say, advance): the same with a count of turns that are timed."""
-    # redrawn seldom: the bar's own thread would take time from what is measured
-    with _bar(console, total, MofNCompleteColumn(), refreshed=1) as bar:
-        yield bar
-
-
-@contextmanager
-def _bar(
-    console: Console, total: int | None, amount: ProgressColumn, refreshed: float = 10
-) -> Iterator[tuple[Say, Progress]]:
-    columns = (TextColumn("{task.description:24}"), BarColumn(), amount, TimeRemainingColumn())
-    with Bars(
-        *columns, console=console, transient=True, disable=not console.is_terminal, refresh_per_second=refreshed
-    ) as progress:
-        task = progress.add_task("", total=total)
-
-        def say(step: str) -> None:
-            progress.update(task, description=step)
-            if not console.is_terminal:
-                console.print(f"… {step}", style="dim")
-
-        yield say, lambda count: progress.advance(task, count)
-
-
 def show_result(manifest: Record, target: Path, console: Console) -> None:
     """Where the variant is and what the gate measured."""
     checked = Verification.parse(manifest["verification"])
@@ -128,6 +92,27 @@ def show_result(manifest: Record, target: Path, console: Console) -> None:
     for group in ("static_vs_dynamic", "onnx_vs_torch"):
         if values := checked.differences(group):
             console.print(f"  {group.replace('_', ' ')}: largest difference {max(values.values()):.3g}", style="dim")
+
+
+def show_next(
+    target: Path, console: Console, *, pictures: bool, form: Form, onnx: bool = True, member: str | None = None
+) -> None:
+    """The commands that a new variant is for, ready to be copied; without a tokenizer it takes no words."""
+    where, speaks = shlex.quote(str(target)), (target / "tokenizer.json").is_file()
+    chosen = "" if member is None else f" --member {member}"
+    device = "" if form.runs_on_cpu else f" --provider {form.usual_provider}"
+    run = f"run {where}{chosen}{device}{' --image PICTURE' if pictures else ''} --prompt QUESTION"
+    spoken = ([run] if onnx else []) + [f"evaluate {where} --data FILE"]
+    commands = (*(spoken if speaks else []), f"verify {where}")
+    for label, command in zip(("next:", "", ""), commands, strict=False):
+        console.print(escape(f"{label:5} {program()} {command}"), style="dim", soft_wrap=True)
+
+
+def program() -> str:
+    """How this program is called from here: `knobcast` where the shell finds it, else its path."""
+    script, found = Path(sys.executable).with_name("knobcast"), shutil.which("knobcast")
+    known = found is not None and Path(found).resolve() == script.resolve()
+    return "knobcast" if known or not script.is_file() else shlex.quote(os.path.relpath(script))
 
 
 def show_evaluation(found: Record, console: Console) -> None:

@@ -1,13 +1,12 @@
 """Tables of what a search or an allocation of experts found. Scores of single blocks: `show_scores.py`."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from rich.console import Console
 from rich.table import Table
 
+from transform.strict_json import Record
 
-def show_sets(found: Mapping[str, Any], console: Console) -> None:
+
+def show_sets(found: Record, console: Console) -> None:
     """The best set for each number of blocks, with what it loses beside the full model."""
     table = Table(box=None, pad_edge=False, title=f"{found['strategy']}, {found['objective']}", title_justify="left")
     table.add_column("blocks", justify="right")
@@ -26,7 +25,7 @@ def show_sets(found: Mapping[str, Any], console: Console) -> None:
     )
 
 
-def show_widths(found: Mapping[str, Any], console: Console) -> None:
+def show_widths(found: Record, console: Console) -> None:
     """The allocation of experts beside the same k everywhere."""
     table = Table(box=None, pad_edge=False)
     table.add_column("")

@@ -7,7 +7,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from export.command.options import Json, print_json, stderr
+from export.command.bars import progress_bars
+from export.command.options import Json
+from export.command.output import print_json, remarks
 
 
 def verify(
@@ -15,7 +17,6 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check a variant: its sums, its graphs' ranges, a fresh reload, its golden outputs."""
-    from export.command.show import progress_bars
     from export.files.integrity import check_before_torch
 
     check_before_torch(directory)
@@ -24,7 +25,7 @@ def verify(
     from export.run.family_file import FILE
 
     check = verify_family if (directory / FILE).is_file() else verify_directory
-    with progress_bars(stderr, None) as (say, _):
+    with progress_bars(remarks, None) as (say, _):
         results = check(directory, say)
     if as_json:
         print_json({"directory": str(directory), "verification": "passed", **results})

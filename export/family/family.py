@@ -38,28 +38,22 @@ if TYPE_CHECKING:
 
 
 def plan_family(
-    source: Checkpoint,
-    grid: str,
-    *,
-    tokens: int | str | None = None,
-    scores: str | None = None,
-    dtype: str = "source",
-    form: str | None = None,
-    resize: str | None = None,
-    rule: str | None = None,
+    source: Checkpoint, grid: str, knobs: Knobs | None = None, scores: str | None = None
 ) -> tuple[Plan, tuple[Plan, ...]]:
-    """(the directory's own plan, one per member), from headers alone; `scores` choose blocks as for one variant."""
+    """(the directory's own plan, one per member), from headers alone. `knobs`: without k and blocks, which the grid
+    says; `scores` choose blocks as for one variant."""
+    knobs = knobs or Knobs()
     settings = parse_grid(grid, source.settings.layers)
     found = None
     if any(setting.blocks < source.settings.layers for setting in settings):
         found = find_scores(source.path, scores, source.settings.layers, lambda: model_digest(source))
     elif scores is not None:
         raise KnobError("--scores choose which blocks stay, and the grid keeps all. Give blocks=N, or leave them out.")
-    base = make_plan(source, Knobs(None, None, tokens, dtype, form), resize, rule)
+    base = make_plan(source, knobs)
     members: dict[str, Plan] = {}
     for setting in settings:
         keep = choose_blocks(source, blocks=setting.blocks, scores=found)
-        plan = make_plan(source, Knobs(setting.k, keep, tokens, dtype, form), resize, rule)
+        plan = make_plan(source, replace(knobs, k=setting.k, keep=keep))
         if member_name(plan.target) in members:
             raise KnobError(
                 f"the members of a family must differ, {member_name(plan.target)} occurs twice in {grid!r}."
@@ -208,6 +202,7 @@ def plan_member(directory: Path, name: str) -> tuple[Plan, str]:
     family = read_family(directory)
     member = family.member(name)
     tokens, resize, rule = family.policy or (None, None, None)
-    knobs = Knobs(merged_k(member.top_k), member.blocks_kept, tokens, form=family.form.name)
-    plan = make_plan(read_checkpoint(directory), knobs, resize, rule)
+    k, form = merged_k(member.top_k), family.form.name
+    knobs = Knobs(k, member.blocks_kept, tokens, form=form, resize=resize, rule=rule)
+    plan = make_plan(read_checkpoint(directory), knobs)
     return plan, "-".join((family.model, canonical_name(member.top_k, tokens), *family.extras))

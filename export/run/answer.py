@@ -40,8 +40,10 @@ class Prompt:
 
 @dataclass
 class Timing:
-    """Seconds, filled in while tokens are produced. The first token comes with the prefill, the others are decoded."""
+    """Seconds, filled in while tokens are produced. The first token comes with the prefill, the others are decoded.
+    opening: of graphs and tokenizer, where this answer had to wait for it."""
 
+    opening: float = 0.0
     vision: float = 0.0
     prefill: float = 0.0
     decode: float = 0.0
@@ -77,7 +79,7 @@ class Answer:
             "stopped": self.stopped,
             "prompt_tokens": self.prompt_tokens,
             "tiling": list(self.tiling) if self.tiling else None,
-            "seconds": {n: round(getattr(self.timing, n), 6) for n in ("vision", "prefill", "decode")},
+            "seconds": {n: round(getattr(self.timing, n), 6) for n in ("opening", "vision", "prefill", "decode")},
             "tokens_per_second": {
                 "prefill": round(self.prefill_speed, 3),
                 "decode": None if self.decode_speed is None else round(self.decode_speed, 3),
@@ -86,10 +88,11 @@ class Answer:
 
     def speed(self) -> str:
         """One line for people."""
+        opening = f"opening {self.timing.opening:.2f} s, " if self.timing.opening >= 0.005 else ""
         image = f"image {self.timing.vision:.2f} s, " if self.tiling else ""
         decode = "" if self.decode_speed is None else f", {self.decode_speed:.1f} tokens/s after the first"
         prefill = f"{self.prompt_tokens} tokens in {self.timing.prefill:.2f} s ({self.prefill_speed:.0f}/s)"
-        return f"{image}prompt of {prefill}{decode}"
+        return f"{opening}{image}prompt of {prefill}{decode}"
 
 
 class Runner:
@@ -174,9 +177,11 @@ class Runner:
         timing = timing if timing is not None else Timing()
         graphs, length = self.graphs, prompt.ids.shape[1]
         sequence = Bound(graphs)
-        opened = graphs.embedding if graphs.modality.sees_images else None  # loading isn't running
+        began = perf_counter()
+        opened = [graphs.embedding] if graphs.modality.sees_images else []
+        opened += [] if prompt.image is None else [graphs.vision]
+        timing.opening += perf_counter() - began
         if prompt.image is not None:
-            opened = graphs.vision
             began = perf_counter()
             sequence.see(prompt.image.images, prompt.image.image_masks, prompt.image.feature_index)
             timing.vision = perf_counter() - began
@@ -235,4 +240,9 @@ def answer(
 ) -> Answer:
     """Load the variant in `directory` and answer one prompt, about one image or none."""
     picture = None if image is None else open_image(image)  # refused before the graphs are loaded
-    return Runner(directory, provider, threads, member).answer(picture, prompt, max_new_tokens, stream)
+    began = perf_counter()
+    runner = Runner(directory, provider, threads, member)
+    opening = perf_counter() - began
+    given = runner.answer(picture, prompt, max_new_tokens, stream)
+    given.timing.opening += opening
+    return given

@@ -14,12 +14,13 @@ from importance.configurations import Config, Cost
 from transform.errors import KnobError
 
 if TYPE_CHECKING:
-    from importance.search.found import Found
+    from importance.search.found import Found, Task
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """A way to search sets of blocks. `effect`: what it does, in one line; `ref`: where it comes from."""
+    """A way to search sets of blocks. `effect`: what it does, in one line; `ref`: where it comes from. Its file has
+    `search`, `cost` and `passes`."""
 
     name: str
     effect: str
@@ -30,10 +31,13 @@ class Strategy:
         """`search(measure, full, max_drop, **options) -> Found`; options: `importance.search.found.Options`."""
         return self._module().search
 
-    @property
-    def cost(self) -> Callable[..., Cost]:
-        """`cost(task) -> Cost`, before anything is measured."""
-        return self._module().cost
+    def cost(self, task: "Task") -> Cost:
+        """What it takes, at most, before anything is measured."""
+        return self._module().cost(task)
+
+    def passes(self, task: "Task") -> int:
+        """How often it goes through all samples, at most: one call of `measure` each."""
+        return self._module().passes(task)
 
     def _module(self) -> ModuleType:
         return import_module(f"importance.search.{self.name}")

@@ -39,3 +39,8 @@ def cost(task: Task) -> Cost:
         evaluations = min(parents * one.block_evaluations, bound.block_evaluations)
         total += Cost(sets, evaluations, bound.naive_block_evaluations)
     return total + task.chain_cost()
+
+
+def passes(task: Task) -> int:
+    """One for each size, one for the sets of the best chain."""
+    return max(1, task.max_drop) + task.nested

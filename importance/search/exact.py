@@ -39,8 +39,16 @@ def search(measure: Measure, full: Config, max_drop: int, **options: Unpack[Opti
 def cost(task: Task) -> Cost:
     """Exact where one call suffices; each further call may run the blocks of one configuration again."""
     total = subsets_cost(task.full, task.free, task.max_drop)
-    calls = -(-total.sets // CALL_SETS)
-    return total + Cost(0, (calls - 1) * len(keep_blocks(task.full)), 0) + task.chain_cost()
+    return total + Cost(0, (_calls(total) - 1) * len(keep_blocks(task.full)), 0) + task.chain_cost()
+
+
+def passes(task: Task) -> int:
+    """One for each call, one for the sets of the best chain."""
+    return _calls(subsets_cost(task.full, task.free, task.max_drop)) + task.nested
+
+
+def _calls(total: Cost) -> int:
+    return -(-total.sets // CALL_SETS)
 
 
 def depth_first(free: Set, most: int) -> Iterator[Set]:

@@ -28,6 +28,11 @@ def cost(task: Task) -> Cost:
     return total
 
 
+def passes(task: Task) -> int:
+    """One for each size."""
+    return max(1, task.max_drop)
+
+
 def grown(dropped: Set, free: Set) -> list[Set]:
     """`dropped` and one more of the `free` blocks."""
     return [tuple(sorted((*dropped, block))) for block in free if block not in dropped]

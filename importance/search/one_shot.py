@@ -33,3 +33,8 @@ def cost(task: Task) -> Cost:
     """Every free block alone, then one set of every size from 2."""
     singles = subsets_cost(task.full, task.free, min(task.max_drop, 1))
     return singles + most_cost(task, dict.fromkeys(range(2, task.max_drop + 1), 1))
+
+
+def passes(task: Task) -> int:
+    """The single blocks, then the sets."""
+    return 1 + (task.max_drop > 1)

@@ -23,6 +23,11 @@ def cost(task: Task) -> Cost:
     return Cost.of([task.full, *(without(task.full, dropped) for dropped in windows(task))]) + task.chain_cost()
 
 
+def passes(task: Task) -> int:
+    """All windows, then the sets of the best chain."""
+    return 1 + task.nested
+
+
 def windows(task: Task) -> list[Set]:
     """Every window of 1 to `max_drop` free blocks; KnobError where no window is that long."""
     runs: list[list[int]] = [[]]

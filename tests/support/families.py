@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from export.family.family import export_family, plan_family
+from transform.knobs import Knobs
 from transform.read import read_checkpoint
 
 GRID = "k=2,1x2.4x1 blocks=3,4"
@@ -18,7 +19,9 @@ def write_scores(folder: Path) -> str:
     return str(file)
 
 
-def write_family(source: Path, out: Path, grid: str = GRID, verify: bool = True, **options: Any) -> dict[str, Any]:
+def write_family(
+    source: Path, out: Path, grid: str = GRID, verify: bool = True, scores: str | None = None, **knobs: Any
+) -> dict[str, Any]:
     """Plan and write a family; the record of its members."""
-    base, members = plan_family(read_checkpoint(source), grid, **options)
+    base, members = plan_family(read_checkpoint(source), grid, Knobs(**knobs), scores)
     return export_family(base, members, out, verify=verify)
