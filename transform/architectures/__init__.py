@@ -9,7 +9,7 @@ One more family is one more file, and one more row in `tests/test_checkpoint.py`
 from collections.abc import Mapping
 
 from transform.architectures.read import known_model_types as known_model_types
-from transform.architectures.read import read_architecture as read_architecture
+from transform.architectures.read import read_architecture
 from transform.architectures.records import Architecture as Architecture
 from transform.architectures.records import Prompt as Prompt
 from transform.architectures.records import QkNorm as QkNorm
