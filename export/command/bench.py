@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from export.command.once import joined
-from export.command.options import Json
+from export.command.options import Json, Provider
 from export.command.output import print_json, remarks, show_warnings
 from transform.errors import KnobcastError, KnobError, VerificationError, WriteError
 from transform.strict_json import Record
@@ -24,7 +24,7 @@ AGAINST = "eager,grouped_mm,exporter"
 class Contest:
     """Where all are measured, and who takes part."""
 
-    provider: Annotated[str, typer.Option("--provider", help="cpu, cuda or tensorrt.")] = "cpu"
+    provider: Provider = "cpu"
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="For every contestant; absent: physical cores.")
     ] = None

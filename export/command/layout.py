@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from export.command.options import Json
+from export.command.options import PROVIDER_WORDS, Json
 from export.command.output import print_json, remarks
 from transform.strict_json import Record
 
@@ -17,7 +17,7 @@ def layout(
     runtime: Annotated[str, typer.Option("--for", help="transformers.js or triton.")],
     out: Annotated[Path | None, typer.Option("--out", help="Default: DIR-RUNTIME, beside the variant.")] = None,
     member: Annotated[str | None, typer.Option("--member", help="Of a family, this decoder: k4-b12.")] = None,
-    provider: Annotated[str | None, typer.Option("--provider", help="For triton: cpu, cuda or tensorrt.")] = None,
+    provider: Annotated[str | None, typer.Option("--provider", help=f"For triton: {PROVIDER_WORDS}.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing layout.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     as_json: Json = False,

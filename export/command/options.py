@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from export.run.providers import PROVIDERS
+
 Model = Annotated[str | None, typer.Argument(help="Directory or hub id; absent: the embedded default model.")]
 Revision = Annotated[str | None, typer.Option("--revision", help="Of a hub model: a branch, tag or commit.")]
 K = Annotated[str | None, typer.Option("--k", help="Experts per token: 4, or one per kept block: 8,4,4,…")]
@@ -37,6 +39,8 @@ Static = Annotated[
 Prompt = Annotated[
     str | None, typer.Option("--prompt", help="With --static, text-only models: tokens of a prompt per call.")
 ]
+PROVIDER_WORDS = f"{', '.join(PROVIDERS[:-1])} or {PROVIDERS[-1]}"
+Provider = Annotated[str, typer.Option("--provider", help=f"{PROVIDER_WORDS}.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 SAMPLES = (
     "Samples: .jsonl, VQAv2 questions (.json) or .parquet; repeat it, or give a folder or 'pattern-*', for shards."

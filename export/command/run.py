@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from export.command.options import Json
+from export.command.options import Json, Provider
 from export.command.output import print_json, say_note
 from transform.progress import Say
 
@@ -15,7 +15,7 @@ from transform.progress import Say
 class Place:
     """Where a variant runs, and which decoder of a family."""
 
-    provider: Annotated[str, typer.Option("--provider", help="cpu, cuda or tensorrt.")] = "cpu"
+    provider: Provider = "cpu"
     threads: Annotated[int, typer.Option("--threads", min=0, help="Of one operator; 0: all cores.")] = 0
     member: Annotated[str | None, typer.Option("--member", help="Of a family, this decoder: k4-b12.")] = None
 
