@@ -16,6 +16,7 @@ from export.files.manifest import write_manifest
 from export.files.verification import Verification
 from export.graph.static import write_static
 from export.run.static_plan import StaticPlan
+from importance.choose import Source
 from transform.checkpoint import OF_A_MACHINE, Checkpoint
 from transform.errors import KnobError, WriteError
 from transform.packed import write_packed
@@ -39,16 +40,17 @@ def export_variant(
     say: Say = lambda _: None,
     progress: Progress = lambda _: None,
     static: StaticPlan | None = None,
+    ranking: Source | None = None,
 ) -> Record:
     """Write the variant to `out` and return its manifest; on any error `out` is as it was.
 
-    `static` adds the graphs of fixed sizes.
+    `static` adds the graphs of fixed sizes. `ranking`: what the blocks were chosen by, for the card.
     """
     check(plan, out, onnx=onnx, verify=verify, force=force)
     with staged(out, force) as stage:
         written = write(plan, stage, onnx=onnx, static=static, say=say, progress=progress)
         verification = prove(plan, written, onnx=onnx, say=say) if verify else None
-        return seal(plan, written, verification, onnx=onnx, say=say)
+        return seal(plan, written, verification, onnx=onnx, ranking=ranking, say=say)
 
 
 def check(plan: Plan, out: Path, *, onnx: bool = True, verify: bool = True, force: bool = False) -> None:
@@ -112,6 +114,7 @@ def seal(
     *,
     onnx: bool = True,
     card: Sequence[str] = (),
+    ranking: Source | None = None,
     say: Say = lambda _: None,
 ) -> Record:
     """Card, with more lines at its end, sums and manifest: nothing may be added afterwards. Returns the manifest.
@@ -119,7 +122,7 @@ def seal(
     `verification` None: nothing was proven, and no sums are taken.
     """
     say("card, sums, manifest")
-    write_card(written.path, plan, verification, onnx, card)
+    write_card(written.path, plan, verification, onnx, card, ranking)
     sums = write_sums(written.path) if verification else "not computed"
     return write_manifest(written, plan, verification, sums)
 

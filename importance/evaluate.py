@@ -1,7 +1,7 @@
 """How many answers of a model are right. Greedy, float32, at whatever knobs the model has while it runs.
 
     prepared = prepare(model, processor, samples, tokens=432)        # pictures are seen once per budget
-    with knobs_at_run_time(model, keep=(0, 1, 3), top_k=(4, 4, 4)):
+    with knobs_at_run_time(model, keep_blocks=(0, 1, 3), top_k=(4, 4, 4)):
         print(evaluate(model, prepared).accuracy)
 
 Samples are grouped by picture: begin token and image stream are prefilled once, then all questions about it run as
@@ -216,5 +216,5 @@ def evaluate_plan(
     model = load_model(plan.source.path)
     prepared = prepare(model, processor, samples, plan.knobs.tokens, hold=False)
     say("evaluate")
-    with knobs_at_run_time(model, plan.keep, plan.target.settings.top_k):
+    with knobs_at_run_time(model, plan.keep_blocks, plan.target.settings.top_k):
         return evaluate(model, prepared, max_new_tokens=max_new_tokens, metric=metric, progress=progress)

@@ -45,7 +45,7 @@ def found_sets(found: Found, scorer: "Scorer") -> tuple[dict[int, tuple[int, ...
     return drop, notes
 
 
-def widths(scorer: "Scorer", mean_k: float, ks: Sequence[int]) -> Record:
+def allocated(scorer: "Scorer", mean_k: float, ks: Sequence[int]) -> Record:
     """The best k per block with a mean of at most `mean_k`, measured beside the same k everywhere."""
     groups = scorer.setting.groups.tolist()
     profile = sensitivity(scorer.measure, scorer.setting.full, ks, groups)

@@ -83,6 +83,15 @@ def test_equal_at_run_time_is_not_said_to_be_lossless(tmp_path: Path) -> None:
     assert "accuracy drop" not in card(DEFAULT, Knobs(k=4), tmp_path / "v")  # no block was removed
 
 
+def test_the_scores_that_chose_the_blocks_are_shown(olmoe: Path, tmp_path: Path) -> None:
+    source, ranking = read_checkpoint(olmoe), Scores({0: 0.5, 1: 0.25, 2: 0.125}, "ppl", "nats", source="mine.json")
+    plan = make_plan(source, Knobs(keep=(0, 1)))
+    export_variant(plan, tmp_path / "v", onnx=False, verify=False, ranking=ranking)
+    text = (tmp_path / "v" / "README.md").read_text()
+    assert "chosen by mine.json: ppl (nats; samples not said)" in text
+    assert "| 2 | 0.125 |  |" in text
+
+
 @pytest.mark.parametrize("digest", ["another", None])
 def test_scores_of_another_model_are_not_shown(
     olmoe: Path, tmp_path: Path, copy_of: Callable[[Path], Path], digest: str | None

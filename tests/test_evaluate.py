@@ -111,7 +111,7 @@ def test_answers_are_those_of_generate(nano: tuple[Any, Any], samples: list[Samp
     model, processor = nano
     tokens = knobs.tokens if isinstance(knobs.tokens, int) else None
     plan = make_plan(read_checkpoint(DEFAULT), knobs)
-    with knobs_at_run_time(model, plan.keep, plan.target.settings.top_k):
+    with knobs_at_run_time(model, plan.keep_blocks, plan.target.settings.top_k):
         found = evaluate(model, prepare(model, processor, samples, tokens), max_new_tokens=NEW)
         assert list(found.answers) == generated(model, processor, samples, tokens)
 
@@ -122,7 +122,7 @@ def test_knobs_change_the_answers_and_leave_no_trace(nano: tuple[Any, Any], samp
     prepared = prepare(model, processor, samples)
     full = evaluate(model, prepared, max_new_tokens=NEW)
     plan = make_plan(read_checkpoint(DEFAULT), Knobs(k=1, keep=(0, 8, 15)))
-    with knobs_at_run_time(model, plan.keep, plan.target.settings.top_k):
+    with knobs_at_run_time(model, plan.keep_blocks, plan.target.settings.top_k):
         assert evaluate(model, prepared, max_new_tokens=NEW).answers != full.answers
     assert evaluate(model, prepared, max_new_tokens=NEW) == full
 
@@ -253,7 +253,7 @@ def test_models_without_eyes(speaker: Path, knobs: Knobs, monkeypatch: pytest.Mo
     plan = make_plan(read_checkpoint(speaker), knobs)
     found = evaluate_plan(plan, samples, max_new_tokens=NEW)
     model = load_model(speaker)
-    with knobs_at_run_time(model, plan.keep, plan.target.settings.top_k):
+    with knobs_at_run_time(model, plan.keep_blocks, plan.target.settings.top_k):
         assert list(found.answers) == generated(model, load_processor(plan.source), samples)
     with pytest.raises(SamplesError, match="'p': this model sees no images"):
         evaluate_plan(plan, [*samples, Sample("p", (Path("x.png"),), "?", ("x",))])

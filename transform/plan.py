@@ -67,7 +67,7 @@ class Plan:
     source: Checkpoint
     target: Checkpoint
     knobs: Knobs
-    keep: tuple[int, ...]
+    keep_blocks: tuple[int, ...]
     vision: Vision | None
     form: Form
     source_form: Form  # what the source's weights are for
@@ -110,7 +110,7 @@ class Plan:
     @property
     def removed(self) -> tuple[int, ...]:
         """Block indices of the source that the variant lacks."""
-        return tuple(i for i in range(self.source.settings.layers) if i not in self.keep)
+        return tuple(i for i in range(self.source.settings.layers) if i not in self.keep_blocks)
 
     def as_dict(self) -> Record:
         """One JSON object; the words are those of flags and manifest."""
@@ -135,7 +135,7 @@ class Plan:
                 "dtype": self.knobs.dtype,
                 "form": self.form.name,
             },
-            "blocks_kept": list(self.keep),
+            "blocks_kept": list(self.keep_blocks),
             "blocks_removed": list(self.removed),
             "top_k": list(target.settings.top_k),
             "vision": self.vision.as_dict() if self.vision else None,
@@ -180,12 +180,12 @@ def make_plan(source: Checkpoint, knobs: Knobs) -> Plan:
     for option, word, words in (("resize", resize, RESIZES), ("rule", rule, tiling.RULES)):
         if word not in words:
             raise KnobError(f"{option} must be one of {', '.join(words)}, got {word!r}.")
-    keep = knobs.keep if knobs.keep is not None else tuple(range(source.settings.layers))
+    keep_blocks = knobs.keep if knobs.keep is not None else tuple(range(source.settings.layers))
     warnings = []
-    target = drop_blocks(source, keep)
+    target = drop_blocks(source, keep_blocks)
     if knobs.k is not None:
         target = set_top_k(target, knobs.k)
-        warnings += [beyond_training(source, target.settings.top_k, keep)]
+        warnings += [beyond_training(source, target.settings.top_k, keep_blocks)]
     source_form = form_of(source)
     form = source_form if knobs.form is None else form_named(knobs.form)
     _check_form(source, source_form, form, knobs.dtype)
@@ -209,7 +209,7 @@ def make_plan(source: Checkpoint, knobs: Knobs) -> Plan:
             f"{ADAPTER} lies beside the weights: the variant is made of the weights alone. If the adapter isn't merged "
             "into them, merge it first (peft's merge_and_unload)"
         )
-    return Plan(source, target, knobs, tuple(keep), vision, form, source_form, tuple(w for w in warnings if w))
+    return Plan(source, target, knobs, tuple(keep_blocks), vision, form, source_form, tuple(w for w in warnings if w))
 
 
 def form_of(checkpoint: Checkpoint) -> Form:

@@ -49,12 +49,12 @@ def moe_top_k(model: nn.Module, k: int | Sequence[int]) -> Iterator[int]:
 
 
 @contextmanager
-def knobs_at_run_time(model: nn.Module, keep: Collection[int], top_k: Sequence[int]) -> Iterator[None]:
-    """Inside a `with` block the model has only the blocks `keep`, and the i-th of these gives a token top_k[i] experts.
+def knobs_at_run_time(model: nn.Module, keep_blocks: Collection[int], top_k: Sequence[int]) -> Iterator[None]:
+    """Inside a `with` block only `keep_blocks` are there, and the i-th of these blocks gives a token top_k[i] experts.
 
-    What a variant of these blocks and this k must equal. `keep` holds indices of the model's blocks, ascending.
+    What a variant of these blocks and this k must equal. `keep_blocks` holds indices of the model's blocks, ascending.
     """
-    mask = [block in keep for block in range(len(find_decoder(model).layers))]
+    mask = [block in keep_blocks for block in range(len(find_decoder(model).layers))]
     with BlockMaskWrapper(model, mask), moe_top_k(model, top_k):
         yield
 

@@ -16,7 +16,7 @@ from artifacts.nano.measure import BLOCKS, Job, measure
 from importance import agreement, read_scores
 from importance.executors import open_executor
 from importance.metrics import METRICS
-from importance.results import widths
+from importance.results import allocated
 from importance.score import Scorer, Setting
 from importance.search import strategy
 from importance.search.top_k import keep_top_k
@@ -65,7 +65,7 @@ def main() -> None:
                 chosen[f"ranking, {metric.name}"] = {
                     depth: tuple(sorted(set(range(BLOCKS)) - set(kept[depth]))) for depth in DEPTHS
                 }
-        content["widths"] = widths(few, MEAN_K, KS)
+        content["widths"] = allocated(few, MEAN_K, KS)
     jobs = {drop: Job("test", drop=drop) for sets in chosen.values() for drop in sets.values()}
     results = measure([Job("test"), *jobs.values()], STATE)
     for name, sets in chosen.items():

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from export.command.bars import turn_bar
 from export.command.once import joined
 from export.command.options import Json
 from export.command.output import print_json, remarks, show_warnings
@@ -67,6 +66,7 @@ def bench(
     from export.bench.contestants import GRAPHS, WHAT, parse_against, unavailable
     from export.bench.machine import machine_facts, physical_cores
     from export.bench.show import show_bench, show_contestants
+    from export.command.bars import turn_bar
     from export.run.graph_facts import read_facts
     from export.run.io_file import form_in
     from export.run.session import check_provider

@@ -5,7 +5,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from export.command.bars import sample_bar
 from export.command.options import TASKS, Json, MaxNewTokens
 from export.command.output import print_json, remarks, say_note, show_warnings
 from export.command.request import RunTimeRequest
@@ -20,6 +19,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure accuracy: a model with knobs at run time, or a variant as it is."""
+    from export.command.bars import sample_bar
     from export.command.show import show_evaluation
     from importance.readers.read import read_samples
     from importance.tasks import check_samples, metric_named

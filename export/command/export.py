@@ -4,7 +4,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from export.command.bars import progress_bars
 from export.command.options import Json
 from export.command.output import print_json, remarks, show_warnings
 from export.command.request import Graphs, Request, Target
@@ -26,6 +25,7 @@ def plan(request: Request, as_json: Json = False) -> None:
 
 def export(request: Request, graphs: Graphs, target: Target) -> None:
     """Write a fixed, verified, standalone variant, or a family of them over one set of weights."""
+    from export.command.bars import progress_bars
     from export.command.show import ranking_facts, show_next, show_plan, show_result
     from export.graph.static import parse_static, plan_static
     from export.variant import export_variant
@@ -60,7 +60,7 @@ def export(request: Request, graphs: Graphs, target: Target) -> None:
     with progress_bars(remarks, weight_bytes(made.target)) as (say, progress):
         manifest = export_variant(
             made, out, onnx=graphs.onnx, verify=target.verify, force=target.force, say=say, progress=progress,
-            static=fixed,
+            static=fixed, ranking=ranking,
         )  # fmt: skip
     if target.as_json:
         print_json({**manifest, "out": str(out)})

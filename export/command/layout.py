@@ -7,7 +7,6 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from export.command.bars import progress_bars
 from export.command.options import Json
 from export.command.output import print_json, remarks
 from transform.strict_json import Record
@@ -24,6 +23,7 @@ def layout(
     as_json: Json = False,
 ) -> None:
     """Lay a variant out for another runtime: its graphs with the bytes they read, and that runtime's configuration."""
+    from export.command.bars import progress_bars
     from export.layout.write import plan_layout, write_layout
 
     made = plan_layout(directory, runtime, member=member, provider=provider)

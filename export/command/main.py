@@ -6,7 +6,6 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -40,6 +39,8 @@ for verb in (plan, export, verify, run, evaluate, score, search, share, merge, d
 
 def _show_version(asked: bool) -> None:
     if asked:
+        from importlib.metadata import version  # takes longer to import than a plan to make
+
         print(f"knobcast {version('knobcast')}")
         raise typer.Exit
 

@@ -57,10 +57,10 @@ def search_sets(scorer: "Scorer", name: str, max_drop: int, options: Record, tar
 
 def share_experts(scorer: "Scorer", mean_k: float, ks: list[int], target: Path, force: bool) -> Record:
     """Allocate experts to blocks."""
-    from importance.results import widths
+    from importance.results import allocated
     from importance.scores import write_object
 
-    found = widths(scorer, mean_k, ks)
+    found = allocated(scorer, mean_k, ks)
     write_object(found, target, lambda _: None, force)
     return found
 

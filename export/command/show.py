@@ -89,9 +89,12 @@ def show_result(manifest: Record, target: Path, console: Console) -> None:
         console.print(f"[yellow]not verified[/yellow] {escape(str(target))}", soft_wrap=True)
         return
     console.print(f"[green]verified[/green] {escape(str(target))}", soft_wrap=True)
-    for group in ("static_vs_dynamic", "onnx_vs_torch"):
+    for group, what in (
+        ("static_vs_dynamic", "to the source with the same knobs at run time"),
+        ("onnx_vs_torch", "of its graphs to PyTorch"),
+    ):
         if values := checked.differences(group):
-            console.print(f"  {group.replace('_', ' ')}: largest difference {max(values.values()):.3g}", style="dim")
+            console.print(f"  difference {what}: {max(values.values()):.3g}", style="dim")
 
 
 def show_next(

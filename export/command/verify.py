@@ -7,7 +7,6 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from export.command.bars import progress_bars
 from export.command.options import Json
 from export.command.output import print_json, remarks
 
@@ -17,6 +16,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check a variant: its sums, its graphs' ranges, a fresh reload, its golden outputs."""
+    from export.command.bars import progress_bars
     from export.files.integrity import check_before_torch
 
     check_before_torch(directory)

@@ -11,7 +11,6 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from export.command.bars import sample_bar
 from export.command.options import Json
 from export.command.output import print_json, remarks, say_note, stderr
 from export.command.score_files import show_result
@@ -101,6 +100,7 @@ class Work:
 
     @contextmanager
     def _scorer(self, setting: "Setting", store: Path, total: int) -> Iterator["Scorer"]:
+        from export.command.bars import sample_bar
         from importance.executors import open_executor
         from importance.score import Scorer
 

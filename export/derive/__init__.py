@@ -42,7 +42,7 @@ def derive(
 
     say("surgery")
     surgery = operate(load_graph(graph), k, keep, drop)
-    target = out or default_out(graph, setting_name(surgery.top_k, len(surgery.keep)))
+    target = out or default_out(graph, setting_name(surgery.top_k, len(surgery.keep_blocks)))
     check_out(target, graph, force)
     directory = target.resolve().parent
     check_record(directory, verify)
@@ -51,7 +51,7 @@ def derive(
         "graph": target.name,
         "source": graph.name,
         "blocks": surgery.total,
-        "blocks_kept": list(surgery.keep),
+        "blocks_kept": list(surgery.keep_blocks),
         "top_k_before": None if surgery.before is None else list(surgery.before),
         "top_k": None if surgery.top_k is None else list(surgery.top_k),
         "nodes": surgery.nodes,
@@ -82,7 +82,7 @@ def derive(
         files = {}
         if overlay is not None:
             files[overlay] = staged.enter_context(staging(overlay))
-            changed = {"filename": target.name, "num_hidden_layers": len(surgery.keep)}
+            changed = {"filename": target.name, "num_hidden_layers": len(surgery.keep_blocks)}
             write_json(files[overlay], {"model": {"decoder": changed}})
             record["overlay"] = overlay.name
         publish(directory, record, {**files, directory / target.name: stage})

@@ -81,9 +81,9 @@ def find_blocks(network: Network) -> Decoder:
     return Decoder(source, sink, tuple(chain), tuple(Block(*block) for block in blocks))
 
 
-def remove_blocks(network: Network, decoder: Decoder, keep: Sequence[int]) -> Decoder:
-    """Leave only the blocks `keep` in the graph, their caches numbered from 0; dead nodes and weights go too."""
-    blocks, kept = decoder.blocks, set(keep)
+def remove_blocks(network: Network, decoder: Decoder, keep_blocks: Sequence[int]) -> Decoder:
+    """Leave only the blocks `keep_blocks` in the graph, their caches numbered from 0; dead nodes and weights go too."""
+    blocks, kept = decoder.blocks, set(keep_blocks)
     around: dict[str, str] = {}
     for i, block in enumerate(blocks):
         if i not in kept:
@@ -93,7 +93,7 @@ def remove_blocks(network: Network, decoder: Decoder, keep: Sequence[int]) -> De
     gone = {name for i, block in enumerate(blocks) if i not in kept for name in block.present}
     network.outputs = [value for value in network.outputs if value.name not in gone]
     network.prune()
-    _take_sizes_elsewhere(network, blocks, keep)
+    _take_sizes_elsewhere(network, blocks, keep_blocks)
     unused = {name for i, block in enumerate(blocks) if i not in kept for name in block.cache}
     read = sorted(unused & network.readers.keys())
     if read:
@@ -102,7 +102,9 @@ def remove_blocks(network: Network, decoder: Decoder, keep: Sequence[int]) -> De
             f"a dropped block's cache must not be needed by the others: {node.op} reads {read[0]!r}. {WAY_OUT}"
         )
     network.inputs = [value for value in network.inputs if value.name not in unused]
-    renamed = _renumber(network, [name for i in keep for name in (*blocks[i].cache, *blocks[i].present)], keep)
+    renamed = _renumber(
+        network, [name for i in keep_blocks for name in (*blocks[i].cache, *blocks[i].present)], keep_blocks
+    )
     left = tuple(
         Block(
             around.get(blocks[i].entry, blocks[i].entry),
@@ -111,19 +113,19 @@ def remove_blocks(network: Network, decoder: Decoder, keep: Sequence[int]) -> De
             tuple(renamed[name] for name in blocks[i].cache),
             tuple(renamed[name] for name in blocks[i].present),
         )
-        for i in keep
+        for i in keep_blocks
     )
     alive = network.maker.keys() | {value.name for value in network.inputs}
     return Decoder(decoder.tokens, decoder.logits, tuple(v for v in decoder.stream if v in alive), left)
 
 
-def _take_sizes_elsewhere(network: Network, blocks: Sequence[Block], keep: Sequence[int]) -> None:
+def _take_sizes_elsewhere(network: Network, blocks: Sequence[Block], keep_blocks: Sequence[int]) -> None:
     """Sizes (batch, cached tokens) that were read from a dropped block's cache are read from a kept one's."""
     shapes = {value.name: _dims(value) for value in network.inputs}
     other: dict[str, str] = {}
     for i, block in enumerate(blocks):
-        if i not in keep:
-            for name, twin in zip(block.cache, blocks[keep[0]].cache, strict=True):
+        if i not in keep_blocks:
+            for name, twin in zip(block.cache, blocks[keep_blocks[0]].cache, strict=True):
                 if shapes[name] == shapes[twin]:
                     other[name] = twin
     moved = [node for node in network.nodes if node.op in SHAPE_ONLY and node.inputs[0] in other]
@@ -133,8 +135,8 @@ def _take_sizes_elsewhere(network: Network, blocks: Sequence[Block], keep: Seque
         network.index()
 
 
-def _renumber(network: Network, names: Sequence[str], keep: Sequence[int]) -> dict[str, str]:
-    new = {old: str(position) for position, old in enumerate(keep)}
+def _renumber(network: Network, names: Sequence[str], keep_blocks: Sequence[int]) -> dict[str, str]:
+    new = {old: str(position) for position, old in enumerate(keep_blocks)}
     renamed = {}
     for name in names:
         before, number, after = _parts(name)

@@ -117,9 +117,9 @@ def _against_source(source: Path, staged: Path, surgery: Surgery, options: Mappi
     if surgery.before is None or surgery.top_k is None:
         return "not compared: k isn't known, and wasn't changed"
     least = [min(pair) for pair in zip(surgery.before, surgery.top_k, strict=True)]
-    every = range(len(surgery.keep))
+    every = range(len(surgery.keep_blocks))
     try:
-        theirs = with_masked_ranks(onnx.load(source, load_external_data=False), surgery.keep, least)
+        theirs = with_masked_ranks(onnx.load(source, load_external_data=False), surgery.keep_blocks, least)
         ours = with_masked_ranks(onnx.load(staged, load_external_data=False), every, least)
     except CheckpointError as error:
         return f"not compared: {error}"

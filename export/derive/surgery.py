@@ -23,7 +23,7 @@ class Opened:
     routers: list[Router | str]
     fused: dict[str, Node]
     total: int  # blocks before
-    keep: tuple[int, ...]
+    keep_blocks: tuple[int, ...]
 
     @property
     def top_k(self) -> tuple[int, ...] | None:
@@ -43,7 +43,7 @@ class Surgery:
 
     model: Any
     total: int
-    keep: tuple[int, ...]
+    keep_blocks: tuple[int, ...]
     before: tuple[int, ...] | None  # k of the kept blocks; None where it isn't known, and then it wasn't changed
     top_k: tuple[int, ...] | None
     nodes: int
@@ -55,11 +55,11 @@ def open_graph(model: Any, keep: Sequence[int] | None = None, drop: Sequence[int
     fused = split_fused(network)
     decoder = find_blocks(network)
     total = len(decoder.blocks)
-    chosen = choose_blocks(total, keep=keep, drop=drop)
+    keep_blocks = choose_blocks(total, keep=keep, drop=drop)
     separate_sizes(network, decoder)
-    if len(chosen) < total:
-        decoder = remove_blocks(network, decoder, chosen)
-    return Opened(network, decoder, find_routers(network, decoder), fused, total, chosen)
+    if len(keep_blocks) < total:
+        decoder = remove_blocks(network, decoder, keep_blocks)
+    return Opened(network, decoder, find_routers(network, decoder), fused, total, keep_blocks)
 
 
 def operate(
@@ -75,34 +75,34 @@ def operate(
     if k is None and keep is None and drop is None:
         raise KnobError("nothing was asked for: give --k, --drop-blocks or --keep-blocks.")
     opened = open_graph(model, keep, drop)
-    before, kept = opened.top_k, len(opened.keep)
+    before, kept = opened.top_k, len(opened.keep_blocks)
     if k is None:
-        wanted = before
+        top_k = before
     else:
-        wanted = (k,) * kept if isinstance(k, int) else tuple(k)
-        if len(wanted) != kept:
+        top_k = (k,) * kept if isinstance(k, int) else tuple(k)
+        if len(top_k) != kept:
             raise KnobError(
-                f"per-block k must give one value per kept block: {len(wanted)} values, {kept} blocks kept. "
+                f"per-block k must give one value per kept block: {len(top_k)} values, {kept} blocks kept. "
                 f"Give {kept} values, or one for all."
             )
-    if wanted == before and kept == opened.total:
+    if top_k == before and kept == opened.total:
         raise KnobError(
             f"the setting must differ from the graph's: k {'as it is' if before is None else spelt_k(before)} and all "
             f"{kept} blocks are what it has. Change one of them, or use the graph as it is."
         )
     if k is not None:
-        assert wanted is not None
-        set_top_k(opened.network, opened.routers, wanted)
+        assert top_k is not None
+        set_top_k(opened.network, opened.routers, top_k)
     finished = opened.close()
-    return Surgery(finished, opened.total, opened.keep, before, wanted, len(finished.graph.node))
+    return Surgery(finished, opened.total, opened.keep_blocks, before, top_k, len(finished.graph.node))
 
 
-def with_masked_ranks(model: Any, keep: Sequence[int], ks: Sequence[int]) -> Any:
-    """The graph with the blocks `keep`, in which only the best `ks[i]` of the experts chosen by block i count.
+def with_masked_ranks(model: Any, keep_blocks: Sequence[int], ks: Sequence[int]) -> Any:
+    """The graph with the blocks `keep_blocks`, in which only the best `ks[i]` of the experts chosen by block i count.
 
     Raises CheckpointError where there is nothing between the choice and the sum that could be masked.
     """
-    opened = open_graph(model, keep)
+    opened = open_graph(model, keep_blocks)
     routers = [router for router in opened.routers if not isinstance(router, str) and not router.fused]
     if len(routers) < len(opened.routers):
         raise CheckpointError("one operator chooses the experts and adds them up")

@@ -21,8 +21,8 @@ def against_torch(staged: Path, opened: Opened, surgery: Surgery) -> Record | st
     from transform.read import read_checkpoint
 
     checkpoint = read_checkpoint(directory)
-    kept = _blocks_of(opened, checkpoint)
-    if kept is None or surgery.top_k is None:
+    keep_blocks = _blocks_of(opened, checkpoint)
+    if keep_blocks is None or surgery.top_k is None:
         return "not compared with PyTorch: which blocks of config.json the graph has is not known"
     needed, free = parameters(checkpoint) * FLOAT32, free_memory()
     if needed > free / 3:
@@ -35,8 +35,8 @@ def against_torch(staged: Path, opened: Opened, surgery: Surgery) -> Record | st
 
     quiet_transformers()
     model = align(load_model(directory))
-    with knobs_at_run_time(model, kept, surgery.top_k):
-        probe = find_probe(model, drop_blocks(checkpoint, kept))
+    with knobs_at_run_time(model, keep_blocks, surgery.top_k):
+        probe = find_probe(model, drop_blocks(checkpoint, keep_blocks))
         return {"probe_seed": probe.seed, **onnx_vs_torch(model, checking_graphs(directory, text=staged.name), probe)}
 
 

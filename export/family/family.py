@@ -52,8 +52,8 @@ def plan_family(
     base = make_plan(source, knobs)
     members: dict[str, Plan] = {}
     for setting in settings:
-        keep = choose_blocks(source, blocks=setting.blocks, scores=found)
-        plan = make_plan(source, replace(knobs, k=setting.k, keep=keep))
+        keep_blocks = choose_blocks(source, blocks=setting.blocks, scores=found)
+        plan = make_plan(source, replace(knobs, k=setting.k, keep=keep_blocks))
         if member_name(plan.target) in members:
             raise KnobError(
                 f"the members of a family must differ, {member_name(plan.target)} occurs twice in {grid!r}."
@@ -103,11 +103,11 @@ def write_members(base: Plan, members: Sequence[Plan], written: Checkpoint) -> F
 
     made = []
     for plan in members:
-        target = set_top_k(drop_blocks(written, plan.keep), plan.target.settings.top_k)
+        target = set_top_k(drop_blocks(written, plan.keep_blocks), plan.target.settings.top_k)
         graph = text_graph(target, base.form).serialised()
         member = Member(
             name=member_name(plan.target),
-            blocks_kept=plan.keep,
+            blocks_kept=plan.keep_blocks,
             top_k=plan.target.settings.top_k,
             parameters=parameters(target),
             active_parameters=active_parameters(target),
@@ -119,7 +119,7 @@ def write_members(base: Plan, members: Sequence[Plan], written: Checkpoint) -> F
         )
         (written.path / member.graph).write_bytes(graph)
         # onnxruntime-genai lays these keys over genai_config.json: Config(DIR).overlay(TEXT)
-        changed = {"filename": member.graph, "num_hidden_layers": len(plan.keep)}
+        changed = {"filename": member.graph, "num_hidden_layers": len(plan.keep_blocks)}
         write_json(written.path / member.overlay, {"model": {"decoder": changed}})
         made.append(member)
     vision = base.vision

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.files.verification import SKIPPED, Verification
-from importance.choose import SCORES
+from importance.choose import SCORES, Source
 from importance.scores import Scores, model_digest, read_scores
 from transform.architectures.records import Published
 from transform.checkpoint import Checkpoint
@@ -17,9 +17,14 @@ from transform.strict_json import Record
 
 
 def write_card(
-    directory: Path, plan: Plan, verification: Verification | None, onnx: bool, more: Sequence[str] = ()
+    directory: Path,
+    plan: Plan,
+    verification: Verification | None,
+    onnx: bool,
+    more: Sequence[str] = (),
+    ranking: Source | None = None,
 ) -> None:
-    """Write the card; the numbers are the plan's and the gate's, `more` are lines to follow."""
+    """Write the card; the numbers are the plan's, the gate's and those of the `ranking`, `more` are lines to follow."""
     facts = plan.as_dict()
     source = facts["source"]
     k = facts["top_k"]
@@ -44,7 +49,7 @@ def write_card(
     ]
     if facts["vision"]:
         lines += _vision(facts["vision"])
-    lines += ["## Accuracy", "", *_accuracy(plan), ""]
+    lines += ["## Accuracy", "", *_accuracy(plan, ranking), ""]
     lines += ["## Verification", "", *_verification(plan, verification), ""]
     lines += ["## Use", "", *_use(plan, directory, onnx), ""]
     if facts["warnings"]:
@@ -108,20 +113,23 @@ def _vision(vision: Record) -> list[str]:
     ]
 
 
-def _accuracy(plan: Plan) -> list[str]:
-    """What was measured of the knobs' cost, and how to measure it."""
+def _accuracy(plan: Plan, ranking: Source | None) -> list[str]:
+    """What was measured of the knobs' cost, by what ranked the blocks or lies beside the source; how to measure it."""
     what = f"the knobs and {_alike(plan)} weights" if _rounded(plan) else "the knobs"
     lines = [
         f"Equal to the same knobs at run time isn't equal to the source. What {what} cost in accuracy, verification "
         "doesn't say; measure it on your own questions, here and on the source: "
         "`knobcast evaluate . --data questions.jsonl`."
     ]
-    if plan.removed and (scores := _scores(plan.source)):
+    scores = ranking if isinstance(ranking, Scores) else _scores(plan.source)
+    if plan.removed and scores:
         base = f", {scores.baseline:.3f} with all blocks" if scores.baseline is not None else ""
+        where = f"The blocks were chosen by {scores.source}" if scores is ranking else f"The source's {SCORES}"
+        counted = "samples not said" if scores.samples is None else f"{scores.samples:,} samples{base}"
         lines += [
             "",
-            f"The source's {SCORES}: {scores.metric} ({scores.unit}; {scores.samples:,} samples{base}). One removed "
-            "block at a time; together they cost something else.",
+            f"{where}: {scores.metric} ({scores.unit}; {counted}). One removed block at a time; together they cost "
+            "something else.",
             "",
             "| removed block | score | standard error |",
             "|---|---|---|",

@@ -52,8 +52,8 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
     graphs: dict[str, float] = {}
     fixed: dict[str, float] = {}
     counts: dict[str, float] = {}
-    for new, old in enumerate(plan.keep):
-        say(f"block {old} ({new + 1} of {len(plan.keep)})")
+    for new, old in enumerate(plan.keep_blocks):
+        say(f"block {old} ({new + 1} of {len(plan.keep_blocks)})")
         view = drop_blocks(written, (new,))
         model, report = load_view(view)
         keep_largest(counts, report.counts())

@@ -45,7 +45,7 @@ def resident_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Veri
     if plan.vision:
         image = image_probe(plan.target, directory, plan.vision.as_dict(), probe.seed)
     twin = source_model(plan)
-    with knobs_at_run_time(twin, plan.keep, plan.target.settings.top_k):
+    with knobs_at_run_time(twin, plan.keep_blocks, plan.target.settings.top_k):
         equal = exactly_equal(_outputs(variant, probe, image), _outputs(twin, probe, image))
     del twin
     say("another k must differ")
