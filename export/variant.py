@@ -7,6 +7,7 @@ manifest; then it gets its name. A family is made of the same steps.
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 from export.files.card import write_card
@@ -16,7 +17,6 @@ from export.files.verification import Verification
 from export.graph.static import write_static
 from export.run.static_plan import StaticPlan
 from importance.choose import Source
-from transform import molmoe
 from transform.checkpoint import OF_A_MACHINE, Checkpoint
 from transform.errors import KnobError, WriteError
 from transform.packed import write_packed
@@ -130,20 +130,22 @@ def seal(
 def travelling(plan: Plan) -> Checkpoint:
     """The planned checkpoint, whose config names the code that travels along (and none of the source's)."""
     config = {key: value for key, value in plan.target.config.items() if key not in ("auto_map", *OF_A_MACHINE)}
-    if plan.vision:
-        config["auto_map"] = dict(molmoe.AUTO_MAP)
+    images = plan.target.architecture.images
+    if images:
+        config["auto_map"] = dict(import_module(images.code).AUTO_MAP)
     side = tuple(n for n in plan.target.side_files if n not in ("preprocessor_config.json", "processor_config.json"))
-    return replace(plan.target, config=config, side_files=side if plan.vision else plan.target.side_files)
+    return replace(plan.target, config=config, side_files=side if images else plan.target.side_files)
 
 
 def _write_code(plan: Plan, stage: Path) -> None:
-    vision = plan.vision
+    vision, images = plan.vision, plan.target.architecture.images
     assert vision is not None
-    home = Path(molmoe.__file__).parent
-    for name in molmoe.TRAVELLING_FILES:
-        shutil.copyfile(home / name, stage / name)
+    assert images is not None
+    code = import_module(images.code)
+    for name in code.TRAVELLING_FILES:
+        shutil.copyfile(Path(code.__path__[0]) / name, stage / name)
     if (stage / "tokenizer.json").is_file():
-        policy = molmoe.processor_config(vision.tokens, vision.resize, vision.rule, vision.max_crops)
+        policy = code.processor_config(vision.tokens, vision.resize, vision.rule, vision.max_crops)
         write_json(stage / "processor_config.json", policy)
 
 

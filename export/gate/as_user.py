@@ -9,10 +9,10 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from export.gate.tolerance import LEAST_SCALE
-from transform import molmoe
 from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
 from transform.errors import VerificationError
@@ -61,13 +61,15 @@ def check_as_user(variant: Checkpoint, blocks: int | None = None) -> Report:
 
 def code_of_others(variant: Checkpoint) -> list[str]:
     """Python files of a variant that aren't this version's, byte for byte: loading it as users do would run them."""
-    if not variant.architecture.modality.sees_images:
+    images = variant.architecture.images
+    if images is None:
         return []  # stock classes: nothing of the directory is run
-    own = Path(molmoe.__file__).parent
+    code = import_module(images.code)
+    own = Path(code.__path__[0])
     return sorted(
         path.name
         for path in variant.path.glob("*.py")
-        if path.name not in molmoe.TRAVELLING_FILES or path.read_bytes() != (own / path.name).read_bytes()
+        if path.name not in code.TRAVELLING_FILES or path.read_bytes() != (own / path.name).read_bytes()
     )
 
 

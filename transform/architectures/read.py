@@ -139,9 +139,9 @@ def _disagreements(family: Architecture) -> Iterator[str]:
         yield f"modules must have {', '.join(wrong)}"
     if family.prompt.template.count("{prompt}") != 1 or not family.prompt.begin:
         yield "prompt must have {prompt} once in its template, and what a sequence begins with"
-    classes = (family.model_class, *([family.images.processor] if family.images else ()))
-    if wrong := [name for name in classes if not _DOTTED.fullmatch(name)]:
-        yield f"classes must be dotted names, got {', '.join(wrong)}"
+    named = (family.model_class, *((family.images.code, family.images.processor) if family.images else ()))
+    if wrong := [name for name in named if not _DOTTED.fullmatch(name)]:
+        yield f"classes and code must be dotted names, got {', '.join(wrong)}"
 
 
 def _modules_of(family: Architecture) -> set[str]:

@@ -110,6 +110,7 @@ class Images:
     """What a family that sees has besides its decoder."""
 
     tokens: TokenTexts
+    code: str  # dotted name of the package whose flat files travel with every variant
     processor: str  # dotted name of the class that cuts images
     module: str  # of the inner model: what only pictures need
     tower: Tower
