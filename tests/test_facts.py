@@ -106,8 +106,8 @@ def test_a_fact_that_is_not_so_is_named(made: dict[str, Path], name: str, path: 
     [
         ("everything", "dtype", "float32"), ("everything", "dtype", "bfloat16"), ("everything", "dtype", "int3"),
         ("everything", "tokens", 288), ("everything", "form", "int8"), ("bfloat16", "dtype", "float16"),
-        ("int4", "form", "int8"), ("int4", "form", "cpu"), ("text", "form", "int4"), ("text", "dtype", "float16"),
-        ("text", "form", "half"), ("text", "form", ["cpu"]),
+        ("int4", "form", "int8"), ("int4", "form", "cpu"), ("cuda", "form", "cpu"), ("text", "form", "int4"),
+        ("text", "dtype", "float16"), ("text", "form", "half"), ("text", "form", ["cpu"]),
     ],
 )  # fmt: skip
 def test_knobs_that_were_others_are_named(made: dict[str, Path], name: str, word: str, value: Any) -> None:

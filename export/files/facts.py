@@ -18,6 +18,7 @@ from transform.ownership import MANIFEST, SCHEMA
 from transform.plan import active_parameters, form_of, own_policy, parameters, plan_vision, weight_bytes
 from transform.strict_json import Record, read_json
 
+IO = "io.json"
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
 Fact = tuple[str, Any, Any]  # name, what it must be, what the manifest says
 
@@ -93,6 +94,8 @@ def _knobs(manifest: Record, checkpoint: Checkpoint) -> Iterator[Fact]:
         form = form_named(knobs.get("form", REFERENCE.name))
     except KnobcastError as error:
         raise ValueError(f"knobs: {error}") from error
+    if (checkpoint.path / IO).is_file():
+        yield "knobs.form by io.json", read_json(checkpoint.path / IO).get("form", REFERENCE.name), form.name
     own = form_of(checkpoint)
     if own.bits or form.bits:
         yield "knobs.form", own.name, form.name
@@ -115,8 +118,8 @@ def _vision(manifest: Record, checkpoint: Checkpoint) -> Iterator[Fact]:
         yield "vision", plan_vision(checkpoint, *policy).as_dict(), said
     except (KnobcastError, BudgetError) as error:
         raise ValueError(f"vision: {error}") from error
-    if (checkpoint.path / "io.json").is_file():
-        yield "vision by io.json", read_json(checkpoint.path / "io.json").get("vision"), said
+    if (checkpoint.path / IO).is_file():
+        yield "vision by io.json", read_json(checkpoint.path / IO).get("vision"), said
     if manifest["knobs"]["tokens"] is not None:
         yield "vision.tokens by knobs", manifest["knobs"]["tokens"], said["tokens"]
 
