@@ -116,7 +116,7 @@ def test_what_can_not_be_honoured_is_one_sentence(
         lambda: PIXELS[None],
         lambda: torch.from_numpy(PIXELS).permute(2, 0, 1)[None],
         lambda: PIXELS.transpose(2, 0, 1),
-        encoded,
+        lambda: encoded(PICTURE),
         lambda: [[encoded(PICTURE)]],
     ],
     ids=range(10),

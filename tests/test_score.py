@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from export.command.main import app, main
+from export.command.main import app
 from importance import shards
 from importance.choose import choose_blocks
 from importance.configurations import without
@@ -26,6 +25,7 @@ from importance.readers.read import read_samples
 from importance.samples import Sample, SamplesError, samples_digest
 from importance.score import Scorer, Setting
 from importance.scores import read_scores
+from tests.support.command import knobcast
 from transform.errors import KnobcastError, KnobError, ScoresError, WriteError
 from transform.load import load_model
 from transform.read import read_checkpoint
@@ -221,21 +221,7 @@ def test_knobs_at_which_to_score(data: Path, store: Path) -> None:
         Scorer(setting(data, k=65), store)
 
 
-@pytest.fixture
-def knobcast(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs a command: (exit code, stdout, stderr)."""
-
-    def run(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["knobcast", *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-            sys.exit(0)
-        return stop.value.code or 0, *capsys.readouterr()  # type: ignore[return-value]
-
-    return run
-
-
-def test_scores_are_what_export_reads(knobcast: Any, data: Path, tmp_path: Path) -> None:
+def test_scores_are_what_export_reads(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "scores.json"
     svg = tmp_path / "scores.svg"
     args = ("score", "--data", data, "--tokens", 288, "--metric", "nll", "--out", out, "--plot", svg)
@@ -257,7 +243,7 @@ def test_scores_are_what_export_reads(knobcast: Any, data: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("search", ["one_shot", "window", "greedy", "beam", "exact"])
-def test_searches_write_sets_that_export_reads(search: str, knobcast: Any, data: Path, tmp_path: Path) -> None:
+def test_searches_write_sets_that_export_reads(search: str, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "sets.json"
     protect = "0,15," + ",".join(str(block) for block in range(5, 15))
     args = ("--data", data, "--limit", 3, "--tokens", 288, "--metric", "kl", "--strategy", search)
@@ -271,7 +257,7 @@ def test_searches_write_sets_that_export_reads(search: str, knobcast: Any, data:
     assert found["block_evaluations"] <= found["naive_block_evaluations"]
 
 
-def test_metrics_of_single_blocks_add_up_over_a_set(data: Path, store: Path, knobcast: Any, tmp_path: Path) -> None:
+def test_metrics_of_single_blocks_add_up_over_a_set(data: Path, store: Path, tmp_path: Path) -> None:
     scorer = Scorer(setting(data, metric="block_influence"), store)
     scores = scorer.scores().values
     losses = scorer.measure([FULL, without(FULL, [3, 7])]).mean(1)
@@ -335,7 +321,7 @@ def test_exact_search_is_brute_force(data: Path, store: Path) -> None:
         assert found.best[size - 1].loss == pytest.approx(alone[best], abs=1e-6)
 
 
-def test_experts_are_shared_out(knobcast: Any, data: Path, tmp_path: Path) -> None:
+def test_experts_are_shared_out(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "widths.json"
     code, shown, error = knobcast(
         "share", "--data", data, "--limit", 3, "--tokens", 288, "--metric", "kl", "--mean-k", 5, "--ks", "2,4",
@@ -351,7 +337,7 @@ def test_experts_are_shared_out(knobcast: Any, data: Path, tmp_path: Path) -> No
     assert code == 0, error
 
 
-def test_what_it_costs_is_shown_first(knobcast: Any, data: Path, tmp_path: Path) -> None:
+def test_what_it_costs_is_shown_first(data: Path, tmp_path: Path) -> None:
     code, shown, _ = knobcast("score", "--data", data, "--dry-run", "--json", "--out", tmp_path / "x.json")
     assert code == 0
     told = json.loads(shown)
@@ -389,20 +375,20 @@ def test_what_it_costs_is_shown_first(knobcast: Any, data: Path, tmp_path: Path)
         (("score", "--scoring", "choices"), "choices"),
     ],
 )
-def test_refusals(args: tuple[str, ...], message: str, knobcast: Any, data: Path, tmp_path: Path) -> None:
+def test_refusals(args: tuple[str, ...], message: str, data: Path, tmp_path: Path) -> None:
     code, _, error = knobcast(*args, "--data", data, "--tokens", 288, "--out", tmp_path / "out.json")
     assert code == 1
     assert message in " ".join(error.split())
     assert not list(tmp_path.iterdir()), "nothing may be left"
 
 
-def test_weights_of_a_merge_are_numbers(knobcast: Any, tmp_path: Path) -> None:
+def test_weights_of_a_merge_are_numbers(tmp_path: Path) -> None:
     code, _, error = knobcast("merge", "a.json", "--weights", "x", "--how", "weighted", "--out", tmp_path / "out.json")
     assert (code, "--weights must be numbers" in error) == (1, True)
 
 
 @pytest.mark.parametrize("verb", [["score"], ["search", "--strategy", "exact"], ["share", "--mean-k", 4], ["evaluate"]])
-def test_whoever_gives_no_samples_is_told_how_to_make_them(verb: list[Any], knobcast: Any) -> None:
+def test_whoever_gives_no_samples_is_told_how_to_make_them(verb: list[Any]) -> None:
     code, _, error = knobcast(*verb)
     assert code == 2
     assert '"prompt": "What is it?", "answers": ["a dog"]' in error
@@ -417,7 +403,7 @@ def test_an_existing_file_is_refused_before_anything_is_computed(data: Path, tmp
         CliRunner().invoke(app, ["score", "--data", str(data), "--out", str(out)], catch_exceptions=False)
 
 
-def test_the_scores_that_came_with_a_model_are_not_the_first_to_go(knobcast: Any, data: Path, tmp_path: Path) -> None:
+def test_the_scores_that_came_with_a_model_are_not_the_first_to_go(data: Path, tmp_path: Path) -> None:
     for words in (["score", "--data", data], ["merge", *[DEFAULT / "scores.json"] * 2]):
         code, _, error = knobcast(*words)
         assert (code, error.index("--out FILE") < error.index("--force")) == (1, True)
