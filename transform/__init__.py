@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transform.molmoe.tiling import crops_to_tiling, select_tiling, tiling_to_resolution, tokens_to_crops
     from transform.plan import Plan, make_plan
     from transform.read import read_checkpoint
-    from transform.runtime import BlockMaskWrapper, moe_top_k, set_moe_top_k
+    from transform.runtime import BlockMaskWrapper, knobs_at_run_time, moe_top_k, set_moe_top_k
     from transform.source import resolve
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Knobs",
     "Plan",
     "crops_to_tiling",
+    "knobs_at_run_time",
     "make_plan",
     "moe_top_k",
     "preprocess",
@@ -52,6 +53,7 @@ _HOMES = {
     "make_plan": "transform.plan",
     "read_checkpoint": "transform.read",
     "resolve": "transform.source",
+    "knobs_at_run_time": "transform.runtime",
     "moe_top_k": "transform.runtime",
     "set_moe_top_k": "transform.runtime",
     "preprocess": "transform.molmoe.preprocessing",
