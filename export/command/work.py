@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from transform.checkpoint import Checkpoint
 
 Out = Annotated[
-    Path | None, typer.Option("--out", help="Default: scores.json (sets.json, widths.json) beside the model.")
+    Path | None,
+    typer.Option("--out", help="Beside the model if absent: scores.json; of search sets.json, of share widths.json."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
 
