@@ -5,6 +5,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import TypedDict
 
 from rich.console import Console
 from rich.markup import escape
@@ -42,15 +43,25 @@ def show_plan(plan: Plan, ranking: Source | None, console: Console) -> None:
     console.print(table)
 
 
-def ranking_facts(ranking: Source) -> Record:
-    """For `--json`: what ranked the blocks, by which metric, on how many samples; null: not said."""
+class Ranked(TypedDict):
+    """What ranked the blocks, by which metric, on how many samples; None: not said."""
+
+    source: str
+    metric: str | None
+    samples: int | None
+
+
+def ranking_facts(ranking: Source) -> Ranked:
+    """For `--json`, from scores or sets that anyone may have written."""
     notes = ranking.notes
     if isinstance(ranking, Scores):
         metric, samples = None if ranking.metric == "unknown" else ranking.metric, ranking.samples
     else:
         searched = "objective" in notes and "strategy" in notes
-        metric = f"{notes['strategy']} search by {notes['objective']}" if searched else notes.get("title")
-        samples = notes.get("samples")
+        title = f"{notes['strategy']} search by {notes['objective']}" if searched else notes.get("title")
+        metric = None if title is None else str(title)
+        counted = notes.get("samples")
+        samples = counted if isinstance(counted, int) else None
     return {"source": ranking.source, "metric": metric, "samples": samples}
 
 
