@@ -190,9 +190,9 @@ class Setting:
         """About the most positions of a picture with its questions."""
         if not self.checkpoint.architecture.modality.sees_images:
             return QUESTION
-        plan = make_plan(self.checkpoint, Knobs(tokens=self.tokens, resize="pad", rule="canvas")).as_dict()
-        longest: int = max(tiling["image_tokens"] for tiling in plan["vision"]["tilings"])
-        return longest + QUESTION
+        vision = make_plan(self.checkpoint, Knobs(tokens=self.tokens, resize="pad", rule="canvas")).vision
+        assert vision is not None
+        return max(tiling["image_tokens"] for tiling in vision.as_dict()["tilings"]) + QUESTION
 
     def references(self) -> str:
         """Which answers the sequences hold."""

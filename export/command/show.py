@@ -17,6 +17,7 @@ from importance.scores import Scores
 from transform.forms import Form
 from transform.knobs import spelt_k
 from transform.plan import Plan
+from transform.plan_facts import VisionFacts
 from transform.strict_json import Record
 
 _MANY_TILINGS = 8
@@ -78,7 +79,7 @@ def _stored(plan: Plan) -> str:
     return f"{plan.dtype} dtype"
 
 
-def _vision_rows(vision: Record) -> list[tuple[str, str]]:
+def _vision_rows(vision: VisionFacts) -> list[tuple[str, str]]:
     tilings = vision["tilings"]
     if vision["tokens"] is None or len(tilings) > _MANY_TILINGS:
         least = min(tilings, key=lambda t: t["image_tokens"])
