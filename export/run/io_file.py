@@ -50,8 +50,9 @@ def read_io(directory: Path) -> Record:
 
 
 def form_in(io: Mapping[str, Any]) -> Form:
-    """The form that a checked io.json names."""
-    return form_named(io.get("form", REFERENCE.name))
+    """The form that a checked io.json names; absent and null mean the same."""
+    name = io.get("form")
+    return REFERENCE if name is None else form_named(name)
 
 
 def policy_in(vision: Mapping[str, object]) -> Record:
