@@ -114,6 +114,16 @@ def test_null_says_nothing(seeing: Path, copied: Path) -> None:
         make_workload(copied, read_io(copied), None, 4, None)
 
 
+@pytest.mark.parametrize("key", ["vision_session_options", "form", "graphs", "providers"])
+def test_null_means_what_absence_does(key: str, copied: Path) -> None:
+    change(copied, key, GONE)
+    absent = Graphs(copied)
+    change(copied, key, None)
+    null = Graphs(copied)
+    assert (null.form, null.providers) == (absent.form, absent.providers)
+    assert [value.name for value in null.vision.get_inputs()] == [value.name for value in absent.vision.get_inputs()]
+
+
 def test_an_option_that_onnxruntime_does_not_take(seeing: Path) -> None:
     with pytest.raises(VerificationError, match="can't take the session option"):
         open_session(seeing / "text.onnx", {"k" * LONGEST: "v"})

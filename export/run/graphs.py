@@ -61,9 +61,9 @@ class Graphs:
         return hashlib.sha256(known.encode()).hexdigest()[:16]
 
     def _open(self, name: str) -> Any:
-        options = self.io["session_options"]
-        if name.startswith("vision"):
-            options = self.io.get("vision_session_options", options)
+        options, own = self.io["session_options"], self.io.get("vision_session_options")
+        if name.startswith("vision") and own is not None:
+            options = own
         return open_session(self.directory / name, options, self.providers, self.threads)
 
     @cached_property
