@@ -6,7 +6,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.markup import escape
@@ -26,6 +26,7 @@ from export.command.search import search
 from export.command.share import share
 from export.command.verify import verify
 from transform.errors import KnobcastError
+from transform.extras import missing
 
 HELP = """Fixed, verified, smaller variants of mixture-of-experts checkpoints, with ONNX graphs.
 
@@ -68,6 +69,8 @@ def plain_errors() -> Iterator[None]:
         if _interrupted(error):
             stderr.print("interrupted; nothing was written")
             sys.exit(130)
+        if isinstance(error, ModuleNotFoundError) and (said := missing(error)):
+            _refuse(said)
         if not isinstance(error, ValueError):
             raise
         # the travelling files have errors of their own; importing them takes longer than most commands
@@ -86,7 +89,7 @@ def _interrupted(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _refuse(error: Exception, code: int = 1) -> None:
+def _refuse(error: object, code: int = 1) -> NoReturn:
     stderr.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
     sys.exit(code)
 
