@@ -131,7 +131,15 @@ def test_graphs_are_measured_and_the_others_left_out(install: str, variant: Path
     assert all("the package torch of the extra [full]" in reason for reason in reasons.values())
 
 
-# What a verb is asked for, and whether it is done; a new verb needs a row.
+@pytest.mark.parametrize("place", [pytest.param("small", marks=needs_small)])
+def test_packing_needs_a_checkout(place: str, variant: Path, tmp_path: Path) -> None:
+    done = knobcast(place, "pack", variant, "--out", tmp_path / "device.tar", "--platform", "linux-x86_64")
+    assert done.returncode == 1
+    assert "Run pack in a checkout." in done.stderr
+    assert not (tmp_path / "device.tar").exists()
+
+
+# What a verb is asked for, and whether it is done; a new verb needs a row. tests/test_pack.py has pack's.
 VERBS = {
     "run": (("run", "VARIANT", "--prompt", "Why?"), True),
     "bench": (("bench", "VARIANT", "--dry-run"), True),
@@ -149,7 +157,8 @@ VERBS = {
 
 
 def test_every_verb_has_a_row() -> None:
-    assert {command.callback.__name__ for command in app.registered_commands if command.callback} == VERBS.keys()
+    verbs = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    assert verbs == VERBS.keys() | {"pack"}
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -20,6 +20,7 @@ from export.command.layout import layout
 from export.command.merge import merge
 from export.command.once import CommandLineError, OnceCommand
 from export.command.output import stderr
+from export.command.pack import pack
 from export.command.run import run
 from export.command.score import ScoreCommand, score
 from export.command.search import search
@@ -34,7 +35,7 @@ HELP = """Fixed, verified, smaller variants of mixture-of-experts checkpoints, w
 """
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=HELP)
-for verb in (plan, export, verify, run, evaluate, score, search, share, merge, derive, bench, layout):
+for verb in (plan, export, verify, run, evaluate, score, search, share, merge, derive, bench, layout, pack):
     app.command(cls=ScoreCommand if verb is score else OnceCommand)(flat(verb))
 
 
