@@ -21,14 +21,14 @@ class Place:
 
 
 def run(
-    directory: Annotated[Path, typer.Argument(help="A variant.")],
+    directory: Annotated[Path, typer.Argument(help="A variant, or a family with or without --member.")],
     prompt: Annotated[str, typer.Option("--prompt", help="The question.")],
     place: Place,
     image: Annotated[Path | None, typer.Option("--image", help="A picture file.")] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 64,
     as_json: Json = False,
 ) -> None:
-    """Answer a prompt about an image with onnxruntime alone."""
+    """Answer a prompt, about a picture or none, with onnxruntime alone."""
     from export.run.answer import answer
     from export.run.family_file import FILE, read_family
 
