@@ -16,7 +16,9 @@ ROOT = Path(__file__).parents[1]
 def words(target: str, **variables: str) -> list[str]:
     """The command's words, as a shell splits what make would run."""
     given = [f"{name}={value}" for name, value in variables.items()]
-    done = subprocess.run(["make", "-n", target, *given], cwd=ROOT, capture_output=True, text=True, check=True)
+    # under `make test` the inner make would say which directory it enters and leaves
+    command = ["make", "--no-print-directory", "-n", target, *given]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return shlex.split(done.stdout[done.stdout.index(".venv/bin/knobcast") :].replace("\\\n", " "))
 
 

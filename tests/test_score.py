@@ -393,7 +393,7 @@ def test_whoever_gives_no_samples_is_told_how_to_make_them(verb: list[Any]) -> N
     assert code == 2
     assert '"prompt": "What is it?", "answers": ["a dog"]' in error
     page, _, anchor = re.findall(r"docs/[\w./#-]*\w", error)[0].partition("#")
-    assert f"## {anchor.capitalize()}\n" in (Path(__file__).parents[1] / page).read_text()
+    assert f"## {anchor.capitalize().replace('-', ' ')}\n" in (Path(__file__).parents[1] / page).read_text()
 
 
 def test_an_existing_file_is_refused_before_anything_is_computed(data: Path, tmp_path: Path) -> None:
