@@ -3,19 +3,28 @@
 import json
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from tokenizers import Tokenizer
 
+from export.files.io_spec import picture_rule
 from export.graph.builder import OPSET
 from export.graph.preprocess import preprocess_graph
-from tests.support.paths import FIXTURES
+from export.run.answer import Runner
+from export.run.io_file import read_io
+from tests.support.paths import FIXTURES, ROOT
 from tests.support.pictures import synthetic_image
+from tests.support.variants import write_variant
 from transform.arrays import Array
-from transform.molmoe.preprocessing import ImageError, choose_tiling, preprocess
-from transform.special_tokens import ImageTokens
+from transform.molmoe.preprocessing import ImageError, choose_tiling, fitting_tiling, preprocess
+from transform.read import read_checkpoint
+from transform.source import DEFAULT
+from transform.special_tokens import ImageTokens, image_token_ids
 
 IDS = ImageTokens(start=50280, end=50281, patch=50282, column=50283)
 TOLERANCE = 1e-5
@@ -132,3 +141,65 @@ def test_the_runtime_refuses_what_is_no_picture() -> None:
     for wrong in (np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4), np.uint8)):
         with pytest.raises(Exception, match="INVALID_ARGUMENT"):
             opened(POLICIES[0]).run(None, {"image": wrong})
+
+
+def test_written_with_a_variant(tmp_path: Path) -> None:
+    made = write_variant(FIXTURES, tmp_path / "v", tokens=432)
+    assert (made / "preprocess.onnx").read_bytes() == preprocess_graph(
+        image_token_ids(read_checkpoint(made), made), 432
+    ).serialised()
+    io = read_io(made)
+    graph = io["graphs"]["preprocess.onnx"]
+    assert graph["inputs"] == [{"name": "image", "dtype": "uint8", "shape": ["height", "width", 3]}]
+    assert graph["outputs"] == [
+        {"name": "images", "dtype": "float32", "shape": ["crops", 576, 588]},
+        {"name": "image_masks", "dtype": "float32", "shape": ["crops", 576]},
+        {"name": "feature_index", "dtype": "int64", "shape": ["features"]},
+        {"name": "image_ids", "dtype": "int64", "shape": ["image_tokens"]},
+    ]
+
+
+def test_io_says_how_a_prompt_is_put_together(tmp_path: Path) -> None:
+    """A client with a tokenizer and the graphs gets the ids that the processor gets."""
+    made = write_variant(ROOT / DEFAULT, tmp_path / "v", tokens=288)
+    prompt, image = read_io(made)["prompt"], synthetic_image(60, 50, 1)
+    text = Tokenizer.from_file(str(made / "tokenizer.json")).encode(
+        prompt["before"] + "What is this?" + prompt["after"], add_special_tokens=prompt["add_special_tokens"]
+    )
+    session = onnxruntime.InferenceSession(str(made / "preprocess.onnx"))
+    parts = {"begin": [prompt["begin"]], "image": session.run(["image_ids"], {"image": image})[0], "text": text.ids}
+    ids = [int(i) for part in prompt["order"] for i in parts[part]]
+    assert ids == Runner(made).prompt("What is this?", image).ids[0].tolist()
+    assert prompt["end"] == read_io(made)["special_ids"]["eos"]
+
+
+def test_the_prompt_of_a_text_model(tmp_path: Path, olmoe: Path) -> None:
+    prompt = read_io(write_variant(olmoe, tmp_path / "v"))["prompt"]
+    assert prompt["order"] == ["text"]
+    assert prompt["add_special_tokens"]
+    assert not (tmp_path / "v" / "preprocess.onnx").exists()
+
+
+def fits(rule: dict[str, Any], height: int, width: int) -> bool:
+    """As docs/runtimes.md tells clients."""
+    short, long = sorted((height, width))
+    aspect = rule["aspect_below"]
+    return rule["least_side"] <= short and long <= rule["most_side"] and (aspect is None or long < aspect * short)
+
+
+@pytest.mark.parametrize("resize", ["pad", "fill"])
+def test_the_rule_refuses_what_the_python_code_refuses(resize: str) -> None:
+    rule = picture_rule(resize)
+    refused = 0
+    for short in (*range(1, 60), 97, 321, 1001):
+        for long in (short * 336 + n for n in (-2, -1, 0, 1, 300)):
+            for height, width in ((short, long), (long, short)):
+                try:
+                    fitting_tiling(np.zeros((height, width, 3), np.uint8), None, 12, resize)
+                except ImageError:
+                    refused += 1
+                    assert not fits(rule, height, width)
+    assert bool(refused) == (resize == "pad")
+    assert fits(rule, 1, 335)
+    assert fits(rule, 1, 1)
+    assert not fits(rule, 0, 5)
