@@ -1,6 +1,7 @@
 """`preprocess.onnx` against the code that every other part is fed by: integers and masks exactly, pixels to 1e-5."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -13,15 +14,23 @@ import pytest
 from tokenizers import Tokenizer
 
 from export.files.io_spec import picture_rule
+from export.gate.golden_file import load_golden
+from export.gate.preprocess import check_golden_picture, check_preprocess
+from export.gate.verify import verify_directory
 from export.graph.builder import OPSET
 from export.graph.preprocess import preprocess_graph
 from export.run.answer import Runner
+from export.run.graphs import Graphs
 from export.run.io_file import read_io
+from export.variant import export_variant
 from tests.support.paths import FIXTURES, ROOT
 from tests.support.pictures import synthetic_image
 from tests.support.variants import write_variant
 from transform.arrays import Array
+from transform.errors import VerificationError
+from transform.knobs import Knobs
 from transform.molmoe.preprocessing import ImageError, choose_tiling, fitting_tiling, preprocess
+from transform.plan import make_plan
 from transform.read import read_checkpoint
 from transform.source import DEFAULT
 from transform.special_tokens import ImageTokens, image_token_ids
@@ -203,3 +212,59 @@ def test_the_rule_refuses_what_the_python_code_refuses(resize: str) -> None:
     assert fits(rule, 1, 335)
     assert fits(rule, 1, 1)
     assert not fits(rule, 0, 5)
+
+
+@pytest.fixture(scope="module")
+def proven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small variant with stock tiling, which passed the gate."""
+    made = tmp_path_factory.mktemp("proven") / "v"
+    export_variant(make_plan(read_checkpoint(FIXTURES), Knobs(k=2, keep=(0,), tokens="low")), made)
+    return made
+
+
+def test_the_gate_measures_and_the_card_says(proven: Path) -> None:
+    measured = json.loads((proven / "manifest.json").read_text())["verification"]["preprocess"]
+    assert measured["pictures"] == 7
+    assert 0 < measured["largest_difference"] <= measured["tolerance"] == TOLERANCE
+    assert f"7 pictures of all shapes | {measured['largest_difference']:.3g} |" in (proven / "README.md").read_text()
+
+
+def test_verify_runs_it(proven: Path) -> None:
+    assert 0 <= verify_directory(proven)["preprocess_vs_golden"]["images"] <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"resize": "fill"}, "image_masks must be equal"),
+        ({"rule": "linear"}, "must be"),
+        ({"tokens": "medium"}, "images must be"),
+        ({"tokens": 288}, "images must be"),
+        ({"ids": IDS._replace(column=1)}, "image_ids must be equal"),
+    ],
+)
+def test_the_gate_refuses_a_graph_of_another_meaning(changed: dict[str, Any], why: str, proven: Path) -> None:
+    ids = image_token_ids(read_checkpoint(proven), proven)
+    graphs = Graphs(proven)
+    model = preprocess_graph(**({"ids": ids, "tokens": "low"} | changed))
+    graphs.__dict__["preprocess"] = onnxruntime.InferenceSession(model.serialised())
+    with pytest.raises(VerificationError, match=rf"preprocess\.onnx must cut pictures.*{why}"):
+        check_preprocess(graphs)
+
+
+@pytest.mark.parametrize("name", ["images", "image_masks", "feature_index", "image_ids", "image"])
+def test_verify_refuses_other_golden_values(name: str, proven: Path) -> None:
+    graphs, golden = Graphs(proven), load_golden(proven, read_checkpoint(proven))
+    assert golden is not None
+    check_golden_picture(graphs, golden)
+    golden[f"preprocess.{name}"] += 1
+    with pytest.raises(VerificationError, match="must cut pictures as"):
+        check_golden_picture(graphs, golden)
+
+
+def test_golden_values_of_no_graph_are_refused(proven: Path, tmp_path: Path) -> None:
+    """And a graph without them: someone took one of the two away."""
+    copied = Path(shutil.copytree(proven, tmp_path / "v"))
+    (copied / "preprocess.onnx").unlink()
+    with pytest.raises(VerificationError, match="must hold ids"):
+        load_golden(copied, read_checkpoint(copied))

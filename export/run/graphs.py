@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from export.run.io_file import form_in, read_io
+from export.run.picture import GRAPH as PREPROCESS
 from export.run.providers import check_providers, own_caches, provider_options
 from export.run.session import RunError, open_session
-from export.run.signatures import check_decoder, check_embedding, check_vision
+from export.run.signatures import check_decoder, check_embedding, check_preprocess, check_vision
 from transform.arrays import Array
 from transform.modality import IMAGE, TEXT, Modality
 from transform.strict_json import read_json
@@ -80,6 +81,12 @@ class Graphs:
     def vision(self) -> Any:
         """Crops to image features; only image models have it."""
         return check_vision("vision.onnx", self._open("vision.onnx"))
+
+    @cached_property
+    def preprocess(self) -> Any:
+        """Pixels to crops, on the CPU wherever the others run; only image models have it, and not older ones."""
+        options = self.io.get("vision_session_options", self.io["session_options"])
+        return check_preprocess(PREPROCESS, open_session(self.directory / PREPROCESS, options, threads=self.threads))
 
     @property
     def modality(self) -> Modality:
