@@ -40,7 +40,7 @@ def record_picture(graphs: Graphs) -> dict[str, Array]:
     cut = cut_by_python(drawn, policy_in(graphs.io["vision"]), _roles(graphs))
     patches = cut.images.reshape(-1, cut.images.shape[-1])
     rows = np.unique(np.linspace(0, len(patches) - 1, ROWS).astype(np.int64))
-    named = {"image": drawn, "rows": rows, "images": patches[rows], "image_masks": cut.image_masks}
+    named: dict[str, Array] = {"image": drawn, "rows": rows, "images": patches[rows], "image_masks": cut.image_masks}
     named |= {"feature_index": cut.feature_index, "image_ids": cut.ids}
     return {PREFIX + name: value for name, value in named.items()}
 

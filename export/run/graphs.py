@@ -61,11 +61,14 @@ class Graphs:
         known = sums if isinstance(sums, str) and len(sums) == 64 else str(self.directory.resolve())
         return hashlib.sha256(known.encode()).hexdigest()[:16]
 
-    def _open(self, name: str) -> Any:
-        options = self.io["session_options"]
-        if name.startswith("vision"):
+    def _options(self, name: str) -> dict[str, str]:
+        options: dict[str, str] = self.io["session_options"]
+        if name.startswith(("vision", PREPROCESS)):
             options = self.io.get("vision_session_options", options)
-        return open_session(self.directory / name, options, self.providers, self.threads)
+        return options
+
+    def _open(self, name: str) -> Any:
+        return open_session(self.directory / name, self._options(name), self.providers, self.threads)
 
     @cached_property
     def text(self) -> Any:
@@ -85,7 +88,7 @@ class Graphs:
     @cached_property
     def preprocess(self) -> Any:
         """Pixels to crops, on the CPU wherever the others run; only image models have it, and not older ones."""
-        options = self.io.get("vision_session_options", self.io["session_options"])
+        options = self._options(PREPROCESS)
         return check_preprocess(PREPROCESS, open_session(self.directory / PREPROCESS, options, threads=self.threads))
 
     @property
