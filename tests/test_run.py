@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file
@@ -138,6 +139,16 @@ def test_a_graph_of_other_sizes_is_refused(runnable: Path, tmp_path: Path) -> No
     ids = image_token_ids(read_checkpoint(other), other)
     preprocess_graph(ids, 432).write(other / "preprocess.onnx")
     with pytest.raises(VerificationError, match=r"images must be \[2, 576, 588\], it is \[3, 576, 588\]"):
+        Runner(other).prompt("w5", Image.new("RGB", (30, 20)))
+
+
+def test_features_that_no_crop_has_are_refused(runnable: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(runnable, tmp_path / "other"))
+    model = onnx.load(other / "preprocess.onnx")
+    (last,) = [node for node in model.graph.node if node.output[0] == "feature_index"]
+    last.op_type = "Neg"
+    onnx.save(model, other / "preprocess.onnx")
+    with pytest.raises(VerificationError, match="feature_index must be from 0 to 287, it is from -287 to 0"):
         Runner(other).prompt("w5", Image.new("RGB", (30, 20)))
 
 

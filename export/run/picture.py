@@ -12,7 +12,7 @@ from transform.arrays import Array
 from transform.errors import VerificationError
 from transform.molmoe.pictures import ImageInput, open_image
 from transform.molmoe.preprocessing import fitting_tiling, preprocess
-from transform.molmoe.tiling import PATCH, PATCHES, Tiling, image_tokens, patch_tokens
+from transform.molmoe.tiling import PATCH, PATCHES, TOKENS_PER_CROP, Tiling, image_tokens, patch_tokens
 from transform.strict_json import Record
 
 GRAPH = "preprocess.onnx"
@@ -72,6 +72,9 @@ def cut_by_graph(session: Any, image: ImageInput, policy: Record) -> Picture:
     for name, shape in wanted.items():
         if found[name].shape != shape:
             raise _refused(f"{name} must be {list(shape)}, it is {list(found[name].shape)}")
+    index, most = found["feature_index"], crops * TOKENS_PER_CROP
+    if index.min() < 0 or index.max() >= most:
+        raise _refused(f"feature_index must be from 0 to {most - 1}, it is from {index.min()} to {index.max()}")
     return Picture((rows, columns), *found.values())
 
 
