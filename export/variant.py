@@ -144,9 +144,8 @@ def _write_code(plan: Plan, stage: Path) -> None:
     code = import_module(images.code)
     for name in code.TRAVELLING_FILES:
         shutil.copyfile(Path(code.__path__[0]) / name, stage / name)
-    if (stage / "tokenizer.json").is_file():
-        policy = code.processor_config(vision.tokens, vision.resize, vision.rule, vision.max_crops)
-        write_json(stage / "processor_config.json", policy)
+    policy = code.processor_config(vision.tokens, vision.resize, vision.rule, vision.max_crops)
+    write_json(stage / "processor_config.json", policy)
 
 
 def _write_graphs(plan: Plan, written: Checkpoint, static: StaticPlan | None) -> None:

@@ -27,7 +27,6 @@ from transform.molmoe.pictures import ImageError
 from transform.plan import Plan
 from transform.progress import Progress
 from transform.runtime import knobs_at_run_time
-from transform.strict_json import Record
 
 MAX_NEW_TOKENS = 16
 EXACT_MATCH = METRICS["exact_match"]
@@ -46,7 +45,7 @@ class Share:
         """The mean of scores from 0 to 1."""
         return cls(math.fsum(scores) / len(scores), standard_error(scores), len(scores))
 
-    def as_dict(self) -> Record:
+    def as_dict(self) -> dict[str, object]:
         """For `--json`."""
         return {"accuracy": self.accuracy, "stderr": self.stderr, "samples": self.samples}
 
@@ -60,7 +59,7 @@ class Evaluation(Share):
     answers: tuple[str, ...]
     scores: tuple[float, ...]
 
-    def as_dict(self) -> Record:
+    def as_dict(self) -> dict[str, object]:
         """For `--json`: the numbers without the single answers."""
         return {**super().as_dict(), "by_kind": {kind: share.as_dict() for kind, share in self.by_kind.items()}}
 

@@ -14,7 +14,6 @@ from multiprocessing import active_children, connection, get_context, parent_pro
 from typing import ParamSpec, TypeVar
 
 from transform.errors import KnobcastError
-from transform.strict_json import Record
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -126,7 +125,7 @@ class RayExecutor(Executor):
                     f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}. Leave one of them away."
                 )
             threads = self._start(workers)
-        options: Record = {"max_retries": 0, "num_cpus": 1}  # run_jobs tries again by itself
+        options: dict[str, float] = {"max_retries": 0, "num_cpus": 1}  # run_jobs tries again by itself
         if gpus:
             options["num_gpus"] = gpus
         self._task = ray.remote(**options)(_on_ray)

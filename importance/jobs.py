@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
 from contextlib import closing, nullcontext, suppress
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -25,8 +25,9 @@ from importance.atomic import SUFFIX, sweep_staged, write_atomically
 from transform.arrays import Array
 from transform.errors import KnobcastError, WriteError
 from transform.progress import Progress
-from transform.strict_json import Record
 
+Object = dict[str, object]  # a job or a result as JSON gives it back; what its keys are, the function alone knows
+R = TypeVar("R", bound=Mapping[str, object])
 ARRAY = 1000  # submissions at once where the executor has `batch`: the usual limit of a Slurm job array
 POLL_SECONDS = 1.0  # between looks at results that can't be waited for
 REASON = 400  # characters of the first reason in the message; `failed` has all of them whole
@@ -36,13 +37,13 @@ STALE_SECONDS = 86_400  # another machine's temporary file this old belongs to n
 class JobsError(KnobcastError):
     """Some jobs failed; `failed` has (spec, reason) of each. The results of the others are kept."""
 
-    failed: tuple[tuple[Record, str], ...] = ()
+    failed: tuple[tuple[Object, str], ...] = ()
 
 
 class Outcome(NamedTuple):
     """What a worker sends back: a result, or a reason with its traceback. `final`: trying again can't help."""
 
-    result: Record | None
+    result: Object | None
     reason: str = ""
     trace: str = ""
     final: bool = False
@@ -63,13 +64,13 @@ class Submits(Protocol):
 
 
 def run_jobs(
-    function: Callable[[Record], Record],
-    specs: Sequence[Record],
+    function: Callable[[Object], R],
+    specs: Sequence[Mapping[str, object]],
     store: Path,
     executor: Submits | None = None,
     progress: Progress | None = None,
     retries: int = 1,
-) -> list[Record]:
+) -> list[R]:
     """The result of `function(spec)` for every spec, in their order; what `store` has already isn't computed again.
 
     Specs and results are JSON objects, arrays packed by `pack`. `function` must be a module's top-level function where
@@ -83,10 +84,10 @@ def run_jobs(
     wanted = [_canonical(spec, "a job") for spec in specs]
     copies = Counter(wanted)
     folder = _folder(store)
-    found: dict[str, Record] = {}
+    found: dict[str, Object] = {}
     failed: dict[str, Outcome] = {}
 
-    def finish(text: str, result: Record) -> None:
+    def finish(text: str, result: Object) -> None:
         found[text] = result
         failed.pop(text, None)
         if progress is not None:
@@ -109,10 +110,10 @@ def run_jobs(
         missing = [text for text in missing if text in failed and not failed[text].final]
     if failed:
         raise _error(failed, len(copies), folder)
-    return [found[text] for text in wanted]
+    return cast("list[R]", [found[text] for text in wanted])
 
 
-def work(function: Callable[[Record], Record], text: str, store: str) -> Outcome:
+def work(function: Callable[[Object], Mapping[str, object]], text: str, store: str) -> Outcome:
     """One job, in the process that computes it: what `run_jobs` submits.
 
     Keeps the result itself where it sees the store, so that a run that is killed loses nothing that was finished.
@@ -122,7 +123,7 @@ def work(function: Callable[[Record], Record], text: str, store: str) -> Outcome
     if kept is not None:  # meanwhile done by another run
         return Outcome(kept)
     try:
-        result: Record = json.loads(_canonical(function(json.loads(text)), "a job's result"))
+        result: Object = json.loads(_canonical(function(json.loads(text)), "a job's result"))
     except KnobcastError as error:
         return Outcome(None, str(error), traceback.format_exc(), final=True)
     except (Exception, SystemExit) as error:  # an exception that can't be pickled would take the pool with it
@@ -151,7 +152,7 @@ def unpack(text: str) -> Array:
 
 
 def _outcomes(
-    function: Callable[[Record], Record], texts: Sequence[str], folder: Path, executor: Submits | None
+    function: Callable[[Object], Mapping[str, object]], texts: Sequence[str], folder: Path, executor: Submits | None
 ) -> Generator[tuple[str, Outcome], None, None]:
     """(job, outcome) as they finish. Closed early, it cancels what waits and keeps what is finished."""
     if executor is None:
@@ -259,22 +260,22 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _load(folder: Path, text: str) -> Record | None:
+def _load(folder: Path, text: str) -> Object | None:
     """The kept result of a job; None where there is none, or a file that is damaged or of another job."""
     try:
         raw = json.loads((folder / f"{_digest(text)}.json").read_text("utf-8"))
-        result: Record = raw["result"]
+        result: Object = raw["result"]
         right = _canonical(raw["spec"], "") == text and raw["sha256"] == _digest(_canonical(result, ""))
     except (OSError, ValueError, TypeError, KeyError, RecursionError, JobsError):
         return None
     return result if right else None
 
 
-def _keep(folder: Path, text: str, result: Record) -> None:
+def _keep(folder: Path, text: str, result: Object) -> None:
     content = {"spec": json.loads(text), "sha256": _digest(_canonical(result, "")), "result": result}
     write_atomically(folder / f"{_digest(text)}.json", json.dumps(content) + "\n", force=True, sweep=False)
 
 
-def _keep_once(folder: Path, text: str, result: Record) -> None:
+def _keep_once(folder: Path, text: str, result: Object) -> None:
     if _load(folder, text) is None:  # else its worker did
         _keep(folder, text, result)

@@ -13,7 +13,6 @@ from statistics import fmean, median, pstdev
 
 from importance.scores import MORE, Scores
 from transform.errors import ScoresError
-from transform.strict_json import Record
 
 MERGES = ("mean", "weighted", "median")
 UNIT = "standard deviations over the blocks"
@@ -158,7 +157,7 @@ def _data_digest(digests: Sequence[str | None]) -> str | None:
     return known[0] if len(known) == 1 else hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
 
-def _parts(scores: Sequence[Scores], shares: Sequence[float], how: str) -> list[Record]:
+def _parts(scores: Sequence[Scores], shares: Sequence[float], how: str) -> list[dict[str, object]]:
     return [
         {
             "source": part.source,

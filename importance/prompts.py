@@ -18,7 +18,6 @@ from transform.errors import CheckpointError
 from transform.image_settings import max_crops, variant_policy
 from transform.molmoe.pictures import ImageInput
 from transform.special_tokens import begin_id_of
-from transform.strict_json import Record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -152,7 +151,7 @@ def load_processor(checkpoint: Checkpoint) -> Processor:
     images = checkpoint.architecture.images
     if images is None:
         return tokenizer
-    policy: Record = {"max_crops": max_crops(checkpoint)}
+    policy: dict[str, object] = {"max_crops": max_crops(checkpoint)}
     stored = variant_policy(checkpoint) or {}
     policy |= {key: stored[key] for key in ("vision_tokens", "resize", "rule") if key in stored}
     return imported(images.processor)(tokenizer, vocab_size=checkpoint.settings.vocab, **policy)

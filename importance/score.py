@@ -7,8 +7,8 @@ together again: scores with paired statistics, and the `measure` that searches o
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from importance.readers.read import read_samples
 from importance.samples import EncodedImage, Sample, SamplesError, require_answers, samples_digest
 from importance.scores import MORE, Scores, model_digest
 from importance.shards import run_shard
+from importance.spec import Data, Result, Spec
 from importance.statistics import Spread
 from importance.tasks import check_samples, metric_named
 from transform.checkpoint import Checkpoint
@@ -33,7 +34,6 @@ from transform.errors import KnobError
 from transform.knobs import Knobs, merged_k
 from transform.plan import make_plan
 from transform.progress import Progress
-from transform.strict_json import Record
 
 SCORINGS = ("generate", "likelihood", "choices")
 SHARDS = 32  # the work is cut into about so many jobs: as often a stopped run is saved, and the bar moves
@@ -190,9 +190,9 @@ class Setting:
         """About the most positions of a picture with its questions."""
         if not self.checkpoint.architecture.modality.sees_images:
             return QUESTION
-        plan = make_plan(self.checkpoint, Knobs(tokens=self.tokens, resize="pad", rule="canvas")).as_dict()
-        longest: int = max(tiling["image_tokens"] for tiling in plan["vision"]["tilings"])
-        return longest + QUESTION
+        vision = make_plan(self.checkpoint, Knobs(tokens=self.tokens, resize="pad", rule="canvas")).vision
+        assert vision is not None
+        return max(tiling["image_tokens"] for tiling in vision.as_dict()["tilings"]) + QUESTION
 
     def references(self) -> str:
         """Which answers the sequences hold."""
@@ -234,9 +234,8 @@ class Scorer:
         if self.setting.chosen.kind != "ablation":
             gone = np.array([[k == 0 for k in config] for config in configs], np.float64)
             return gone @ (self._values if self.setting.chosen.higher_means == MORE else -self._values)
-        wanted = [list(config) for config in configs]
-        losses = np.empty((len(wanted), len(self.setting.samples)))
-        for members, result in self._results("losses", configs=wanted):
+        losses = np.empty((len(configs), len(self.setting.samples)))
+        for members, result in self._results("losses", configs=configs):
             losses[:, members] = unpack(result["losses"])
         return losses
 
@@ -267,13 +266,13 @@ class Scorer:
     def _values(self) -> np.ndarray:
         """[blocks, items] of a metric that is read off the full model; an item is a picture or a text."""
         kind = self.setting.chosen.kind
-        options: Record = {}
+        options: dict[str, float | None] = {}
         if self.setting.chosen.vision_weighted:
             options["vision_weight"] = self.setting.vision_weight
         if self.setting.chosen.name == "router_mass":
             options["k"] = self.setting.k
         name = "gradient" if kind == "gradient" else "observe"
-        results = self._results(name, options=options, metric=self.setting.chosen.name)
+        results = self._results(name, options=options)
         parts = [unpack(result["values"]) for _, result in results]
         if name == "gradient":  # sums over a chunk's samples: a chunk counts as often as it has samples
             counts = np.concatenate([result["counts"] for _, result in results]).astype(float)
@@ -287,23 +286,28 @@ class Scorer:
         shards = self.setting.shards()
         return [(members, samples_digest([self.setting.samples[index] for index in members])) for members in shards]
 
-    def _results(self, kind: str, **more: object) -> list[tuple[list[int], Record]]:
+    def _results(
+        self,
+        kind: str,
+        configs: Sequence[Config] = (),
+        options: Mapping[str, float | None] | None = None,
+    ) -> list[tuple[list[int], Result]]:
         setting = self.setting
-        data = {
+        data: Data = {
             "file": [str(file.resolve()) for file in setting.files],
             "annotations": None if setting.annotations is None else str(setting.annotations.resolve()),
             "images": None if setting.images is None else str(setting.images.resolve()),
             "limit": setting.limit,
+            "digest": "",
         }
-        common: Record = {
-            "version": 1, "kind": kind, "model": str(setting.checkpoint.path.resolve()),
-            "model_digest": self.model_digest, "side": self._side, "metric": setting.chosen.name, "task": setting.task,
-            "scoring": setting.how, "tokens": setting.tokens, "full": list(setting.full),
-            "max_new_tokens": setting.max_new_tokens, "streamed": setting.streamed,
-            "references": setting.references(), "tokens_per_call": setting.tokens_per_call,
-            "live_bytes": STREAMED_BYTES if setting.streamed else LIVE_BYTES, **more,
-        }  # fmt: skip
-        specs = [common | {"samples": members, "data": data | {"digest": own}} for members, own in self._shards]
+        common = Spec(
+            kind, str(setting.checkpoint.path.resolve()), self.model_digest, self._side, setting.chosen.name,
+            setting.task, setting.how, setting.tokens, setting.full, setting.max_new_tokens, setting.streamed,
+            setting.references(), setting.tokens_per_call, STREAMED_BYTES if setting.streamed else LIVE_BYTES,
+            [], data, configs, options or {},
+        )  # fmt: skip
+        shares = [replace(common, samples=members, data={**data, "digest": own}) for members, own in self._shards]
+        specs = [share.as_dict() for share in shares]
         mean = len(setting.samples) / len(specs)
         told = 0.0
 
@@ -324,7 +328,7 @@ class Scorer:
         setting, chosen = self.setting, self.setting.chosen
         mean, spread = values.mean(1).tolist(), Spread.of(values, groups)
         k = merged_k(setting.full)
-        notes: Record = {
+        notes: dict[str, object] = {
             "name": chosen.name,
             "reference": chosen.reference,
             "pictures": len({g for g, s in zip(setting.groups.tolist(), setting.samples, strict=True) if s.images}),

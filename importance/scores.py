@@ -10,9 +10,10 @@ import json
 import math
 import re
 from codecs import BOM_UTF8
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from importance.atomic import write_atomically
 from transform.checkpoint import Checkpoint
@@ -20,6 +21,7 @@ from transform.errors import ScoresError
 from transform.regular_file import IrregularError, read_regular
 from transform.strict_json import Record, parse
 
+T = TypeVar("T")
 PRESETS = Path(__file__).parent / "presets"
 PREFIX = "preset:"
 NESTED = ("merged_scores", "train_scores", "importance_scores")
@@ -58,7 +60,7 @@ class Scores:
         sign = 1.0 if self.higher_means == MORE else -1.0
         return {block: sign * value for block, value in self.values.items()}
 
-    def to_json(self) -> Record:
+    def to_json(self) -> dict[str, object]:
         """The canonical form, schema 1."""
         entries: list[dict[str, float]] = []
         for block, value in sorted(self.values.items()):
@@ -119,7 +121,9 @@ def write_scores(scores: Scores, path: Path, force: bool = False) -> None:
     write_object(content, path, lambda raw: parse_scores(raw, path.name, max(scores.values, default=0) + 1), force)
 
 
-def write_object(content: Record, path: Path, check: Callable[[Record], object], force: bool = False) -> None:
+def write_object(
+    content: Mapping[str, object], path: Path, check: Callable[[dict[str, object]], object], force: bool = False
+) -> None:
     """Write a JSON object that a reader accepts: `check` gets it as a reader would and raises what it refuses."""
     try:
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -151,7 +155,7 @@ def label(source: str | Path) -> str:
     return str(source) if str(source).startswith(PREFIX) else Path(source).name
 
 
-def read_object(source: str | Path) -> Record:
+def read_object(source: str | Path) -> dict[str, object]:
     """The JSON object of a scores file or preset, without duplicate keys, NaN or infinities."""
     path = Path(source)
     if str(source).startswith(PREFIX):
@@ -174,12 +178,13 @@ def read_object(source: str | Path) -> Record:
     return found
 
 
-def parse_scores(raw: Record, source: str, layers: int) -> Scores:
+def parse_scores(raw: Mapping[str, object], source: str, layers: int) -> Scores:
     """Scores from a parsed file of any accepted form."""
     if "sets" in raw:
+        sets = raw["sets"] if isinstance(raw["sets"], Iterable) else ()
         raise ScoresError(
             f"{source}: holds sets of blocks, not one score per block. Use it to choose a number of blocks it has: "
-            f"{', '.join(sorted(map(str, raw['sets'] or ()), key=lambda name: (len(name), name)))}."
+            f"{', '.join(sorted(map(str, sets), key=lambda name: (len(name), name)))}."
         )
     if "schema" in raw or "blocks" in raw:
         return _canonical(raw, source, layers)
@@ -199,7 +204,7 @@ _KNOWN = {"schema", "metric", "unit", "higher_means", "baseline", "samples", "mo
 _DIRECTIONS = {MORE: MORE, "more_important": MORE, "keep": MORE, LESS: LESS, "less_important": LESS, "drop": LESS}
 
 
-def _canonical(raw: Record, source: str, layers: int) -> Scores:
+def _canonical(raw: Mapping[str, object], source: str, layers: int) -> Scores:
     if type(raw.get("schema")) is not int or raw["schema"] != 1:
         raise ScoresError(f"{source}: schema must be 1, got {raw.get('schema')!r}. {_FORMS}")
     blocks = raw.get("blocks")
@@ -231,23 +236,30 @@ def _canonical(raw: Record, source: str, layers: int) -> Scores:
                     f"{source}: an interval is low <= high, block {index} has {low} to {high}. Swap them."
                 )
             interval[index] = (low, high)  # the score may lie outside: a percentile interval needn't hold the mean
-    for key, kind in (("metric", str), ("unit", str), ("samples", int), ("model_digest", str), ("data_digest", str)):
-        if raw.get(key) is not None and type(raw[key]) is not kind:
-            raise ScoresError(f"{source}: {key} must be a {kind.__name__} or null, got {raw[key]!r}. {_FORMS}")
+    texts = {key: optional(raw, key, str, source, _FORMS) for key in ("metric", "unit", "model_digest", "data_digest")}
+    samples = optional(raw, "samples", int, source, _FORMS)
     return Scores(
         values=_some(values, source),
-        metric=raw.get("metric") or "unknown",
-        unit=raw.get("unit") or "unknown",
+        metric=texts["metric"] or "unknown",
+        unit=texts["unit"] or "unknown",
         higher_means=_DIRECTIONS[direction],
         stderr=stderr,
         interval=interval,
         baseline=None if raw.get("baseline") is None else _number(raw["baseline"], "baseline", source),
-        samples=raw.get("samples"),
-        model_digest=raw.get("model_digest"),
-        data_digest=raw.get("data_digest"),
+        samples=samples,
+        model_digest=texts["model_digest"],
+        data_digest=texts["data_digest"],
         source=source,
         notes={key: value for key, value in raw.items() if key not in _KNOWN},
     )
+
+
+def optional(raw: Mapping[str, object], key: str, kind: type[T], source: str, forms: str) -> T | None:
+    """A value of this kind, None where it is null or absent; ScoresError for any other."""
+    value = raw.get(key)
+    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+        raise ScoresError(f"{source}: {key} must be a {kind.__name__} or null, got {value!r}. {forms}")
+    return value
 
 
 def _index(key: object, source: str, layers: int) -> int:

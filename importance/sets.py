@@ -9,9 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from importance.scores import Scores, parse_scores, write_object
+from importance.scores import Scores, optional, parse_scores, write_object
 from transform.errors import KnobError, ScoresError
-from transform.strict_json import Record
 
 _FORM = 'Accepted: {"schema": 1, "layers": 16, "sets": {"12": [2, 4, 10, 13], ...}, "scores": [optional, as blocks]}.'
 _SCORES = ("metric", "unit", "higher_means", "baseline", "samples", "model_digest", "data_digest")
@@ -32,7 +31,7 @@ class BlockSets:
     noise: str = ""
     model_digest: str | None = None
     scores: Scores | None = None
-    notes: Record = field(default_factory=dict)
+    notes: Mapping[str, object] = field(default_factory=dict)
 
     def keep_blocks(self, blocks: int) -> tuple[int, ...]:
         """The blocks that stay when `blocks` are left."""
@@ -45,7 +44,7 @@ class BlockSets:
             )
         return tuple(block for block in range(self.layers) if block not in self.drop[blocks])
 
-    def to_json(self) -> Record:
+    def to_json(self) -> dict[str, object]:
         """The file's form, schema 1; the most blocks first."""
         scored = self.scores.to_json() if self.scores else {}
         return {
@@ -61,7 +60,7 @@ class BlockSets:
         }
 
 
-def parse_sets(raw: Record, source: str, layers: int) -> BlockSets:
+def parse_sets(raw: Mapping[str, object], source: str, layers: int) -> BlockSets:
     """Sets from a parsed file or preset, for a model of `layers` blocks."""
     if raw.get("schema", 1) != 1 or type(raw.get("schema", 1)) is not int:
         raise ScoresError(f"{source}: schema must be 1, got {raw['schema']!r}. {_FORM}")
@@ -74,20 +73,18 @@ def parse_sets(raw: Record, source: str, layers: int) -> BlockSets:
         if not re.fullmatch(r"[1-9][0-9]{0,5}", count, re.ASCII) or int(count) > layers:
             raise ScoresError(f"{source}: sets are for 1 to {layers} blocks left, got {count!r}. {_FORM}")
         drop[int(count)] = _dropped(dropped, int(count), source, layers)
-    for key in ("model_digest", "provenance", "noise"):
-        if not isinstance(raw.get(key), str | None):
-            raise ScoresError(f"{source}: {key} must be a str or null, got {raw[key]!r}. {_FORM}")
+    texts = {key: optional(raw, key, str, source, _FORM) for key in ("model_digest", "provenance", "noise")}
     scores = None
     if raw.get("scores") is not None:
         scored = {key: raw[key] for key in _SCORES if key in raw}
         scores = parse_scores({"schema": 1, "blocks": raw["scores"], **scored}, source, layers)
     return BlockSets(
-        source, layers, drop, raw.get("provenance") or "", raw.get("noise") or "", raw.get("model_digest"), scores,
+        source, layers, drop, texts["provenance"] or "", texts["noise"] or "", texts["model_digest"], scores,
         {key: value for key, value in raw.items() if key not in (_KNOWN if scores is None else {*_KNOWN, *_SCORES})},
     )  # fmt: skip
 
 
-def check_layers(raw: Record, source: str, layers: int) -> None:
+def check_layers(raw: Mapping[str, object], source: str, layers: int) -> None:
     """Refuse sets or presets that are for models of another number of blocks."""
     if type(raw.get("layers")) is not int or raw["layers"] != layers:
         raise ScoresError(
@@ -105,7 +102,7 @@ def write_sets(
     model_digest: str | None = None,
     provenance: str = "",
     noise: str = "",
-    notes: Record | None = None,
+    notes: Mapping[str, object] | None = None,
     force: bool = False,
 ) -> BlockSets:
     """Write sets as `--scores FILE` reads them, whole or not at all; returns what was written.

@@ -32,34 +32,32 @@ from importance.prompts import Processor, load_processor
 from importance.readers.read import read_samples
 from importance.samples import Sample, SamplesError, samples_digest
 from importance.scores import model_digest
+from importance.spec import Result, Spec
 from importance.streaming import StreamedBlocks
 from importance.tasks import metric_named
 from transform.checkpoint import Checkpoint
 from transform.errors import KnobError
 from transform.load import load_model
 from transform.read import read_checkpoint
-from transform.strict_json import Record
 
 HELD_BYTES = 2 << 30  # of embedded pictures kept between jobs
 
 
-def run_shard(spec: Record) -> Record:
-    """The result of one job. spec["kind"]: `losses` -> {"losses": packed [configs, samples]}, `observe` -> {"values":
-    packed [blocks, rows]}, `gradient` -> {"values": packed [blocks, chunks], "counts"}; with the engine's report."""
-    shard = _Streamed(spec) if spec["streamed"] else _shard(spec)
-    full: Config = tuple(spec["full"])
-    if spec["kind"] == "losses":
+def run_shard(raw: dict[str, object]) -> Result:
+    """The result of one job; `raw`: a `Spec` as JSON."""
+    spec = Spec.parse(raw)
+    shard = _Streamed(spec) if spec.streamed else _shard(spec)
+    if spec.kind == "losses":
         objective = shard.objective(spec)
-        engine = Engine(shard.blocks, full, spec["tokens_per_call"], spec["live_bytes"], objective.remembers)
-        configs = [tuple(config) for config in spec["configs"]]
-        losses = measure(engine, shard.chunks(spec), configs, objective, spec["streamed"])
+        engine = Engine(shard.blocks, spec.full, spec.tokens_per_call, spec.live_bytes, objective.remembers)
+        losses = measure(engine, shard.chunks(spec), spec.configs, objective, spec.streamed)
         return {"losses": pack(losses), "report": engine.report.as_dict()}
-    found = metric(spec["metric"])
-    if spec["kind"] == "gradient":
-        values, counts = found.module.taylor(shard.blocks, full, shard.chunks(spec))
+    found = metric(spec.metric)
+    if spec.kind == "gradient":
+        values, counts = found.module.taylor(shard.blocks, spec.full, shard.chunks(spec))
         return {"values": pack(np.array(values)), "counts": counts, "report": {}}
-    watcher = found.module.watcher(**spec["options"])
-    report = observe(shard.blocks, full, shard.chunks(spec), [watcher], spec["streamed"])
+    watcher = found.module.watcher(**spec.options)
+    report = observe(shard.blocks, spec.full, shard.chunks(spec), [watcher], spec.streamed)
     values = [watcher.values[block] for block in sorted(watcher.values)]
     return {"values": pack(np.array(values)), "report": report.as_dict()}
 
@@ -69,11 +67,11 @@ class _Shard:
 
     blocks: Blocks
 
-    def __init__(self, spec: Record) -> None:
-        self.model = _model(spec["model"], spec["model_digest"])
+    def __init__(self, spec: Spec) -> None:
+        self.model = _model(spec.model, spec.model_digest)
         self.blocks = ResidentBlocks(self.model)
         self.samples = _samples_of(spec)
-        self.prepared: Prepared = prepare(self.model, _processor(spec["model"]), self.samples, spec["tokens"])
+        self.prepared: Prepared = prepare(self.model, _processor(spec.model), self.samples, spec.tokens)
         self.references = self._references(spec)
 
     @property
@@ -81,27 +79,27 @@ class _Shard:
         """Of the embedded prefixes."""
         return sum(prefix.nbytes for _, prefix in self.prepared.prefixes())
 
-    def chunks(self, spec: Record) -> Iterable[Chunk]:
+    def chunks(self, spec: Spec) -> Iterable[Chunk]:
         """In the order of the pictures."""
-        decoded = spec["max_new_tokens"] if spec["metric"] == "accuracy" else 1
-        apart = spec["kind"] != "losses"
+        decoded = spec.max_new_tokens if spec.metric == "accuracy" else 1
+        apart = spec.kind != "losses"
         return pack_chunks(self.model, self.prepared, self.references, new_tokens=decoded, apart=apart)
 
-    def objective(self, spec: Record) -> Objective:
+    def objective(self, spec: Spec) -> Objective:
         """By the spec's metric, scoring and task."""
         return objective_of(spec, self.samples, self.prepared, self.model, self.blocks)
 
-    def _references(self, spec: Record) -> list[list[list[int]]]:
+    def _references(self, spec: Spec) -> list[list[list[int]]]:
         prompts = self.prepared.prompts
-        if spec["references"] == "choices":
+        if spec.references == "choices":
             return [[prompts.answer(self.model, s, choice) for choice in s.choices] for s in self.samples]
-        if spec["references"] == "answers":
+        if spec.references == "answers":
             return [
                 [prompts.answer(self.model, s, answer) for answer in dict.fromkeys(s.answers)] for s in self.samples
             ]
-        if spec["references"] == "first token":
+        if spec.references == "first token":
             return [[] for _ in self.samples]
-        return self._own_answers(tuple(spec["full"]), spec["max_new_tokens"])
+        return self._own_answers(spec.full, spec.max_new_tokens)
 
     def _own_answers(self, full: Config, most: int) -> list[list[list[int]]]:
         """What the full model answers, greedily, with the end token where it ends by itself before `most` tokens."""
@@ -128,23 +126,23 @@ class _Streamed(_Shard):
 
     blocks: StreamedBlocks
 
-    def __init__(self, spec: Record) -> None:
-        checkpoint = read_checkpoint(Path(spec["model"]))
-        _same_model(checkpoint, spec["model_digest"])
+    def __init__(self, spec: Spec) -> None:
+        checkpoint = read_checkpoint(Path(spec.model))
+        _same_model(checkpoint, spec.model_digest)
         self.blocks = StreamedBlocks(checkpoint)
         self.model = self.blocks.model
         self.samples = _samples_of(spec)
         self.prepared = prepare(
             self.model,
-            _processor(spec["model"]),
+            _processor(spec.model),
             self.samples,
-            spec["tokens"],
+            spec.tokens,
             hold=False,
             max_positions=checkpoint.settings.max_positions,
         )
         self.references = self._references(spec)
 
-    def chunks(self, spec: Record) -> list[Chunk]:
+    def chunks(self, spec: Spec) -> list[Chunk]:
         """All of them, after which the vision tower isn't needed any more."""
         found = list(super().chunks(spec))
         self.blocks.forget_inputs()
@@ -152,26 +150,26 @@ class _Streamed(_Shard):
 
 
 def objective_of(
-    spec: Record, samples: Sequence[Sample], prepared: Prepared, model: nn.Module, blocks: Blocks
+    spec: Spec, samples: Sequence[Sample], prepared: Prepared, model: nn.Module, blocks: Blocks
 ) -> Objective:
     """What `metric` and `scoring` of a spec stand for."""
-    if spec["metric"] == "nll":
+    if spec.metric == "nll":
         return NegativeLogLikelihood()
-    if spec["metric"] == "kl":
+    if spec.metric == "kl":
         return Divergence()
-    if spec["metric"] != "accuracy":
-        raise KnobError(f"sets of blocks are measured by accuracy, nll or kl; {spec['metric']!r} scores blocks alone.")
-    if spec["scoring"] == "choices":
+    if spec.metric != "accuracy":
+        raise KnobError(f"sets of blocks are measured by accuracy, nll or kl; {spec.metric!r} scores blocks alone.")
+    if spec.scoring == "choices":
         return LikeliestChoice(dict(enumerate(_right_choices(samples))))
-    if spec["scoring"] == "likelihood":
+    if spec.scoring == "likelihood":
         return TeacherForced(prepared.prompts.ends(model))
-    task, prompts = metric_named(spec["task"]), prepared.prompts
+    task, prompts = metric_named(spec.task), prepared.prompts
     return Generated(
         blocks,
         lambda ids, sample: task(prompts.text(ids), samples[sample]),
         model,
         prompts.ends(model),
-        spec["max_new_tokens"],
+        spec.max_new_tokens,
     )
 
 
@@ -186,10 +184,10 @@ def _right_choices(samples: Sequence[Sample]) -> list[frozenset[int]]:
     return found
 
 
-def _samples_of(spec: Record) -> list[Sample]:
-    data = spec["data"]
+def _samples_of(spec: Spec) -> list[Sample]:
+    data = spec.data
     everything = _samples(tuple(data["file"]), data["annotations"], data["images"], data["limit"])
-    found = [everything[index] for index in spec["samples"] if index < len(everything)]
+    found = [everything[index] for index in spec.samples if index < len(everything)]
     if samples_digest(found) != data["digest"]:
         _samples.cache_clear()
         raise SamplesError(
@@ -227,10 +225,10 @@ def _processor(path: str) -> Processor:
 _HELD: "OrderedDict[str, _Shard]" = OrderedDict()  # of this process, the one used last at the end
 
 
-def _shard(spec: Record) -> _Shard:
+def _shard(spec: Spec) -> _Shard:
     """From the last jobs on the same samples, if it is still there. All that a shard depends on is in its key."""
     names = ("model", "model_digest", "side", "data", "samples", "tokens", "references", "full", "max_new_tokens")
-    key = repr([spec[name] for name in names])
+    key = repr([getattr(spec, name) for name in names])
     if key in _HELD:
         _HELD.move_to_end(key)
         return _HELD[key]

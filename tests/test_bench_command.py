@@ -4,6 +4,7 @@ import json
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from export.bench.job import BenchJob
 from export.bench.machine import machine_facts, parse_device_memory, physical_cores, process_memory
 from export.bench.measure import first_difference
 from export.bench.process import Contestant, ContestantError, without_folders
+from export.bench.record import BenchRecord
 from export.bench.show import show_bench
 from export.bench.workload import Workload, make_workload
 from export.command.main import app
@@ -319,7 +321,8 @@ def test_the_table_has_every_contestant(text_record: Record) -> None:
     failed = {"name": "exporter", "what": "", "status": "unavailable", "reason": "needs [this]"}
     parted = [{**text_record["contestants"][0], "first_difference": None}, *text_record["contestants"][1:]]
     parted[1] = {**parted[1], "first_difference": 3}
-    show_bench({**text_record, "tokens_equal": False, "contestants": [*parted, failed]}, console)
+    record = {**text_record, "tokens_equal": False, "contestants": [*parted, failed]}
+    show_bench(cast("BenchRecord", record), console)
     said = console.export_text()
     for words in ("step p95, ms", "prefill / grouped_mm's", "unavailable exporter: needs [this]", "4 steps"):
         assert words in said

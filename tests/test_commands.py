@@ -136,6 +136,11 @@ SCORES = {"schema": 1, "metric": "rise of the log-loss", "samples": 1234}
             "by.json: beam search by nll, 7 samples",
             {"source": "by.json", "metric": "beam search by nll", "samples": 7},
         ),
+        (
+            {"schema": 1, "layers": 6, "sets": {"5": [2]}, "title": "mine", "samples": "many"},
+            "by.json: mine, samples not said",
+            {"source": "by.json", "metric": "mine", "samples": None},
+        ),
     ],
 )
 def test_a_plan_names_what_chose_the_blocks(

@@ -142,6 +142,17 @@ def test_a_policy_that_other_files_contradict_is_named(made: dict[str, Path], tm
             check_facts(manifest_of(place), read_checkpoint(place))
 
 
+@pytest.mark.parametrize("said", [{}, {"form": None}])
+def test_a_form_that_io_json_leaves_open_is_the_usual_one(made: dict[str, Path], tmp_path: Path, said: Any) -> None:
+    place = Path(shutil.copytree(made["a tier"], tmp_path / "v"))
+    io = json.loads((place / "io.json").read_text())
+    del io["form"]
+    (place / "io.json").write_text(json.dumps(io | said))
+    assert check_facts(manifest_of(place), read_checkpoint(place)) == check_facts(
+        manifest_of(made["a tier"]), read_checkpoint(made["a tier"])
+    )
+
+
 @pytest.mark.parametrize("verification", ["resident", {}, {"mode": "residential"}, {"note": "resident"}, None, []])
 def test_how_it_was_verified_is_a_field(verification: Any) -> None:
     assert Verification.parse({"mode": "blockwise", "note": "not resident"}) == Verification(mode="blockwise")

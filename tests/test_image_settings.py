@@ -53,6 +53,15 @@ def test_a_variant_and_its_variants_keep_the_most_crops(molmo: Path, copy_of: Co
     assert again.max_crops == 3
 
 
+def test_a_variants_variant_keeps_its_policy(molmo: Path, tmp_path: Path) -> None:
+    """Also where there is no tokenizer to cut pictures with: another export reads it."""
+    knobs = Knobs(2, tokens=432, resize="fill", rule="linear")
+    export_variant(make_plan(read_checkpoint(molmo), knobs), tmp_path / "v", onnx=False, verify=False)
+    again = make_plan(read_checkpoint(tmp_path / "v"), Knobs(1)).vision
+    assert again is not None
+    assert (again.tokens, again.resize, again.rule) == (432, "fill", "linear")
+
+
 def test_scoring_sees_pictures_as_the_source_does(tmp_path: Path) -> None:
     shutil.copytree(DEFAULT, tmp_path / "m")
     checkpoint = read_checkpoint(saying(tmp_path / "m", PLACES[0], max_crops=5))

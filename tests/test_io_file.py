@@ -105,6 +105,25 @@ def test_what_exports_write_and_wrote_is_taken(seeing: Path, copied: Path) -> No
     Graphs(copied)
 
 
+def test_null_says_nothing(seeing: Path, copied: Path) -> None:
+    for key in ("vision_session_options", "form", "graphs", "static"):
+        change(copied, key, None)
+    assert read_io(copied).keys() == read_io(seeing).keys() - {"vision_session_options", "form", "graphs", "static"}
+    assert Graphs(copied).vision.get_inputs()
+    with pytest.raises(VerificationError, match="must have a vocabulary"):
+        make_workload(copied, read_io(copied), None, 4, None)
+
+
+@pytest.mark.parametrize("key", ["vision_session_options", "form", "graphs", "providers"])
+def test_null_means_what_absence_does(key: str, copied: Path) -> None:
+    change(copied, key, GONE)
+    absent = Graphs(copied)
+    change(copied, key, None)
+    null = Graphs(copied)
+    assert (null.form, null.providers) == (absent.form, absent.providers)
+    assert [value.name for value in null.vision.get_inputs()] == [value.name for value in absent.vision.get_inputs()]
+
+
 def test_an_option_that_onnxruntime_does_not_take(seeing: Path) -> None:
     with pytest.raises(VerificationError, match="can't take the session option"):
         open_session(seeing / "text.onnx", {"k" * LONGEST: "v"})

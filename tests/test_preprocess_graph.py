@@ -25,7 +25,7 @@ from export.run.io_file import read_io
 from export.variant import export_variant
 from tests.support.paths import FIXTURES, ROOT
 from tests.support.pictures import synthetic_image
-from tests.support.variants import write_variant
+from tests.support.variants import read_json, write_variant
 from transform.arrays import Array
 from transform.errors import VerificationError
 from transform.knobs import Knobs
@@ -171,7 +171,7 @@ def test_written_with_a_variant(tmp_path: Path) -> None:
 def test_io_says_how_a_prompt_is_put_together(tmp_path: Path) -> None:
     """A client with a tokenizer and the graphs gets the ids that the processor gets."""
     made = write_variant(ROOT / DEFAULT, tmp_path / "v", tokens=288)
-    prompt, image = read_io(made)["prompt"], synthetic_image(60, 50, 1)
+    prompt, image = read_json(made / "io.json")["prompt"], synthetic_image(60, 50, 1)
     text = Tokenizer.from_file(str(made / "tokenizer.json")).encode(
         prompt["before"] + "What is this?" + prompt["after"], add_special_tokens=prompt["add_special_tokens"]
     )
@@ -183,7 +183,7 @@ def test_io_says_how_a_prompt_is_put_together(tmp_path: Path) -> None:
 
 
 def test_the_prompt_of_a_text_model(tmp_path: Path, olmoe: Path) -> None:
-    prompt = read_io(write_variant(olmoe, tmp_path / "v"))["prompt"]
+    prompt = read_json(write_variant(olmoe, tmp_path / "v") / "io.json")["prompt"]
     assert prompt["order"] == ["text"]
     assert prompt["add_special_tokens"]
     assert not (tmp_path / "v" / "preprocess.onnx").exists()

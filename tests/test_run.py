@@ -272,6 +272,10 @@ def test_a_familys_member_answers_as_the_variant_alone(tmp_path: Path) -> None:
     whole = knobcast("run", family, "--prompt", "w5", "--max-new-tokens", "1")
     assert "this runs the family's own graph" in whole.err and "--member takes k2-b3" in whole.err
     assert "--member" not in knobcast("run", alone, "--prompt", "w5").err
+    for damaged in ("{}", "{", '{"schema": 2}'):  # the family's own graph needs no record of its members
+        (family / "family.json").write_text(damaged)
+        again = knobcast("run", family, "--prompt", "w5", "--max-new-tokens", "1")
+        assert again.out == whole.out and "--member" not in again.err
 
 
 def test_a_broken_tokenizer_is_named(runnable: Path, tmp_path: Path) -> None:

@@ -97,8 +97,10 @@ def test_direction_is_respected(tmp_path: Path) -> None:
         ('{"schema": 1, "blocks": [{"index": 0, "score": 1, "low": -1e999, "high": 1}]}', "has -1e999"),
         ({"sets": None}, "sets of blocks"),
         ({"sets": {"x": []}}, "sets of blocks"),
+        ({"sets": 5}, "sets of blocks"),
         (CANONICAL | {"higher_means": "sideways"}, "sideways"),
         (CANONICAL | {"samples": "many"}, "samples must be a int or null"),
+        (CANONICAL | {"samples": True}, "samples must be a int or null"),
     ],
 )
 def test_a_wrong_file_is_refused_with_the_reason(tmp_path: Path, content: object, words: str) -> None:

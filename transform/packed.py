@@ -141,7 +141,7 @@ def read_packed(directory: Path, config: Record) -> Checkpoint:
     return checkpoint
 
 
-def _floats(directory: Path, config: Record, held: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def _floats(directory: Path, config: Mapping[str, object], held: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The table of the float checkpoint: its names and shapes, with bytes only for what isn't packed."""
     stems = {name.removesuffix(".codes"): tensor for name, tensor in held.items() if name.endswith(".codes")}
     named = Checkpoint(directory, config, {**held, **stems}, ())

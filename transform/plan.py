@@ -16,8 +16,8 @@ from transform.image_settings import max_crops, variant_policy
 from transform.knobs import DTYPES, Knobs, canonical_name, parse_tokens
 from transform.molmoe import tiling
 from transform.packed_layout import BLOCK, packed_bytes
+from transform.plan_facts import PlanFacts, VisionFacts
 from transform.stack import is_stacked, stack_experts
-from transform.strict_json import Record
 from transform.tokenizer_file import tokenizer_warnings
 from transform.top_k import beyond_training, set_top_k
 from transform.write import written_bytes
@@ -39,7 +39,7 @@ class Vision:
     rule: str
     tilings: tuple[tuple[int, int], ...]
 
-    def as_dict(self) -> Record:
+    def as_dict(self) -> VisionFacts:
         """For plan, manifest and io.json; token counts are real ones, per (rows, columns)."""
         return {
             "tokens": self.tokens,
@@ -112,7 +112,7 @@ class Plan:
         """Block indices of the source that the variant lacks."""
         return tuple(i for i in range(self.source.settings.layers) if i not in self.keep_blocks)
 
-    def as_dict(self) -> Record:
+    def as_dict(self) -> PlanFacts:
         """One JSON object; the words are those of flags and manifest."""
         target = self.target
         return {

@@ -6,7 +6,7 @@ from pathlib import Path
 from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError
 from transform.side_files import side_files
-from transform.strict_json import MAX_TABLE_BYTES, Record, read_json
+from transform.strict_json import MAX_TABLE_BYTES, read_json
 
 FILE = "tokenizer.json"
 # What AutoTokenizer makes a tokenizer of as well, and `run` doesn't.
@@ -68,7 +68,7 @@ def highest_id(directory: Path) -> int:
 @lru_cache(maxsize=16)
 def _highest_id(path: Path, *_unchanged: int) -> int:
     try:
-        stored: Record = read_json(path, MAX_TABLE_BYTES)
+        stored = read_json(path, MAX_TABLE_BYTES)
     except CheckpointError:
         return -1
     model, added = stored.get("model"), stored.get("added_tokens")

@@ -13,9 +13,9 @@ from export.bench.job import BenchJob
 from export.bench.workload import Workload
 from export.run.graphs import Graphs, dtype_of
 from transform.arrays import Array
-from transform.strict_json import Record
 
 if TYPE_CHECKING:
+    from onnxruntime import OrtValue
     from torch.onnx import ONNXProgram
     from transformers import PreTrainedModel
 
@@ -87,7 +87,7 @@ class Engine:
         self.device = job.device
         self.features: Array | None = None
         self.session: onnxruntime.InferenceSession
-        self.cache: Record = {}
+        self.cache: dict[str, Array | OrtValue] = {}
         self.length = 0
 
     def prepare(self) -> None:
@@ -128,7 +128,7 @@ class Engine:
 
     def _next(self, ids: Array, features: Array | None) -> int:
         self.length += ids.shape[1]
-        feed: Record = {"attention_mask": np.ones((1, self.length), np.int64), **self.cache}
+        feed: dict[str, Array | OrtValue] = {"attention_mask": np.ones((1, self.length), np.int64), **self.cache}
         modality = self.front.modality
         feed[modality.decoder_input] = self.front.embed(ids, features) if modality.sees_images else ids
         binding = self.session.io_binding()

@@ -7,11 +7,23 @@ import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-from transform.strict_json import Record
+from typing import TypedDict
 
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "torch", "transformers", "numpy", "onnxscript", "onnx")
 STATUS = {"peak_bytes": "VmHWM", "anonymous_bytes": "RssAnon"}  # in /proc/self/status, in kB
+
+
+class MachineFacts(TypedDict):
+    """What `machine_facts` finds; None: unknown, or no GPU is used."""
+
+    cpu: str
+    cores: int
+    threads: int
+    load: float | None
+    gpu: str | None
+    system: str
+    python: str
+    versions: dict[str, str]
 
 
 def physical_cores() -> int:
@@ -26,7 +38,7 @@ def physical_cores() -> int:
     return len(cores) or len(allowed)
 
 
-def machine_facts(threads: int, gpu: bool) -> Record:
+def machine_facts(threads: int, gpu: bool) -> MachineFacts:
     """Processor, cores, threads used, load, versions; the GPU's name where one is used and nvidia-smi knows it."""
     model = re.search(r"^model name\s*:\s*(.+)$", _cpuinfo(), re.M)
     return {

@@ -7,16 +7,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import cast
 
 import numpy as np
 
 from export.bench.contestants import GRAPHS, PREPARES, WHAT
 from export.bench.job import BenchJob
 from export.bench.process import Contestant, ContestantError
+from export.bench.record import ContestantRecord, Loaded, Ran, Spread, Timed
 from export.bench.workload import Workload
 from transform.progress import Progress, Say
 from transform.scratch import scratch
-from transform.strict_json import Record
 
 SETTLE = 0.05  # seconds between turns: the threads of the last one wait busily for a while
 Advance = Progress
@@ -48,12 +49,12 @@ class Entry:
     status: str = "measured"
     reason: str | None = None
     prepared: float | None = None
-    loaded: Record = field(default_factory=dict)
-    runs: list[Record] = field(default_factory=list)
+    loaded: Loaded | None = None
+    runs: list[Ran] = field(default_factory=list)
     process: Contestant | None = None
 
 
-def measure(bench: Bench, say: Say, advance: Advance) -> list[Record]:
+def measure(bench: Bench, say: Say, advance: Advance) -> list[ContestantRecord]:
     """One record per contestant, in the order of `names`."""
     entries = [Entry(name) for name in bench.names]
     with scratch("bench") as folder:
@@ -100,17 +101,17 @@ def _load(job: BenchJob, timeout: float, entry: Entry) -> None:
         finally:
             first.close()
     entry.process = Contestant(given, timeout)
-    entry.loaded = entry.process.ask("load")
+    entry.loaded = cast("Loaded", entry.process.ask("load"))
 
 
 def _run(counted: bool, entry: Entry) -> None:
     assert entry.process is not None
-    found = entry.process.ask("run")
+    found = cast("Ran", entry.process.ask("run"))
     if counted:
         entry.runs.append(found)
 
 
-def records(entries: Sequence[Entry]) -> list[Record]:
+def records(entries: Sequence[Entry]) -> list[ContestantRecord]:
     """The entries as they are printed, compared with the first baseline and with the graphs' tokens."""
     found = {entry.name: _record(entry) for entry in entries}
     measured = [name for name in found if found[name]["status"] == "measured"]
@@ -124,7 +125,7 @@ def records(entries: Sequence[Entry]) -> list[Record]:
     return list(found.values())
 
 
-def first_baseline(found: Sequence[Record]) -> str | None:
+def first_baseline(found: Sequence[ContestantRecord]) -> str | None:
     """The first contestant that was measured, the graphs aside."""
     return next((str(r["name"]) for r in found if r["status"] == "measured" and r["name"] != GRAPHS), None)
 
@@ -134,7 +135,7 @@ def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int | None:
     return next((j for j, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), None)
 
 
-def tokens_equal(found: Sequence[Record]) -> bool | None:
+def tokens_equal(found: Sequence[ContestantRecord]) -> bool | None:
     """Whether all made the graphs' tokens in every run; None where there is nobody to compare with."""
     measured = [r for r in found if r["status"] == "measured"]
     if len(measured) < 2 or measured[0]["name"] != GRAPHS:
@@ -142,26 +143,29 @@ def tokens_equal(found: Sequence[Record]) -> bool | None:
     return all(r["first_difference"] is None and r["repeatable"] for r in measured)
 
 
-def _record(entry: Entry) -> Record:
-    record: Record = {"name": entry.name, "what": WHAT[entry.name], "status": entry.status}
-    if entry.status != "measured":
-        return record | {"reason": entry.reason}
-    runs: list[Record] = [
+def _record(entry: Entry) -> ContestantRecord:
+    record: ContestantRecord = {"name": entry.name, "what": WHAT[entry.name], "status": entry.status}
+    if entry.status != "measured" or entry.loaded is None:
+        record["reason"] = entry.reason
+        return record
+    runs: list[Timed] = [
         {
             "vision": _rounded(run["vision"]),
-            "prefill": _rounded(run["prefill"]),
-            "steps": [_rounded(second) for second in run["steps"]],
+            "prefill": round(run["prefill"], 9),
+            "steps": [round(second, 9) for second in run["steps"]],
         }
         for run in entry.runs
     ]
     tokens = entry.runs[0]["tokens"]
     steps = [second for run in runs for second in run["steps"]]
+    seen = [run["vision"] for run in runs if run["vision"] is not None]
     mean = float(np.mean(steps))
     memory, before = entry.runs[-1]["memory"], entry.loaded["memory_before"]
-    return record | {
+    measured: ContestantRecord = {
+        **record,
         "prepare_seconds": _rounded(entry.prepared),
-        "load_seconds": _rounded(entry.loaded["seconds"]),
-        "vision_seconds": _spread([run["vision"] for run in runs]),
+        "load_seconds": round(entry.loaded["seconds"], 9),
+        "vision_seconds": _spread(seen) if seen else None,
         "prefill_seconds": _spread([run["prefill"] for run in runs]),
         "step_seconds": {
             "steps": len(steps),
@@ -180,26 +184,21 @@ def _record(entry: Entry) -> Record:
         "tokens": tokens,
         "runs": runs,
     }
+    return measured
 
 
-def _ratios(record: Record, baseline: Record) -> dict[str, float | None]:
+def _ratios(record: ContestantRecord, baseline: ContestantRecord) -> dict[str, float | None]:
     """Median time over the baseline's median time: below 1 is faster."""
-    pairs = {
-        "vision": (record["vision_seconds"], baseline["vision_seconds"], "median"),
-        "prefill": (record["prefill_seconds"], baseline["prefill_seconds"], "median"),
-        "step": (record["step_seconds"], baseline["step_seconds"], "p50"),
-    }
+    ours, theirs = record["vision_seconds"], baseline["vision_seconds"]
     return {
-        part: None if ours is None or theirs is None else round(ours[key] / theirs[key], 4)
-        for part, (ours, theirs, key) in pairs.items()
+        "vision": round(ours["median"] / theirs["median"], 4) if ours and theirs else None,
+        "prefill": round(record["prefill_seconds"]["median"] / baseline["prefill_seconds"]["median"], 4),
+        "step": round(record["step_seconds"]["p50"] / baseline["step_seconds"]["p50"], 4),
     }
 
 
-def _spread(seconds: Sequence[float | None]) -> dict[str, float] | None:
-    known = [value for value in seconds if value is not None]
-    if not known:
-        return None
-    return {"median": round(float(np.median(known)), 9), "least": min(known), "most": max(known)}
+def _spread(seconds: Sequence[float]) -> Spread:
+    return {"median": round(float(np.median(seconds)), 9), "least": min(seconds), "most": max(seconds)}
 
 
 def _rounded(value: float | None) -> float | None:

@@ -57,7 +57,7 @@ class Contestant:
             tail = self._tail()
             self.close()
             raise ContestantError(f"its process ended with code {code} during {what}{tail}")
-        answer: Record = json.loads(line)
+        answer = json.loads(line)
         if "error" in answer:
             self.close()
             raise ContestantError(without_folders(answer["error"]))

@@ -7,12 +7,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from transform.strict_json import Record
+from export.bench.record import BenchRecord, ContestantRecord
 
 MB = 1e6
 
 
-def show_bench(found: Record, console: Console) -> None:
+def show_bench(found: BenchRecord, console: Console) -> None:
     """Print all of it."""
     work, machine = found["workload"], found["machine"]
     measured = [r for r in found["contestants"] if r["status"] == "measured"]
@@ -30,7 +30,7 @@ def show_bench(found: Record, console: Console) -> None:
     for record in found["contestants"]:
         if record["status"] != "measured":
             console.print(
-                f"[yellow]{record['status']}[/yellow] {record['name']}: {escape(record['reason'])}", soft_wrap=True
+                f"[yellow]{record['status']}[/yellow] {record['name']}: {escape(str(record['reason']))}", soft_wrap=True
             )
     picture = f"{work['image_tokens']} image tokens of {work['crops']} crops among them, " if work["crops"] else ""
     console.print(
@@ -56,11 +56,11 @@ def show_contestants(names: Mapping[str, str | None], what: Mapping[str, str], c
     console.print(table)
 
 
-def _rows(found: Record) -> list[tuple[str, Callable[[Record], str]]]:
+def _rows(found: BenchRecord) -> list[tuple[str, Callable[[ContestantRecord], str]]]:
     base = found["baseline"]
-    rows: list[tuple[str, Callable[[Record], str]]] = [
+    rows: list[tuple[str, Callable[[ContestantRecord], str]]] = [
         ("load, s", lambda r: _number(r["load_seconds"])),
-        ("picture, s", lambda r: _number(r["vision_seconds"] and r["vision_seconds"]["median"])),
+        ("picture, s", lambda r: _number(r["vision_seconds"]["median"] if r["vision_seconds"] else None)),
         ("prefill, s", lambda r: _number(r["prefill_seconds"]["median"])),
         ("step p50, ms", lambda r: _number(1e3 * r["step_seconds"]["p50"])),
         ("step p95, ms", lambda r: _number(1e3 * r["step_seconds"]["p95"])),
@@ -69,26 +69,24 @@ def _rows(found: Record) -> list[tuple[str, Callable[[Record], str]]]:
     ]
     for part in ("vision", "prefill", "step"):
         rows.append((f"{'picture' if part == 'vision' else part} / {base}'s", partial(_ratio, part)))
-    for key, title in (
-        ("peak_bytes", "peak memory, MB"),
-        ("anonymous_bytes_at_load", "anonymous after load, MB"),
-        ("anonymous_bytes_before_load", "  before it, MB"),
-        ("device_bytes", "on the device, MB"),
-    ):
-        rows.append((title, partial(_memory, key)))
-    return rows
+    return [
+        *rows,
+        ("peak memory, MB", lambda r: _memory(r["memory"]["peak_bytes"])),
+        ("anonymous after load, MB", lambda r: _memory(r["memory"]["anonymous_bytes_at_load"])),
+        ("  before it, MB", lambda r: _memory(r["memory"]["anonymous_bytes_before_load"])),
+        ("on the device, MB", lambda r: _memory(r["memory"]["device_bytes"])),
+    ]
 
 
-def _ratio(part: str, record: Record) -> str:
+def _ratio(part: str, record: ContestantRecord) -> str:
     return _number(record.get("ratios", {}).get(part))
 
 
-def _memory(key: str, record: Record) -> str:
-    value = record["memory"][key]
+def _memory(value: int | None) -> str:
     return "" if value is None else f"{value / MB:,.0f}"
 
 
-def _say_tokens(found: Record, console: Console) -> None:
+def _say_tokens(found: BenchRecord, console: Console) -> None:
     if found["tokens_equal"] is None:
         return
     parted = [

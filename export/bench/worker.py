@@ -19,12 +19,11 @@ from export.bench.contestants import HOME
 from export.bench.job import BenchJob, Engine
 from export.bench.machine import device_memory, process_memory
 from export.bench.workload import Workload
-from transform.strict_json import Record
 
 LONGEST = 600  # characters of an error
 
 
-def timed_run(engine: Engine, workload: Workload) -> Record:
+def timed_run(engine: Engine, workload: Workload) -> dict[str, object]:
     """One prompt: the picture, the prefill that gives the first token, and the N - 1 steps that give the others."""
     engine.start()
     vision = None
@@ -43,7 +42,7 @@ def timed_run(engine: Engine, workload: Workload) -> Record:
     return {"vision": vision, "prefill": prefill, "steps": steps, "tokens": tokens}
 
 
-def answer(what: str, engine: Engine, workload: Workload, gpu: bool) -> Record:
+def answer(what: str, engine: Engine, workload: Workload, gpu: bool) -> dict[str, object]:
     """What one request gives."""
     if what == "run":
         found = timed_run(engine, workload)

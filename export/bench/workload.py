@@ -7,11 +7,12 @@ No torch, but for the default picture.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
 from export.run.graphs import open_tokenizer
-from export.run.io_file import policy_in
+from export.run.io_file import ROLES, Io, policy_in
 from transform.arrays import Array
 from transform.errors import KnobError, VerificationError
 from transform.strict_json import Record
@@ -31,6 +32,18 @@ ships: names, flags, loads of timber, salt, oranges and coal. A machine reads th
 nobody had reported, an island that the old charts put four miles too far east, and the day in June when the keeper,
 for once, wrote no number at all, only: married. Visitors may climb the stairs between ten and five, except on Mondays;
 the ticket costs eight euros, children pay half, and on the first Sunday of a month everyone goes in free. """
+
+
+class WorkloadFacts(TypedDict):
+    """What was asked for, in the record; crops and image tokens are 0 without a picture."""
+
+    batch: int
+    prompt_tokens: int
+    prompt_from: str
+    crops: int
+    image_tokens: int
+    new_tokens: int
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -60,7 +73,7 @@ class Workload:
             picture = {name: found[name] for name in PICTURE if name in found}
             return cls(found["ids"], int(found["new_tokens"]), picture, "")
 
-    def as_dict(self) -> Record:
+    def as_dict(self) -> WorkloadFacts:
         """For the record."""
         return {
             "batch": 1,
@@ -73,9 +86,7 @@ class Workload:
         }
 
 
-def make_workload(
-    directory: Path, io: Record, prompt_tokens: int | None, new_tokens: int, image: Path | None
-) -> Workload:
+def make_workload(directory: Path, io: Io, prompt_tokens: int | None, new_tokens: int, image: Path | None) -> Workload:
     """A prompt of `prompt_tokens` (None: 512, more where a picture needs more); raises KnobError where it can't be."""
     if new_tokens < 2:
         raise KnobError(
@@ -109,7 +120,7 @@ def make_workload(
     return Workload(np.array([[*opening, *words]], np.int64), new_tokens, picture, source)
 
 
-def _picture(io: Record, image: Path | None) -> tuple[dict[str, Array], list[int]]:
+def _picture(io: Io, image: Path | None) -> tuple[dict[str, Array], list[int]]:
     """The arrays of a picture cut by the variant's own policy, and its stream of ids."""
     from transform.molmoe.preprocessing import preprocess
 
@@ -120,7 +131,7 @@ def _picture(io: Record, image: Path | None) -> tuple[dict[str, Array], list[int
         cut = preprocess(picture(), **policy)
     else:
         cut = preprocess(image, **policy)
-    roles = [io["special_ids"][f"image_{role}"] for role in ("start", "end", "patch", "column")]
+    roles = [io["special_ids"][role] for role in ROLES]
     index = np.where(cut.image_input_idx < 0, cut.image_input_idx, cut.image_input_idx + 1)  # behind BOS
     arrays = {
         "images": cut.images,
@@ -131,15 +142,17 @@ def _picture(io: Record, image: Path | None) -> tuple[dict[str, Array], list[int
     return arrays, cut.image_tokens(*roles).tolist()
 
 
-def _words(directory: Path, io: Record, count: int) -> tuple[list[int], str]:
+def _words(directory: Path, io: Io, count: int) -> tuple[list[int], str]:
     """`count` ids of TEXT, over and over; drawn ones where there is no tokenizer."""
-    special = {i for value in io["special_ids"].values() for i in (value if isinstance(value, list) else [value])}
+    known = io["special_ids"]
+    special = {known["bos"], *known["eos"], *(known[role] for role in ROLES if role in known)}
     if (directory / "tokenizer.json").is_file():
         encoded = open_tokenizer(directory).encode(TEXT, add_special_tokens=False).ids
         ids = [i for i in encoded if i not in special]
         if ids:
             return (ids * (count // len(ids) + 1))[:count], "text"
-    outputs = io.get("graphs", {}).get("text.onnx", {}).get("outputs", ())
+    graph = io.get("graphs", {}).get("text.onnx")
+    outputs = graph["outputs"] if graph else ()
     vocab = next((o["shape"][-1] for o in outputs if o["name"] == "logits" and o["shape"]), None)
     if type(vocab) is not int or not len(special) < vocab <= MOST_IDS:
         raise VerificationError(

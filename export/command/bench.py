@@ -11,10 +11,11 @@ from export.command.once import joined
 from export.command.options import Json, Provider
 from export.command.output import print_json, remarks, show_warnings
 from transform.errors import KnobcastError, KnobError, VerificationError, WriteError
-from transform.strict_json import Record
 
 if TYPE_CHECKING:
+    from export.bench.record import BenchRecord, Setting
     from export.run.family_file import Member
+    from export.run.io_file import Io
 
 SCHEMA = 1
 AGAINST = "eager,grouped_mm,exporter"
@@ -92,7 +93,7 @@ def bench(
         if not dry_run:
             raise
         reasons[GRAPHS] = str(error)
-    facts: Record = {
+    facts: Setting = {
         "schema": SCHEMA,
         "directory": str(directory),
         "member": member,
@@ -136,7 +137,8 @@ def bench(
         ])  # fmt: skip
     with turn_bar(remarks, plan.turns) as (say, advance):
         found = measure(plan, say, advance)
-    record = facts | {
+    record: BenchRecord = {
+        **facts,
         "machine": machine,
         "workload": workload.as_dict(),
         "runs": rounds.runs,
@@ -157,7 +159,7 @@ def bench(
         raise typer.Exit(1)
 
 
-def _open(directory: Path, provider: str, member: str | None) -> tuple[Record, "Member | None"]:
+def _open(directory: Path, provider: str, member: str | None) -> tuple["Io", "Member | None"]:
     """(io.json, the family's member); refuses what has no graphs, and a provider that isn't there."""
     import onnxruntime
 

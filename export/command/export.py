@@ -54,8 +54,8 @@ def export(request: Request, graphs: Graphs, target: Target) -> None:
     if target.dry_run:
         if target.as_json:
             more = {"static": fixed.as_dict()} if fixed else {}
-            more |= {"scores": ranking_facts(ranking)} if ranking else {}
-            print_json({**made.as_dict(), **more, "out": str(out)})
+            ranked = {"scores": ranking_facts(ranking)} if ranking else {}
+            print_json({**made.as_dict(), **more, **ranked, "out": str(out)})
         return
     with progress_bars(remarks, weight_bytes(made.target)) as (say, progress):
         manifest = export_variant(

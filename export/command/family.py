@@ -1,5 +1,6 @@
 """`knobcast export --family GRID` and `--member NAME`: what is refused beside them, and the tables people see."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -16,7 +17,7 @@ from export.files.verification import Verification
 from importance.choose import Source, find_scores
 from transform.errors import KnobError
 from transform.hub_cache import name_of
-from transform.plan import Plan, weight_bytes
+from transform.plan import Plan, active_parameters, weight_bytes
 from transform.strict_json import Record
 
 _REPLACED = ("--k", "--blocks", "--keep-blocks", "--drop-blocks")
@@ -69,8 +70,8 @@ def _refuse(words: list[str], flag: str, reason: str) -> None:
         )
 
 
-def _facts(plan: Plan) -> Record:
-    facts = plan.as_dict()
+def _facts(plan: Plan) -> dict[str, object]:
+    facts: Mapping[str, object] = plan.as_dict()
     words = ("blocks_kept", "top_k", "parameters", "active_parameters", "bytes", "warnings")
     return {"name": member_name(plan.target), **{word: facts[word] for word in words}}
 
@@ -84,9 +85,8 @@ def _show_plans(base: Plan, members: tuple[Plan, ...], ranking: Source | None, c
     table.add_column("drop blocks")
     table.add_column("active per token", justify="right")
     for plan in members:
-        facts = _facts(plan)
         removed = " ".join(map(str, plan.removed)) or "none"
-        table.add_row(facts["name"], removed, f"{facts['active_parameters']:,}")
+        table.add_row(member_name(plan.target), removed, f"{active_parameters(plan.target):,}")
     console.print(table)
 
 

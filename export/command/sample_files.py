@@ -9,7 +9,7 @@ from transform.knobs import parse_count
 
 HOW_TO = (
     'The simplest is a text file beside its pictures, a line per question: {"id": "1", "image": "dog.jpg", "prompt": '
-    '"What is it?", "answers": ["a dog"]}; docs/scoring.md#samples has all forms.'
+    '"What is it?", "answers": ["a dog"]}; docs/evaluate.md#the-data has all forms.'
 )
 
 

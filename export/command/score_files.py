@@ -1,21 +1,34 @@
 """What `score`, `search`, `share` and `merge` write and show: scores, block sets, experts per block, a chart."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from rich.console import Console
 from rich.markup import escape
 
 from transform.errors import ScoresError
-from transform.strict_json import Record
 
 if TYPE_CHECKING:
+    from importance.results import Allocations
     from importance.score import Scorer, Setting
     from importance.scores import Scores
+    from importance.search.found import Options
 
 
-def score_blocks(scorer: "Scorer", other: "Setting | None", target: Path, force: bool, plot: Path | None) -> Record:
+class Agreed(TypedDict):
+    """How far other samples rank the blocks alike; `spearman` None: there is no ranking to compare."""
+
+    data: str
+    samples: int | None
+    band: str
+    spearman: float | None
+
+
+def score_blocks(
+    scorer: "Scorer", other: "Setting | None", target: Path, force: bool, plot: Path | None
+) -> dict[str, object]:
     """Score blocks, with `other` samples as a check of the ranking."""
     from importance.score import Scorer
     from importance.scores import write_scores
@@ -25,12 +38,13 @@ def score_blocks(scorer: "Scorer", other: "Setting | None", target: Path, force:
     if other is not None:
         theirs = Scorer(other, scorer.store, scorer.executor, scorer.progress).scores()
         blocks = sorted(found.values)
-        agreed: Record = {"data": ", ".join(file.name for file in other.files), "samples": theirs.samples}
+        data = ", ".join(file.name for file in other.files)
+        agreed: Agreed = {"data": data, "samples": theirs.samples, "band": "", "spearman": None}
         try:
             rho, agreed["band"] = agreement([found.values[b] for b in blocks], [theirs.values[b] for b in blocks])
             agreed["spearman"] = round(rho, 6)
         except ScoresError as error:  # all blocks alike: there is no ranking to compare
-            agreed |= {"band": f"undefined: {error}", "spearman": None}
+            agreed["band"] = f"undefined: {error}"
         found = replace(found, notes={**found.notes, "validation": agreed})
     write_scores(found, target, force)
     if plot is not None:
@@ -38,7 +52,9 @@ def score_blocks(scorer: "Scorer", other: "Setting | None", target: Path, force:
     return found.to_json()
 
 
-def search_sets(scorer: "Scorer", name: str, max_drop: int, options: Record, target: Path, force: bool) -> Record:
+def search_sets(
+    scorer: "Scorer", name: str, max_drop: int, options: "Options", target: Path, force: bool
+) -> dict[str, object]:
     """Search sets of blocks and write them as `--scores` reads them."""
     from importance.results import found_sets
     from importance.search import strategy
@@ -55,7 +71,7 @@ def search_sets(scorer: "Scorer", name: str, max_drop: int, options: Record, tar
     return sets.to_json()
 
 
-def share_experts(scorer: "Scorer", mean_k: float, ks: list[int], target: Path, force: bool) -> Record:
+def share_experts(scorer: "Scorer", mean_k: float, ks: list[int], target: Path, force: bool) -> "Allocations":
     """Allocate experts to blocks."""
     from importance.results import allocated
     from importance.scores import write_object
@@ -65,21 +81,21 @@ def share_experts(scorer: "Scorer", mean_k: float, ks: list[int], target: Path, 
     return found
 
 
-def show_result(result: Record, target: Path, layers: int) -> None:
+def show_result(result: Mapping[str, object], target: Path, layers: int) -> None:
     """The table of whatever was written."""
     from export.command.show_scores import show_scores
-    from export.command.show_sets import show_sets, show_widths
+    from export.command.show_sets import SetsFile, show_sets, show_widths
     from importance.scores import parse_scores
 
     console = Console(highlight=False)
     if "sets" in result:
-        show_sets(result, console)
+        show_sets(cast("SetsFile", result), console)
     elif "allocation" in result:
-        show_widths(result, console)
+        show_widths(cast("Allocations", result), console)
     else:
         show_scores(parse_scores(result, target.name, layers), console, layers)
         if "validation" in result:
-            agreed = result["validation"]
+            agreed = cast("Agreed", result["validation"])
             rho = "–" if agreed["spearman"] is None else f"{agreed['spearman']:.3f}"
             console.print(escape(f"Spearman {rho} with {agreed['data']}: {agreed['band']}"), soft_wrap=True)
     console.print(f"[green]written[/green] {escape(str(target))}", soft_wrap=True)

@@ -36,12 +36,12 @@ def search(
         raise KnobError(f"--beam-width is for --strategy beam, the strategy is {by}. Leave it out.")
     target = work.target(how.checkpoint, "sets.json")
     setting = how.setting(files)
-    from importance.search.found import Task  # numpy
+    from importance.search.found import Options, Task  # numpy
 
     free = len(setting.full) - (2 if protected is None else len(protected))
     most = max_drop if max_drop is not None else max(1, min(4, free))
     task = Task.of(setting.full, most, protected, 3 if beam_width is None else beam_width, nested)
-    options = {"protected": protected, "nested": nested, "width": task.width}
+    options: Options = {"protected": protected, "nested": nested, "width": task.width}
     work.do(
         setting, target, chosen.cost(task), chosen.passes(task),
         lambda scorer: search_sets(scorer, by, most, options, target, work.force),

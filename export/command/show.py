@@ -5,6 +5,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import TypedDict
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,6 +17,7 @@ from importance.scores import Scores
 from transform.forms import Form
 from transform.knobs import spelt_k
 from transform.plan import Plan
+from transform.plan_facts import VisionFacts
 from transform.strict_json import Record
 
 _MANY_TILINGS = 8
@@ -42,15 +44,25 @@ def show_plan(plan: Plan, ranking: Source | None, console: Console) -> None:
     console.print(table)
 
 
-def ranking_facts(ranking: Source) -> Record:
-    """For `--json`: what ranked the blocks, by which metric, on how many samples; null: not said."""
+class Ranked(TypedDict):
+    """What ranked the blocks, by which metric, on how many samples; None: not said."""
+
+    source: str
+    metric: str | None
+    samples: int | None
+
+
+def ranking_facts(ranking: Source) -> Ranked:
+    """For `--json`, from scores or sets that anyone may have written."""
     notes = ranking.notes
     if isinstance(ranking, Scores):
         metric, samples = None if ranking.metric == "unknown" else ranking.metric, ranking.samples
     else:
         searched = "objective" in notes and "strategy" in notes
-        metric = f"{notes['strategy']} search by {notes['objective']}" if searched else notes.get("title")
-        samples = notes.get("samples")
+        title = f"{notes['strategy']} search by {notes['objective']}" if searched else notes.get("title")
+        metric = None if title is None else str(title)
+        counted = notes.get("samples")
+        samples = counted if isinstance(counted, int) else None
     return {"source": ranking.source, "metric": metric, "samples": samples}
 
 
@@ -67,7 +79,7 @@ def _stored(plan: Plan) -> str:
     return f"{plan.dtype} dtype"
 
 
-def _vision_rows(vision: Record) -> list[tuple[str, str]]:
+def _vision_rows(vision: VisionFacts) -> list[tuple[str, str]]:
     tilings = vision["tilings"]
     if vision["tokens"] is None or len(tilings) > _MANY_TILINGS:
         least = min(tilings, key=lambda t: t["image_tokens"])

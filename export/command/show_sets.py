@@ -3,10 +3,16 @@
 from rich.console import Console
 from rich.table import Table
 
-from transform.strict_json import Record
+from importance.results import Allocations, SetNotes
 
 
-def show_sets(found: Record, console: Console) -> None:
+class SetsFile(SetNotes):
+    """A sets file as far as the table shows it."""
+
+    sets: dict[str, list[int]]
+
+
+def show_sets(found: SetsFile, console: Console) -> None:
     """The best set for each number of blocks, with what it loses beside the full model."""
     table = Table(box=None, pad_edge=False, title=f"{found['strategy']}, {found['objective']}", title_justify="left")
     table.add_column("blocks", justify="right")
@@ -25,7 +31,7 @@ def show_sets(found: Record, console: Console) -> None:
     )
 
 
-def show_widths(found: Record, console: Console) -> None:
+def show_widths(found: Allocations, console: Console) -> None:
     """The allocation of experts beside the same k everywhere."""
     table = Table(box=None, pad_edge=False)
     table.add_column("")

@@ -1,11 +1,11 @@
 """How `score`, `search` and `share` do their work: cost first, then jobs with kept results, then one file."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 from rich.console import Console
@@ -17,7 +17,6 @@ from export.command.score_files import show_result
 from importance.atomic import sweep_staged
 from importance.store import job_folder
 from transform.errors import WriteError
-from transform.strict_json import Record
 
 if TYPE_CHECKING:
     from importance.configurations import Cost
@@ -25,9 +24,23 @@ if TYPE_CHECKING:
     from transform.checkpoint import Checkpoint
 
 Out = Annotated[
-    Path | None, typer.Option("--out", help="Default: scores.json (sets.json, widths.json) beside the model.")
+    Path | None,
+    typer.Option("--out", help="Beside the model if absent: scores.json; of search sets.json, of share widths.json."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
+
+
+class CostFacts(TypedDict):
+    """What a run takes at most, before it starts. passes: how often the samples are gone through."""
+
+    metric: str
+    samples: int
+    jobs: int
+    configurations: int
+    block_evaluations: int
+    naive_block_evaluations: int
+    full_passes: float
+    passes: int
 
 
 @dataclass(frozen=True)
@@ -56,7 +69,7 @@ class Work:
         target: Path,
         cost: "Cost",
         passes: int,
-        measure: Callable[["Scorer"], Record],
+        measure: Callable[["Scorer"], Mapping[str, object]],
         other: "Setting | None" = None,
     ) -> None:
         """Say what it costs, and unless that is all, run `measure` and show what it wrote to `target`.
@@ -88,7 +101,7 @@ class Work:
         else:
             show_result(result, target, setting.checkpoint.settings.layers)
 
-    def _show_cost(self, facts: Record, setting: "Setting", cost: "Cost", target: Path) -> None:
+    def _show_cost(self, facts: CostFacts, setting: "Setting", cost: "Cost", target: Path) -> None:
         from importance.estimate import estimate
 
         say_note("timing the first two pictures or texts")
@@ -130,8 +143,7 @@ def refuse_existing(target: Path, beside_model: bool, force: bool) -> None:
     raise WriteError(f"{target} exists; pass --force or choose another --out.")
 
 
-def _facts(setting: "Setting", cost: "Cost", passes: int) -> Record:
-    """What a run takes at most, before it starts. passes: how often the samples are gone through."""
+def _facts(setting: "Setting", cost: "Cost", passes: int) -> CostFacts:
     return {
         "metric": setting.chosen.name,
         "samples": len(setting.samples),
@@ -144,7 +156,7 @@ def _facts(setting: "Setting", cost: "Cost", passes: int) -> Record:
     }
 
 
-def _words(facts: Record) -> str:
+def _words(facts: CostFacts) -> str:
     return (
         f"{facts['metric']} on {facts['samples']} samples, {facts['configurations']:,} configurations: "
         f"{facts['block_evaluations']:,} block evaluations per picture (one by one: "

@@ -6,7 +6,7 @@ exporting again is as quick and says more; this is for graphs whose checkpoint i
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ def load_graph(path: Path) -> Any:
     return model
 
 
-def _mark(model: Any, record: Record) -> None:
+def _mark(model: Any, record: Mapping[str, object]) -> None:
     """What was done, inside the file."""
     from export.derive.place import MARK
 

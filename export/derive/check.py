@@ -39,7 +39,7 @@ def check_derived(source: Path, staged: Path, surgery: Surgery) -> Record:
     """Everything that can be checked about the graph in `staged`, beside its source; raises VerificationError."""
     import onnx
 
-    found: Record = {}
+    found: dict[str, object] = {}
     ranges, missing = check_ranges(staged)
     found["checker"] = _checker(source, staged)
     found["ranges"] = ranges
@@ -69,7 +69,7 @@ def check_derived(source: Path, staged: Path, surgery: Surgery) -> Record:
     return found
 
 
-def is_proven(found: Record) -> bool:
+def is_proven(found: Mapping[str, object]) -> bool:
     """Whether the graph was compared with something."""
     return any(isinstance(found.get(other), dict) for other in ("source_with_masked_ranks", "torch"))
 
@@ -110,7 +110,7 @@ def _session_options(directory: Path) -> Mapping[str, str]:
     return options if isinstance(options, dict) else SESSION_OPTIONS
 
 
-def _against_source(source: Path, staged: Path, surgery: Surgery, options: Mapping[str, str]) -> Record | str:
+def _against_source(source: Path, staged: Path, surgery: Surgery, options: Mapping[str, str]) -> dict[str, float] | str:
     """The derived graph and its source, in both of which only the experts count that the smaller k keeps."""
     import onnx
 

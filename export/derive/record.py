@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from export.files.integrity import pending_of, read_sums, sha256_file
 from transform.disk import full_disk
@@ -50,7 +49,7 @@ def is_unfinished(path: Path) -> bool:
     return path.name in pending_of(read_manifest(path.parent))[1]
 
 
-def publish(directory: Path, entry: Mapping[str, Any], files: Mapping[Path, Path]) -> None:
+def publish(directory: Path, entry: Mapping[str, object], files: Mapping[Path, Path]) -> None:
     """Give the files ({target: staged}, the graph last) their names and extend the record. One process at a time."""
     with refusing(directory, sum(staged.stat().st_size for staged in files.values())):
         handle = os.open(directory, os.O_RDONLY)
@@ -66,7 +65,7 @@ def publish(directory: Path, entry: Mapping[str, Any], files: Mapping[Path, Path
             os.close(handle)
 
 
-def _extend(directory: Path, entry: Mapping[str, Any], files: Mapping[Path, Path]) -> None:
+def _extend(directory: Path, entry: Mapping[str, object], files: Mapping[Path, Path]) -> None:
     manifest = _settled(directory)
     added = {target.name: sha256_file(staged) for target, staged in files.items()}
     pending: Manifest = {"entry": dict(entry), "added": added}

@@ -7,10 +7,9 @@ from typing import Any
 
 from export.derive.graph import Network, Node
 from export.derive.surgery import Opened, Surgery
-from transform.strict_json import Record
 
 
-def against_torch(staged: Path, opened: Opened, surgery: Surgery) -> Record | str:
+def against_torch(staged: Path, opened: Opened, surgery: Surgery) -> dict[str, float] | str:
     """The graph against the directory's own model in PyTorch, or why not; quantised weights are dequantised there."""
     directory = staged.parent
     if not all((directory / name).is_file() for name in ("io.json", "config.json")):

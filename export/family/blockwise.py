@@ -7,7 +7,7 @@ the member's blocks and k. What is left open is the sum of float32 rounding over
 
 from typing import NamedTuple
 
-from export.files.verification import Verification
+from export.files.verification import OtherK, Verification
 from export.gate.blockwise import keep_largest, one_block_graphs
 from export.gate.compare import find_probe, onnx_vs_torch, other_k
 from export.run.family_file import Family, Member
@@ -19,7 +19,6 @@ from transform.load import load_view
 from transform.machine import release_memory
 from transform.progress import Say
 from transform.runtime import moe_top_k
-from transform.strict_json import Record
 from transform.top_k import set_top_k
 
 
@@ -28,6 +27,9 @@ class Pair(NamedTuple):
 
     block: int
     k: int
+
+
+Measured = tuple[dict[str, float], OtherK]  # differences of a pair's graph from PyTorch, and what another k makes
 
 
 def prove_members_blockwise(family: Family, written: Checkpoint, say: Say) -> list[Verification]:
@@ -53,9 +55,9 @@ def check_emission(written: Checkpoint, form: Form, member: Member) -> None:
         )
 
 
-def measure_pairs(written: Checkpoint, form: Form, pairs: set[Pair], say: Say) -> dict[Pair, tuple[Record, Record]]:
-    """{pair: (differences of its graph from PyTorch, result with another k)}; each block is loaded once."""
-    found: dict[Pair, tuple[Record, Record]] = {}
+def measure_pairs(written: Checkpoint, form: Form, pairs: set[Pair], say: Say) -> dict[Pair, Measured]:
+    """What was measured of each pair; each block is loaded once."""
+    found: dict[Pair, Measured] = {}
     for block in sorted({pair.block for pair in pairs}):
         own = drop_blocks(written, (block,))
         model, _ = load_view(own)
@@ -78,15 +80,15 @@ def _pairs(member: Member) -> list[Pair]:
     return [Pair(block, k) for block, k in zip(member.blocks_kept, member.top_k, strict=True)]
 
 
-def _of_member(member: Member, measured: dict[Pair, tuple[Record, Record]]) -> Verification:
+def _of_member(member: Member, measured: dict[Pair, Measured]) -> Verification:
     """The largest difference over the member's pairs, and the least that another k made."""
     worst: dict[str, float] = {}
-    others: list[Record] = []
+    others: list[OtherK] = []
     for pair in _pairs(member):
         compared, other = measured[pair]
         keep_largest(worst, compared)
         others.append(other)
     changes = [other["difference"] for other in others if other["difference"] is not None]
     k = [other["k"][0] for other in others if other["k"]]
-    least = {"k": k or None, "difference": min(changes, default=None)}
+    least: OtherK = {"k": k or None, "difference": min(changes, default=None)}
     return Verification(mode="blockwise", blocks=len(others), onnx_vs_torch=worst, other_k=least)

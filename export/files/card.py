@@ -13,7 +13,7 @@ from transform.knobs import spelt_k
 from transform.modality import Modality
 from transform.molmoe.versions import tested_range
 from transform.plan import Plan
-from transform.strict_json import Record
+from transform.plan_facts import VisionFacts
 
 
 def write_card(
@@ -95,7 +95,7 @@ def _list(values: list[int]) -> str:
     return ", ".join(map(str, values)) or "none"
 
 
-def _vision(vision: Record) -> list[str]:
+def _vision(vision: VisionFacts) -> list[str]:
     tilings = vision["tilings"]
     if vision["tokens"] is None:
         return [f"Images: stock tiling, at most {vision['max_crops']} crops and the global view.", ""]
@@ -162,7 +162,7 @@ def _verification(plan: Plan, verification: Verification | None) -> list[str]:
         "|---|---|",
     ]
     alike = f", {_alike(plan)} alike," if _rounded(plan) else ""
-    for name, found in verification.as_user.get("generate", {}).items():
+    for name, found in verification.as_user["generate"].items() if verification.as_user else ():
         lines.append(f"| as users load it, generate == no cache: {name} | {found['difference']:.3g} |")
     for group, title in (
         ("static_vs_dynamic", f"equal to the source{alike} with the same knobs at run time"),
@@ -176,9 +176,9 @@ def _verification(plan: Plan, verification: Verification | None) -> list[str]:
             f"| preprocess.onnx == Python: {cut['pictures']:.0f} pictures of all shapes | "
             f"{cut['largest_difference']:.3g} |"
         )
-    other = verification.other_k.get("difference")
-    if other is not None:
-        lines.append(f"| another k (must differ) | {other:.3g} |")
+    other = verification.other_k
+    if other and other["difference"] is not None:
+        lines.append(f"| another k (must differ) | {other['difference']:.3g} |")
     return lines
 
 

@@ -95,7 +95,8 @@ def _knobs(manifest: Record, checkpoint: Checkpoint) -> Iterator[Fact]:
     except KnobcastError as error:
         raise ValueError(f"knobs: {error}") from error
     if (checkpoint.path / IO).is_file():
-        yield "knobs.form by io.json", read_json(checkpoint.path / IO).get("form", REFERENCE.name), form.name
+        said = read_json(checkpoint.path / IO).get("form")
+        yield "knobs.form by io.json", REFERENCE.name if said is None else said, form.name
     own = form_of(checkpoint)
     if own.bits or form.bits:
         yield "knobs.form", own.name, form.name

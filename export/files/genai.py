@@ -12,11 +12,10 @@ from export.run.session_options import SESSION_OPTIONS, session_options
 from transform.checkpoint import Checkpoint
 from transform.forms import REFERENCE, Form
 from transform.special_tokens import begin_id, end_ids, image_token_ids
-from transform.strict_json import Record
 from transform.write import write_json
 
 
-def genai_config(checkpoint: Checkpoint, directory: Path, form: Form = REFERENCE) -> Record:
+def genai_config(checkpoint: Checkpoint, directory: Path, form: Form = REFERENCE) -> dict[str, object]:
     """The content of genai_config.json for the graphs of a finished variant."""
     settings = checkpoint.settings
     modality = checkpoint.architecture.modality
@@ -43,7 +42,7 @@ def genai_config(checkpoint: Checkpoint, directory: Path, form: Form = REFERENCE
         },
     }
     pad = checkpoint.config.get("pad_token_id")
-    model: Record = {
+    model: dict[str, object] = {
         "type": checkpoint.architecture.runtimes.genai,
         "bos_token_id": begin_id(checkpoint, directory),
         "eos_token_id": list(ends) if len(ends) > 1 else ends[0],
@@ -82,6 +81,6 @@ def write_genai_config(checkpoint: Checkpoint, directory: Path, form: Form = REF
     return path
 
 
-def _session_options(form: Form, options: Mapping[str, str] | None = None) -> Record:
+def _session_options(form: Form, options: Mapping[str, str] | None = None) -> dict[str, object]:
     providers = [] if form.runs_on_cpu else [{"cuda": cuda_options(static=False)}]
     return {"log_id": "knobcast", "provider_options": providers, **(options or session_options(form))}

@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx
 
+from export.run.io_file import Signature, Value
 from export.run.providers import SESSION_ATTRIBUTES, provider_options
 from export.run.session_options import SESSION_OPTIONS, session_options
 from export.run.static_plan import StaticPlan
@@ -88,7 +89,7 @@ def write_io(
     return path
 
 
-def signature(path: Path) -> Record:
+def signature(path: Path) -> Signature:
     """Names, types and shapes of a graph's inputs and outputs, as io.json has them."""
     try:
         graph = onnx.load(path, load_external_data=False).graph
@@ -116,7 +117,7 @@ def picture_rule(resize: str) -> Record:
     return {"least_side": 1, "most_side": MOST_SIDE, "aspect_below": CROP if resize == "pad" else None}
 
 
-def _value(info: Any) -> dict[str, object]:
+def _value(info: Any) -> Value:
     tensor = info.type.tensor_type
     shape = [d.dim_param or d.dim_value for d in tensor.shape.dim]
     return {"name": info.name, "dtype": DTYPES[tensor.elem_type], "shape": shape}

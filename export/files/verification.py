@@ -2,15 +2,50 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from typing import NotRequired, TypedDict
 
 from transform.errors import VerificationError
-from transform.strict_json import Record
 
 MODES = ("resident", "blockwise")
 SKIPPED = "skipped"  # in the record's place where nothing was verified
 Measured = Mapping[str, float]
 _COMPARED = ("static_vs_dynamic", "onnx_vs_torch", "static_vs_torch")
 _JUDGED_BY = ("relative_tolerance", "largest_value")
+
+
+class OtherK(TypedDict):
+    """Another k per block, and the difference it makes; both None: there is none."""
+
+    k: list[int] | None
+    difference: float | None
+
+
+class Generation(TypedDict):
+    """Generation with a cache beside one pass without it: how many tokens, and how far logits differ."""
+
+    tokens: int
+    same_tokens: bool
+    difference: float
+    largest_value: float
+
+
+class UserReport(TypedDict):
+    """What the process without knobcast found, with the first `blocks` blocks; what it couldn't try is absent."""
+
+    transformers: str
+    generate: dict[str, Generation]
+    tokenizer_round_trip: NotRequired[int]  # ids of texts, the same again
+    reload: NotRequired[dict[str, int]]  # tensors missing, unexpected, mismatched
+    blocks: int
+
+
+class Operators(TypedDict):
+    """{"operator, what": difference, and limit where there is one}; `not_run`: why the form's experts weren't."""
+
+    onnxruntime: str
+    provider: str
+    not_run: NotRequired[str]
+    checks: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,26 +56,26 @@ class Verification:
     mode: str  # of MODES
     parameters_on_meta: int | None = None  # of the model that config.json describes
     identical_tensors: int | None = None  # that hold the bytes of their origin
-    as_user: Record = field(default_factory=dict)
+    as_user: UserReport | None = None
     reload: Measured = field(default_factory=dict)  # tensors missing, unexpected, mismatched: 0 of each
     probe_seed: int | None = None
     blocks: int | None = None  # of a member that was proven block by block
     static_vs_dynamic: Measured = field(default_factory=dict)  # the variant and its twin at run time: all exactly 0
-    other_k: Record = field(default_factory=dict)  # another k, and the difference it makes; both None: there is none
+    other_k: OtherK | None = None
     graph_ranges: Mapping[str, int] = field(default_factory=dict)  # graph file -> how many ranges of weights it reads
     onnx_vs_torch: Measured = field(default_factory=dict)
     float16_rounding: float | None = None  # of the largest logit
     static_vs_torch: Mapping[str, float | None] = field(default_factory=dict)  # None where float32 can't decide
     preprocess: Measured = field(default_factory=dict)  # preprocess.onnx and the Python code: tolerance, pictures
     graphs_computed_by: str | None = None
-    operators: Record = field(default_factory=dict)
+    operators: Operators | None = None
 
     def differences(self, group: str) -> dict[str, float]:
         """Of `static_vs_dynamic`, `onnx_vs_torch` or `static_vs_torch`: those that were measured, by their names."""
         found: Mapping[str, float | None] = getattr(self, group)
         return {name: value for name, value in found.items() if name not in _JUDGED_BY and value is not None}
 
-    def as_dict(self) -> Record:
+    def as_dict(self) -> dict[str, object]:
         """For JSON: what was measured."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value not in (None, {})}

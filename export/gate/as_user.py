@@ -9,9 +9,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 
+from export.files.verification import UserReport
 from export.gate.tolerance import LEAST_SCALE
 from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
@@ -19,7 +21,6 @@ from transform.errors import VerificationError
 from transform.machine import SMALL
 from transform.plan import parameters
 from transform.scratch import scratch
-from transform.strict_json import Record
 from transform.write import write_json
 
 SCRIPT = Path(__file__).with_name("user_process.py")
@@ -27,10 +28,10 @@ NEW_TOKENS, PROMPT = 6, 12
 # Of the largest logit. Two float32 programs differ by 4e-6 here; an expert choice that float32 can't decide costs more,
 # and a swallowed argument 0.1 and up.
 TOLERANCE = 1e-3
-Report = Record
+Request = Mapping[str, object]
 
 
-def check_as_user(variant: Checkpoint, blocks: int | None = None) -> Report:
+def check_as_user(variant: Checkpoint, blocks: int | None = None) -> UserReport:
     """What the process found, with the first `blocks` blocks or all of them.
 
     Raises VerificationError where nothing loads, or where generation with and without a cache differ.
@@ -56,7 +57,7 @@ def check_as_user(variant: Checkpoint, blocks: int | None = None) -> Report:
                 f"{TOLERANCE * scale:.3g} is allowed (transformers {report['transformers']}). "
                 "No variant was written: please report this."
             )
-    return report | {"blocks": blocks}
+    return {**report, "blocks": blocks}
 
 
 def code_of_others(variant: Checkpoint) -> list[str]:
@@ -85,7 +86,7 @@ def _linked(variant: Checkpoint, place: Path, blocks: int) -> Path:
     return place
 
 
-def run_process(place: Path, request: Report, home: Path, threads: dict[str, str]) -> tuple[int, str, str]:
+def run_process(place: Path, request: Request, home: Path, threads: dict[str, str]) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of a process that looks at the variant in `place`."""
     env = os.environ | threads | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(home / "modules")}
     done = subprocess.run(
@@ -95,7 +96,7 @@ def run_process(place: Path, request: Report, home: Path, threads: dict[str, str
     return done.returncode, done.stdout, done.stderr
 
 
-def _run(place: Path, request: Report, home: Path, threads: dict[str, str]) -> Report:
+def _run(place: Path, request: Request, home: Path, threads: dict[str, str]) -> UserReport:
     code, printed, errors = run_process(place, request, home, threads)
     if code:
         lines = errors.strip().splitlines() or [f"it ended with {code}"]
@@ -103,5 +104,5 @@ def _run(place: Path, request: Report, home: Path, threads: dict[str, str]) -> R
             "the variant must load and generate in a process without knobcast, as its users do: "
             f"{lines[-1].replace(str(place), 'it')[:400]}. No variant was written."
         )
-    report: Report = json.loads(printed.splitlines()[-1])
+    report: UserReport = json.loads(printed.splitlines()[-1])
     return report

@@ -16,7 +16,7 @@ def run_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Verificat
     `written` is the variant as it was read from its directory. Raises VerificationError.
     """
     quiet_transformers()
-    computed, operators = None, {}
+    computed, operators = None, None
     if onnx:
         from export.gate.checking import computed_by
         from export.gate.op_checks import check_operators

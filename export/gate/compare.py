@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from export.files.verification import OtherK
 from export.gate.probe import DECODE, MIN_MARGIN, PROMPT, SEEDS, MarginWatch, TextProbe, text_probe
 from export.gate.tolerance import LEAST_SCALE, scale_of
 from export.run.graphs import Graphs
@@ -11,7 +12,6 @@ from transform.checkpoint import Checkpoint
 from transform.errors import VerificationError
 from transform.molmoe.compatibility import CACHE
 from transform.runtime import moe_top_k
-from transform.strict_json import Record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -86,7 +86,7 @@ def exactly_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]
     return differences
 
 
-def other_k(model: "PreTrainedModel", target: Checkpoint, probe: TextProbe) -> Record:
+def other_k(model: "PreTrainedModel", target: Checkpoint, probe: TextProbe) -> OtherK:
     """The comparison can tell one k from another: changing it must change the result."""
     k = target.settings.top_k
     other = [value - 1 if value > 1 else value + 1 for value in k]
@@ -104,14 +104,14 @@ def other_k(model: "PreTrainedModel", target: Checkpoint, probe: TextProbe) -> R
     return {"k": other, "difference": difference}
 
 
-def onnx_vs_torch(model: "PreTrainedModel", graphs: Graphs, probe: TextProbe) -> Record:
+def onnx_vs_torch(model: "PreTrainedModel", graphs: Graphs, probe: TextProbe) -> dict[str, float]:
     """Compare the graphs with PyTorch for prefill, cached decode and a padded batch, and image embeddings."""
     theirs = run_text(model, probe)
     ours = {name: torch.from_numpy(value) for name, value in graphs.run_text(probe).items()}
     return check_close({name: (ours[name], theirs[name]) for name in ours})
 
 
-def check_close(pairs: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> Record:
+def check_close(pairs: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float]:
     """Differences relative to the largest value (at least LEAST_SCALE); more than TOLERANCE is an error."""
     measured, largest = {}, LEAST_SCALE
     for name, (ours, theirs) in pairs.items():

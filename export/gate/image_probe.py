@@ -1,7 +1,9 @@
 """The gate's picture as the model sees it: crops, masks, index map and token ids for the variant's own policy."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,7 +14,9 @@ from transform.checkpoint import Checkpoint
 from transform.modality import IMAGE
 from transform.molmoe.preprocessing import preprocess
 from transform.special_tokens import begin_id, image_token_ids
-from transform.strict_json import Record
+
+if TYPE_CHECKING:
+    import torch
 
 TEXT = 6
 
@@ -28,7 +32,7 @@ class ImageProbe:
     image_input_idx: Array
     feature_index: Array
 
-    def for_torch(self) -> Record:
+    def for_torch(self) -> "dict[str, torch.Tensor]":
         """Keyword arguments of the PyTorch model."""
         import torch
 
@@ -39,7 +43,7 @@ class ImageProbe:
 
 
 def image_probe(
-    checkpoint: Checkpoint, directory: Path, vision: Record, seed: int, size: tuple[int, int] = (150, 110)
+    checkpoint: Checkpoint, directory: Path, vision: Mapping[str, object], seed: int, size: tuple[int, int] = (150, 110)
 ) -> ImageProbe:
     """The drawn picture, `size` wide and high, under the policy `vision` (as io.json records it), followed by a few
     random tokens of both embedding tables."""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime
 
+from export.files.verification import Operators
 from export.gate.op_rig import (
     WIDTH,
     Block,
@@ -37,7 +38,6 @@ from transform.forms import REFERENCE, Form
 from transform.knobs import DTYPES
 from transform.packed_layout import BLOCK
 from transform.scratch import scratch
-from transform.strict_json import Record
 
 LIMITS = {"float32": 1e-5, "float16": 5e-3}  # of operators but the experts; the first as in the gate
 _ODD = 77  # no multiple of a block
@@ -57,27 +57,29 @@ class Check(NamedTuple):
         return self.limit is None or self.difference <= self.limit
 
 
-def check_operators(form: Form, settings: Settings, provider: str = "cpu") -> Record:
+def check_operators(form: Form, settings: Settings, provider: str = "cpu") -> Operators:
     """Run the checks of a form; raises VerificationError at the first that fails.
 
     -> {"onnxruntime", "provider", "checks": {operator, what: {"difference", "limit"}}}, or "not_run" with the reason
     where no machine of this kind can run the form's experts.
     """
     check_form(form)
-    found: Record = {"onnxruntime": onnxruntime.__version__, "provider": provider}
-    wanted = CPU if provider == "cpu" else CUDA
-    checks: dict[str, dict[str, float | None]] = {}
+    wanted, not_run = CPU if provider == "cpu" else CUDA, None
     if provider == "cpu" and not form.runs_on_cpu:
         reason = missing_cuda()
         if reason is None:
-            found["provider"], wanted = "cuda", CUDA
+            provider, wanted = "cuda", CUDA
         else:
-            found["not_run"] = f"{form.experts}: {reason}"
+            not_run = f"{form.experts}: {reason}"
+    checks: dict[str, dict[str, float]] = {}
     for check in run_checks(form, settings, wanted):
         _insist(check, form)
         limits = {} if check.limit is None else {"limit": check.limit}
         checks[f"{check.operator}, {check.what}"] = {"difference": float(f"{check.difference:.2g}"), **limits}
-    return {**found, "checks": checks}
+    version = onnxruntime.__version__
+    if not_run is not None:
+        return {"onnxruntime": version, "provider": provider, "not_run": not_run, "checks": checks}
+    return {"onnxruntime": version, "provider": provider, "checks": checks}
 
 
 def check_form(form: Form) -> None:

@@ -7,12 +7,11 @@ import numpy as np
 
 from export.gate.probe import picture
 from export.run.graphs import Graphs
-from export.run.io_file import ROLES, policy_in
+from export.run.io_file import ROLES, Policy, policy_in
 from export.run.picture import GRAPH, cut_by_graph, cut_by_python
 from transform.arrays import Array
 from transform.errors import VerificationError
 from transform.molmoe.preprocessing import choose_tiling
-from transform.strict_json import Record
 
 TOLERANCE = 1e-5  # absolute, of values from -1.8 to 2.2: 1.6e-6 was seen
 SIZES = ((40, 1200), (1200, 40), (5, 7), (1536, 2048), (1, 1))  # wide, tall, tiny, huge, one pixel
@@ -68,9 +67,9 @@ def _difference(graphs: Graphs, image: Array) -> float:
     return _close(ours.images, theirs.images)
 
 
-def _turning(policy: Record) -> list[tuple[int, int]]:
+def _turning(policy: Policy) -> list[tuple[int, int]]:
     """Two pictures, one pixel apart, with two tilings; none where every picture gets the same one."""
-    given = [policy[name] for name in ("tokens", "max_crops", "rule")]
+    given = policy["tokens"], policy["max_crops"], policy["rule"]
     for narrow, wide in pairwise(WIDTHS):
         if choose_tiling(HEIGHT, narrow, *given) != choose_tiling(HEIGHT, wide, *given):
             return [(HEIGHT, narrow), (HEIGHT, wide)]

@@ -3,6 +3,7 @@
 The cache is filled with a large number first, so that a slot which is read before it was written shows.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,14 +15,13 @@ from export.gate.golden import Differences, compare, record, torch_image
 from export.gate.image_probe import ImageProbe, image_probe
 from export.gate.probe import DECODE, MarginWatch
 from export.graph.static import write_decoders
-from export.run.io_file import form_in
+from export.run.io_file import form_in, read_io
 from export.run.static import StaticGraphs
 from export.run.static_plan import Prefill, StaticPlan, read_static
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint
 from transform.molmoe import tiling
 from transform.molmoe.preprocessing import Preprocessed, index_map
-from transform.strict_json import Record, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -72,7 +72,7 @@ class StaticImage:
 
 
 def static_images(
-    static: StaticPlan, checkpoint: Checkpoint, directory: Path, vision: Record, seed: int
+    static: StaticPlan, checkpoint: Checkpoint, directory: Path, vision: Mapping[str, object], seed: int
 ) -> list[StaticImage]:
     """A picture prompt for every tiling: the drawn picture in the shape that the policy gives this tiling to."""
     found = []
@@ -113,10 +113,10 @@ def verify_static(
     golden: dict[str, Array],
     seed: int,
     tolerance: float,
-) -> Record:
+) -> dict[str, float | None]:
     """All static graphs of a variant directory against its PyTorch model; raises VerificationError."""
     graphs = checking_static(directory)
-    found: Record = {"relative_tolerance": tolerance, **check_static_text(graphs, golden, tolerance)}
+    found: dict[str, float | None] = {"relative_tolerance": tolerance, **check_static_text(graphs, golden, tolerance)}
     if graphs.static.modality.sees_images:
         images = static_images(graphs.static, checkpoint, directory, graphs.io["vision"], seed)
         found |= check_static_images(graphs, model, images, tolerance)
@@ -127,7 +127,7 @@ def verify_static_block(
     model: "PreTrainedModel", view: Checkpoint, directory: Path, ids: Array, pictures: bool, tolerance: float
 ) -> Differences:
     """The same for one block of a variant, `view`, whose decoders are written for this alone; `model` is that block."""
-    io = read_json(directory / "io.json")
+    io = read_io(directory)
     static = read_static(io)
     assert static is not None
     files = write_decoders(view, directory, static, form_in(io), PREFIX)

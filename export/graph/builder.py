@@ -19,7 +19,6 @@ from transform.checkpoint import Pack, Tensor
 from transform.errors import CheckpointError
 from transform.forms import REFERENCE, Form
 from transform.knobs import DTYPES
-from transform.strict_json import Record
 
 OPSET = 18  # ordinary ai.onnx operators only, old enough for every onnxruntime in use
 IR_VERSION = 9
@@ -47,7 +46,7 @@ class Graph:
         self._nodes: list[Any] = []
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
-        self._initializers: Record = {}
+        self._initializers: dict[str, TensorProto] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._values = self._operators = 0
 

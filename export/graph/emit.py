@@ -7,10 +7,10 @@ from export.graph.decoder import text_graph
 from export.graph.embedding import embedding_graph
 from export.graph.preprocess import preprocess_graph
 from export.graph.vision import vision_graph
+from export.run.io_file import Policy
 from transform.checkpoint import Checkpoint
 from transform.forms import REFERENCE, Form
 from transform.special_tokens import image_token_ids
-from transform.strict_json import Record
 
 
 def emit_graphs(
@@ -18,7 +18,7 @@ def emit_graphs(
     directory: Path,
     crops: int | None,
     form: Form = REFERENCE,
-    policy: Record | None = None,
+    policy: Policy | None = None,
 ) -> list[Path]:
     """Write the graphs of a finished variant beside its weights; `crops` fixes vision.onnx to so many, the global view
     included. `policy`: how pictures are cut, as `preprocess` takes it; without it there is no graph that cuts them.

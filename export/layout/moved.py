@@ -17,7 +17,6 @@ from transform.copying import RangeCopier
 from transform.errors import VerificationError
 from transform.forms import Form
 from transform.progress import Progress
-from transform.strict_json import Record
 
 PAGE = 4096
 SCHEMA = 1
@@ -52,7 +51,7 @@ class Moved:
         """Bytes of weights that are copied or shared."""
         return sum(run.length for run in self.runs)
 
-    def as_dict(self) -> Record:
+    def as_dict(self) -> dict[str, object]:
         """For `--json` and the manifest."""
         return {"graph": self.target, "from": self.source.name, "weight_bytes": self.nbytes}
 
@@ -81,7 +80,7 @@ class Layout:
         """Bytes of weights, all graphs together."""
         return sum(moved.nbytes for moved in self.moved)
 
-    def as_dict(self) -> Record:
+    def as_dict(self) -> dict[str, object]:
         """For `--json` and the manifest: no absolute path."""
         return {
             "schema": SCHEMA,

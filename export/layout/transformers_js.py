@@ -12,7 +12,6 @@ from export.run.graph_facts import Facts
 from transform.checkpoint import Checkpoint
 from transform.errors import KnobError
 from transform.side_files import copy_side_files
-from transform.strict_json import Record
 from transform.write import write_json
 
 GRAPH = "onnx/model.onnx"
@@ -47,7 +46,7 @@ def write_files(layout: Layout, stage: Path) -> None:
     copy_side_files(variant.path, variant.side_files, stage)
 
 
-def config(variant: Checkpoint, layers: int) -> Record:
+def config(variant: Checkpoint, layers: int) -> dict[str, object]:
     """The variant's config with what transformers.js reads from it written out."""
     settings, known = variant.settings, variant.architecture.runtimes.transformers_js
     assert known is not None

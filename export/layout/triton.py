@@ -40,7 +40,7 @@ def write_files(layout: Layout, stage: Path) -> None:
         # a graph that computes in 16 bits widens nothing; a quantised decoder is slow unless its scales are at load
         widens = layout.form.compute == "float32" and (layout.form.bits is None or name != "text")
         folds = widens and moved.facts.sixteen_bit
-        text = config_pbtxt(name, signature(moved.source), layout.provider, layout.options, folds)
+        text = config_pbtxt(name, {**signature(moved.source)}, layout.provider, layout.options, folds)
         (stage / name / "config.pbtxt").write_text(text, "utf-8")
 
 

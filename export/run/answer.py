@@ -138,8 +138,8 @@ class Runner:
         opened = self.graphs.text  # what can't run is said before anything else is loaded
         del opened
         self.tokenizer = open_tokenizer(self.directory)
-        self.ids: Record = self.graphs.io["special_ids"]
-        self.max_positions: int = self.graphs.io["max_positions"]
+        self.ids = self.graphs.io["special_ids"]
+        self.max_positions = self.graphs.io["max_positions"]
         self.template = architecture_named(self.graphs.io["model_type"]).prompt
 
     def prompt(self, text: str, image: ImageInput | None = None) -> Prompt:

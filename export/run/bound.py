@@ -5,7 +5,7 @@ b is 1, s prompt tokens, V vocabulary, d width, t kept image features.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -15,8 +15,11 @@ from export.run.last_row import INPUT, OUTPUT, last_row_model
 from export.run.load_errors import shortened
 from export.run.session import RunError
 from transform.arrays import Array
-from transform.strict_json import Record
 
+if TYPE_CHECKING:
+    from onnxruntime import OrtValue
+
+    Fed: TypeAlias = Array | OrtValue  # from the host, or from where it is
 _KINDS: dict[Any, int] = {np.float32: FLOAT, np.float16: FLOAT16}
 
 
@@ -27,7 +30,7 @@ class Bound:
         self.graphs = graphs
         self.device = "cpu" if graphs.provider == "cpu" else "cuda"
         self._features: Any = None
-        self._cache: Record = dict(graphs.empty_cache(1))
+        self._cache: dict[str, Fed] = dict(graphs.empty_cache(1))
         self._last = _last_row(graphs)
         self.length = 0
 
@@ -48,7 +51,7 @@ class Bound:
 
     def _step(self, ids: Array) -> Array:
         self.length += ids.shape[1]
-        feed: Record = {"attention_mask": np.ones((1, self.length), np.int64), **self._cache}
+        feed: dict[str, Fed] = {"attention_mask": np.ones((1, self.length), np.int64), **self._cache}
         modality = self.graphs.modality
         feed[modality.decoder_input] = self._embed(ids) if modality.sees_images else ids
         found = self._run(self.graphs.text, feed)
@@ -60,13 +63,13 @@ class Bound:
 
     def _embed(self, ids: Array) -> Any:
         embedding = self.graphs.embedding
-        feed: Record = {"input_ids": ids, "image_features": self._features}
+        feed: dict[str, Fed] = {"input_ids": ids, "image_features": self._features}
         if self._features is None:
             width = embedding.get_outputs()[0].shape[-1]
             feed |= fitted(embedding, {"image_features": np.zeros((0, width))})
         return self._run(embedding, feed)["inputs_embeds"]
 
-    def _run(self, session: Any, feed: Mapping[str, Any]) -> Record:
+    def _run(self, session: Any, feed: "Mapping[str, Fed]") -> "dict[str, OrtValue]":
         """Arrays are taken from the host, values from where they are; all outputs stay on the device."""
         binding = session.io_binding()
         for name, value in feed.items():

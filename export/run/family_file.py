@@ -1,6 +1,7 @@
 """`family.json`: what the members of a family have in common, and each of them. Read strictly, found in one way."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -32,7 +33,7 @@ class Member:
     graph_bytes: int
     sha256: str  # of the graph
     warnings: tuple[str, ...]
-    verification: Record | str  # as manifests have it
+    verification: Mapping[str, object] | str  # as manifests have it
 
     @property
     def graph(self) -> str:

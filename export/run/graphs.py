@@ -61,11 +61,9 @@ class Graphs:
         known = sums if isinstance(sums, str) and len(sums) == 64 else str(self.directory.resolve())
         return hashlib.sha256(known.encode()).hexdigest()[:16]
 
-    def _options(self, name: str) -> dict[str, str]:
-        options: dict[str, str] = self.io["session_options"]
-        if name.startswith(("vision", PREPROCESS)):
-            options = self.io.get("vision_session_options", options)
-        return options
+    def _options(self, name: str) -> Mapping[str, str]:
+        options, own = self.io["session_options"], self.io.get("vision_session_options")
+        return own if name.startswith(("vision", PREPROCESS)) and own is not None else options
 
     def _open(self, name: str) -> Any:
         return open_session(self.directory / name, self._options(name), self.providers, self.threads)

@@ -7,18 +7,19 @@ the file.
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
-from export.run.providers import check_providers
+from export.run.providers import Providers, check_providers
 from export.run.static_plan import read_static
 from transform.errors import CheckpointError, VerificationError
 from transform.forms import NAMES, REFERENCE, Form, form_named
 from transform.molmoe.preprocessing import RESIZES
 from transform.molmoe.tiling import RULES, TIERS, TOKENS_PER_CROP
-from transform.strict_json import Record, read_json
+from transform.strict_json import read_json
 
 FILE = "io.json"
-ROLES = ("image_start", "image_end", "image_patch", "image_column")
+Role = Literal["image_start", "image_end", "image_patch", "image_column"]
+ROLES: tuple[Role, ...] = ("image_start", "image_end", "image_patch", "image_column")
 LONGEST = 4096  # characters of an option; onnxruntime takes no longer ones
 _LARGEST = 1 << 31
 _MOST_CROPS = 1000  # of a picture: 65 thousand tokens
@@ -26,7 +27,66 @@ _DTYPES = ("float32", "float16", "int64", "uint8")
 Rule = tuple[str, Callable[[Any], bool], str]
 
 
-def read_io(directory: Path) -> Record:
+class SpecialIds(TypedDict):
+    """Ids of the tokens with a role, those of the image for image models; an end of -1 is never made."""
+
+    bos: int
+    eos: list[int]
+    image_start: NotRequired[int]
+    image_end: NotRequired[int]
+    image_patch: NotRequired[int]
+    image_column: NotRequired[int]
+
+
+class Value(TypedDict):
+    """An input or output; a text in a shape names a free axis."""
+
+    name: str
+    dtype: str
+    shape: list[int | str]
+
+
+class Signature(TypedDict):
+    """What a graph takes and gives."""
+
+    inputs: list[Value]
+    outputs: list[Value]
+
+
+class Policy(TypedDict, total=False):
+    """How pictures are cut, as `preprocess` takes it."""
+
+    tokens: int | str | None
+    max_crops: int
+    resize: str
+    rule: str
+
+
+class Static(TypedDict):
+    """The part about static graphs, as far as `read_static` doesn't read it."""
+
+    providers: Providers
+
+
+class Io(TypedDict):
+    """A checked io.json as far as it is read. Older exports lack what may be absent; null counts as absent."""
+
+    session_options: dict[str, str]
+    layers: int
+    top_k: list[int]
+    max_positions: int
+    model_type: str
+    special_ids: SpecialIds
+    form: NotRequired[str]
+    providers: NotRequired[Providers]
+    vision_session_options: NotRequired[dict[str, str]]
+    graphs: NotRequired[dict[str, Signature]]
+    vision: NotRequired[Policy]
+    static: NotRequired[Static]
+    embedding_rows: NotRequired[object]  # not checked
+
+
+def read_io(directory: Path) -> Io:
     """io.json of a variant; raises VerificationError for a field that isn't what it must be."""
     try:
         io = read_json(directory / FILE)
@@ -46,17 +106,17 @@ def read_io(directory: Path) -> Record:
         check_providers(io["providers"])
     if read_static(io) is not None:
         check_providers(io["static"]["providers"])
-    return io
+    return cast("Io", {key: value for key, value in io.items() if value is not None})
 
 
-def form_in(io: Mapping[str, Any]) -> Form:
+def form_in(io: Io) -> Form:
     """The form that a checked io.json names."""
     return form_named(io.get("form", REFERENCE.name))
 
 
-def policy_in(vision: Mapping[str, object]) -> Record:
-    """How the `vision` of an io.json or a manifest has pictures cut, as `preprocess` takes it."""
-    return {name: vision[name] for name in ("tokens", "max_crops", "resize", "rule") if name in vision}
+def policy_in(vision: Mapping[str, object]) -> Policy:
+    """How the `vision` of an io.json or a manifest has pictures cut."""
+    return cast("Policy", {name: vision[name] for name in Policy.__annotations__ if name in vision})
 
 
 def _is_count(value: Any) -> bool:
@@ -84,7 +144,7 @@ def _are_graphs(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(graph, dict) and _is_signature(graph) for graph in value.values())
 
 
-def _is_signature(graph: Mapping[str, Any]) -> bool:
+def _is_signature(graph: Mapping[str, object]) -> bool:
     lists = [graph.get("inputs"), graph.get("outputs")]
     return all(isinstance(values, list) and all(map(_is_value, values)) for values in lists)
 

@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from export.run.io_file import Policy
 from transform.arrays import Array
 from transform.errors import VerificationError
 from transform.molmoe.pictures import ImageInput, open_image
 from transform.molmoe.preprocessing import fitting_tiling, preprocess
 from transform.molmoe.tiling import PATCH, PATCHES, TOKENS_PER_CROP, Tiling, image_tokens, patch_tokens
-from transform.strict_json import Record
 
 GRAPH = "preprocess.onnx"
 WAYS = ("graph", "python")
@@ -46,14 +46,14 @@ class Picture:
     ids: Array  # int64 [T]
 
 
-def cut_by_python(image: ImageInput, policy: Record, roles: list[int]) -> Picture:
+def cut_by_python(image: ImageInput, policy: Policy, roles: list[int]) -> Picture:
     """By `preprocess`, with the ids of start, end, patch and column; raises ImageError."""
     cut = preprocess(image, **policy)
     ids = cut.image_tokens(*roles).astype(np.int64)
     return Picture(cut.tiling, cut.images, cut.image_masks, cut.feature_index, ids)
 
 
-def cut_by_graph(session: Any, image: ImageInput, policy: Record) -> Picture:
+def cut_by_graph(session: Any, image: ImageInput, policy: Policy) -> Picture:
     """By a session of `preprocess.onnx`; raises ImageError for the same pictures, before anything is computed, and
     VerificationError where the graph gives other sizes than the policy."""
     pixels = open_image(image)

@@ -9,7 +9,7 @@ s prompt tokens, d width, V vocabulary.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -19,9 +19,11 @@ from export.run.session import RunError
 from export.run.static_plan import DECODE, DECODE_EMBEDDING, Prefill, read_static
 from transform.arrays import Array
 from transform.molmoe.tiling import Tiling
-from transform.strict_json import Record
 
-Values = Record  # name -> OrtValue
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession, OrtValue
+
+Values: TypeAlias = "dict[str, OrtValue]"
 PAST, PRESENT = "past_key_values.", "present."
 
 
@@ -86,7 +88,7 @@ class StaticGraphs(Graphs):
         self._sides = 1 if (provider != "tensorrt" if in_place is None else in_place) else 2
         self._side = 0
         self._buffers: dict[tuple[str, tuple[int, ...], int], Any] = {}
-        self._sessions: Record = {}
+        self._sessions: dict[str, InferenceSession] = {}
         self._calls: dict[tuple[str, int], Call] = {}
 
     def prefill(self, ids: Array, image: Crops | None = None, tiling: Tiling | None = None) -> Array:

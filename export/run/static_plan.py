@@ -1,12 +1,12 @@
 """Which static graphs a variant has, by its `io.json`: read by the runner, made by `export/graph/static.py`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from transform.errors import VerificationError
 from transform.modality import IMAGE, TEXT, Modality
 from transform.molmoe import tiling
-from transform.strict_json import Record
 
 MOST = 1 << 24  # positions that float32 counts exactly
 DECODE, DECODE_EMBEDDING = "decode.onnx", "embedding-decode.onnx"
@@ -43,7 +43,7 @@ class StaticPlan:
         prefills = [prefill.file(kind) for prefill in self.prefills for kind in kinds]
         return (*prefills, *([DECODE_EMBEDDING] if self.modality.sees_images else []), DECODE)
 
-    def as_dict(self) -> Record:
+    def as_dict(self) -> dict[str, object]:
         """For the printed plan and io.json."""
         entries = [
             {"tiling": list(p.tiling) if p.tiling else None, "sequence": p.sequence, "prefill": p.file("prefill")}
@@ -54,12 +54,14 @@ class StaticPlan:
         return {"cache": self.cache, "prefills": entries, "decode": decode}
 
 
-def read_static(io: Record) -> StaticPlan | None:
+def read_static(io: Mapping[str, object]) -> StaticPlan | None:
     """The plan that an io.json records, or None where there are no static graphs."""
     spec = io.get("static")
     if spec is None:
         return None
     try:
+        if not isinstance(spec, dict):
+            raise TypeError(f"{str(spec)[:40]!r} is no object")
         entries = [(_read_tiling(e["tiling"]), _whole(e["sequence"])) for e in spec["prefills"]]
         cache = _whole(spec["cache"])
         if not entries or not all(0 < sequence <= cache <= MOST for _, sequence in entries):

@@ -7,12 +7,11 @@ from decimal import Decimal
 from typing import TypeGuard
 
 from importance.samples import SamplesError
-from transform.strict_json import Record
 
 MAX_LETTERS = 26
 
 
-def json_object(text: bytes, where: str, form: str) -> Record:
+def json_object(text: bytes, where: str, form: str) -> dict[str, object]:
     """One JSON object in UTF-8, with or without a byte order mark."""
     try:
         value = json.loads(text.decode("utf-8-sig"))

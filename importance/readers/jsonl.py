@@ -5,7 +5,7 @@
 texts) may be left out or null; the other names that `columns.py` knows count too, such as `question` and `answer`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from importance.readers import columns as known
@@ -13,7 +13,6 @@ from importance.readers.columns import Reading
 from importance.readers.fields import choices_of, identifier, json_object, kind_of, text_of
 from importance.readers.images import Images
 from importance.samples import Sample, SamplesError
-from transform.strict_json import Record
 
 MAX_LINE = 1_000_000  # bytes: a question, not a picture
 _KEYS = ("id", "image", "prompt")
@@ -30,7 +29,7 @@ def read(path: Path, images: Images, annotations: Path | None, reading: Reading)
         yield place, _sample(raw, f"{path.name}, {place}", images, reading)
 
 
-def _objects(path: Path) -> Iterator[tuple[str, Record]]:
+def _objects(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
     try:
         with path.open("rb") as file:
             line = 0
@@ -47,7 +46,7 @@ def _objects(path: Path) -> Iterator[tuple[str, Record]]:
         raise SamplesError(f"{path}: cannot be read ({error.strerror}). Give a .jsonl file of samples.") from error
 
 
-def _sample(raw: Record, where: str, images: Images, reading: Reading) -> Sample:
+def _sample(raw: Mapping[str, object], where: str, images: Images, reading: Reading) -> Sample:
     found = {key: known.first_of(_ALSO[key], raw) for key in _KEYS}
     missing = [key for key in _KEYS if not found[key]]
     if missing:

@@ -5,7 +5,7 @@ one of these, null, or a file named by its id. `texts` holds questions and answe
 ids gets the samples' numbers. Pictures in it stay encoded in memory, equal ones once. Row groups are read one by one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,6 @@ from importance.readers.columns import Reading
 from importance.readers.fields import identifier, kind_of, short, text_of
 from importance.readers.images import Images
 from importance.samples import Picture, Sample, SamplesError
-from transform.strict_json import Record
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -63,7 +62,7 @@ def read(path: Path, images: Images, annotations: Path | None, reading: Reading)
             yield place, _sample(row, columns, where, images, reading)
 
 
-def _rows(path: Path, reading: Reading) -> Iterator[tuple[Record, Columns]]:
+def _rows(path: Path, reading: Reading) -> Iterator[tuple[Mapping[str, object], Columns]]:
     """(row, the columns of the table)."""
     try:
         import pyarrow as pa
@@ -141,7 +140,7 @@ def _take(columns: Columns, there: Sequence[str], reading: Reading) -> None:
         reading.take("id", ["the sample's number"])
 
 
-def _sample(row: Record, columns: Columns, where: str, images: Images, reading: Reading) -> Sample:
+def _sample(row: Mapping[str, object], columns: Columns, where: str, images: Images, reading: Reading) -> Sample:
     choices = known.choices_in(row, columns.choices, where)
     holding = known.holding_answers(row, columns.answers)
     column, answers = known.answers_in(row, holding, choices, columns.numbered, where)
@@ -153,7 +152,7 @@ def _sample(row: Record, columns: Columns, where: str, images: Images, reading: 
     return Sample(_id(row, columns, where), _pictures(row, columns, where, images), prompt, answers, kind, choices)
 
 
-def _turns(row: Record, columns: Columns, where: str, images: Images) -> Iterator[Sample]:
+def _turns(row: Mapping[str, object], columns: Columns, where: str, images: Images) -> Iterator[Sample]:
     """Each question of a row with its answer, asked alone."""
     turns = row[columns.turns[0]]
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
@@ -167,11 +166,11 @@ def _turns(row: Record, columns: Columns, where: str, images: Images) -> Iterato
         yield Sample(own, pictures, prompt, answers_of(turn.get("assistant"), "assistant", where))
 
 
-def _id(row: Record, columns: Columns, where: str) -> str:
+def _id(row: Mapping[str, object], columns: Columns, where: str) -> str:
     return identifier(row[columns.id[0]], columns.id[0], where) if columns.id else ""
 
 
-def _pictures(row: Record, columns: Columns, where: str, images: Images) -> tuple[Picture, ...]:
+def _pictures(row: Mapping[str, object], columns: Columns, where: str, images: Images) -> tuple[Picture, ...]:
     if columns.image_id:
         return images.named(row[columns.image_id[0]], columns.image_id[0], where)
     if len(columns.image) > 1:

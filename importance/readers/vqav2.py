@@ -5,14 +5,13 @@ are unlabelled (the test splits). All annotators' answers are kept in order; `ki
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from importance.readers.columns import Reading
 from importance.readers.fields import annotators, identifier, json_object, kind_of, short, text_of
 from importance.readers.images import Images
 from importance.samples import Sample, SamplesError
-from transform.strict_json import Record
 
 MAX_BYTES = 1_000_000_000  # the largest released file, the training annotations, has about a third of it
 FORM = 'Give a VQAv2 questions file: {"questions": [{"question_id": 1, "image_id": 2, "question": "…?"}]}.'
@@ -37,7 +36,7 @@ def read(path: Path, images: Images, annotations: Path | None, _: Reading) -> It
 
 
 def _label(
-    labels: dict[str, tuple[str, Record]] | None, name: str, file: Path | None, where: str
+    labels: dict[str, tuple[str, Mapping[str, object]]] | None, name: str, file: Path | None, where: str
 ) -> tuple[tuple[str, ...], str | None]:
     if labels is None or file is None:
         return (), None
@@ -54,9 +53,9 @@ def _label(
     return answers, kind_of(entry.get("answer_type"), "answer_type", there)
 
 
-def _labels(path: Path) -> dict[str, tuple[str, Record]]:
+def _labels(path: Path) -> dict[str, tuple[str, Mapping[str, object]]]:
     """question_id -> (place, annotation)."""
-    found: dict[str, tuple[str, Record]] = {}
+    found: dict[str, tuple[str, Mapping[str, object]]] = {}
     for number, given in enumerate(_entries(_load(path, _ANSWERS), "annotations", path, _ANSWERS), 1):
         place = f"annotation {number}"
         where = f"{path.name}, {place}"
@@ -80,7 +79,7 @@ def _names(image: object, subtype: str | None, where: str) -> list[str]:
     return [*(f"COCO_{split}_{plain}" for split in splits), plain]
 
 
-def _subtype(raw: Record, path: Path) -> str | None:
+def _subtype(raw: Mapping[str, object], path: Path) -> str | None:
     subtype = raw.get("data_subtype")
     if subtype is not None and not (isinstance(subtype, str) and re.fullmatch(r"[\w-]{1,40}", subtype)):
         raise SamplesError(
@@ -89,7 +88,7 @@ def _subtype(raw: Record, path: Path) -> str | None:
     return subtype
 
 
-def _load(path: Path, form: str) -> Record:
+def _load(path: Path, form: str) -> Mapping[str, object]:
     try:
         with path.open("rb") as file:
             text = file.read(MAX_BYTES + 1)
@@ -100,13 +99,14 @@ def _load(path: Path, form: str) -> Record:
     return json_object(text, path.name, form)
 
 
-def _entries(raw: Record, key: str, path: Path, form: str) -> list[object]:
-    if not isinstance(raw.get(key), list):
-        raise SamplesError(f"{path.name}: must have a list of {key}, got {short(raw.get(key))}. {form}")
-    return list(raw[key])
+def _entries(raw: Mapping[str, object], key: str, path: Path, form: str) -> list[object]:
+    entries = raw.get(key)
+    if not isinstance(entries, list):
+        raise SamplesError(f"{path.name}: must have a list of {key}, got {short(entries)}. {form}")
+    return list(entries)
 
 
-def _need(entry: object, keys: tuple[str, ...], where: str, form: str) -> Record:
+def _need(entry: object, keys: tuple[str, ...], where: str, form: str) -> Mapping[str, object]:
     """The entry, an object with these keys."""
     if not isinstance(entry, dict):
         raise SamplesError(f"{where}: must be a JSON object, got a {type(entry).__name__}. {form}")

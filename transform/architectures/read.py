@@ -19,7 +19,6 @@ from transform.architectures.records import Architecture, QkNorm
 from transform.architectures.settings import Settings
 from transform.architectures.values import shown
 from transform.errors import ArchitectureError
-from transform.regular_file import IrregularError
 from transform.strict_json import parse
 
 HERE = Path(__file__).parent
@@ -48,7 +47,7 @@ def read_architecture(model_type: str) -> Architecture:
 def _merged(name: str, *heirs: str) -> dict[str, object]:
     try:
         own: dict[str, object] = parse((HERE / f"{name}.json").read_bytes())
-    except (OSError, IrregularError) as error:
+    except (OSError, ValueError) as error:  # not JSON, or no name of a file
         raise ArchitectureError(
             f"{name}.json must be a JSON file that means one thing: {error}. Correct it."
         ) from error
@@ -124,6 +123,8 @@ def _disagreements(family: Architecture) -> Iterator[str]:
     if wrong := sorted(set(family.dims.values()) - {*settings, "head_dim"}):
         yield f"dims must name settings, got {', '.join(wrong)}"
     for role, tensor in roles.items():
+        if not tensor.names or any(set("{}") & set(_INDEX.sub("", name)) for name in tensor.names):
+            yield f"roles.{role}: must have at least one name, with nothing but an index in braces"
         indices = {index for name in tensor.names for index in _INDEX.findall(name)}
         if wrong := sorted(indices - {"i", "e", *family.counts}):
             yield f"roles.{role}: names count by i, e and what counts says, got {', '.join(wrong)}"

@@ -1,0 +1,65 @@
+"""What a plan says of itself, by the words of flags and manifest: what tables, cards and manifests have."""
+
+from typing import TypedDict
+
+
+class TilingFacts(TypedDict):
+    """A picture of rows × columns crops and the global view, in tokens; the last two are real counts."""
+
+    rows: int
+    columns: int
+    nominal_tokens: int
+    patch_tokens: int
+    image_tokens: int
+
+
+class VisionFacts(TypedDict):
+    """How an image becomes tokens; see `plan.Vision`."""
+
+    tokens: int | str | None
+    crops: int | None
+    max_crops: int
+    resize: str
+    rule: str
+    tilings: list[TilingFacts]
+
+
+class SourceFacts(TypedDict):
+    """Where the weights come from."""
+
+    name: str
+    revision: str | None
+    layout_digest: str
+    blocks: int
+    top_k: list[int]
+    parameters: int
+    active_parameters: int
+    bytes: int
+
+
+class KnobFacts(TypedDict):
+    """The knobs as they were said; None: as the source has it."""
+
+    k: int | list[int] | None
+    blocks: int
+    tokens: int | str | None
+    dtype: str
+    form: str
+
+
+class PlanFacts(TypedDict):
+    """All of it; `vision` None: no eyes."""
+
+    name: str
+    model_type: str
+    source: SourceFacts
+    knobs: KnobFacts
+    blocks_kept: list[int]
+    blocks_removed: list[int]
+    top_k: list[int]
+    vision: VisionFacts | None
+    parameters: int
+    active_parameters: int
+    bytes: int
+    layout_digest: str
+    warnings: list[str]
