@@ -1,12 +1,13 @@
 # The main job:  make export K=4 BLOCKS=12 TOKENS=432 [MODEL=…] [SCORES=…] [FORM=int4] [DTYPE=…] [STATIC=1024] [OUT=…] [FORCE=1]
 # Every target creates .venv and installs by itself when pyproject.toml changed or a package is gone.
-.PHONY: FORCE setup export score search test test-versions test-all check fix bench bench-variant faults fuzz gpu-check genai-env js-env ort-envs nano nano-data nano-curves clean
+.PHONY: FORCE setup export score search test test-versions test-all check fix bench bench-variant faults fuzz gpu-check small-env genai-env js-env ort-envs nano nano-data nano-curves clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS := $(VENV)/.extras
+SMALL := .venv-small
 GENAI := .venv-genai
 JS := .venv-js
 ORT := .venv-ort
@@ -72,7 +73,7 @@ test-versions: .venv-oldest/.installed .venv-newest/.installed
 .venv-oldest/.installed .venv-newest/.installed: .venv-%/.installed: pyproject.toml $(STAMP)
 	$(BIN)/python -m tests.versions.environments $*
 
-test-all: $(STAMP) $(EXTRAS) $(GENAI)/.installed js-env ort-envs
+test-all: $(STAMP) $(EXTRAS) small-env $(GENAI)/.installed js-env ort-envs
 	$(BIN)/pytest -q -m extra
 
 check: $(STAMP)
@@ -102,6 +103,16 @@ fuzz: $(STAMP)
 # Verify and measure on a CUDA device (docs/gpu.md):  make gpu-check [ARGS="--only layer"]; 2 where there is none
 gpu-check: $(STAMP)
 	@$(BIN)/python -m tests.gpu.check $(ARGS)
+
+# What a device gets: onnxruntime and no torch (docs/device.md). No editable install: what isn't packaged is missed.
+small-env: $(SMALL)/.installed
+
+$(SMALL)/.installed: pyproject.toml $(shell find transform export importance -name '*.py' -o -name '*.json' 2>/dev/null)
+	rm -rf $(SMALL) build
+	$(PYTHON) -m venv $(SMALL)
+	$(SMALL)/bin/pip install $(QUIET) ".[run]"
+	rm -rf build
+	@touch $@
 
 # onnxruntime-genai pulls in the CPU onnxruntime, which would overwrite onnxruntime-gpu's files: a place of its own.
 genai-env: $(GENAI)/.installed
@@ -158,4 +169,4 @@ nano-curves: $(STAMP) nano-data
 	$(BIN)/python -m artifacts.nano.curves
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest $(GENAI) $(JS) $(ORT) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest .venv-newest $(SMALL) $(GENAI) $(JS) $(ORT) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -10,20 +10,24 @@ import os
 import platform
 import re
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 from transform.disk import full_disk
 from transform.errors import WriteError
 from transform.stage import alive
 
+Content = str | bytes | Callable[[BinaryIO], None]
 SUFFIX = ".tmp"
 _STAGED = re.compile(r"\.(.+)\.([0-9a-f]{8})-([0-9]+)-[0-9a-f]+\.tmp")
 
 
-def write_atomically(path: Path, content: str | bytes, force: bool = False, sweep: bool = True) -> None:
-    """Write `content` (text as UTF-8) to `path`, whose folder must exist; WriteError says why it can't be.
+def write_atomically(path: Path, content: Content, force: bool = False, sweep: bool = True) -> None:
+    """Write `content` (text as UTF-8, or what a function writes) to `path`, whose folder must exist; WriteError says
+    why it can't be.
 
     Without `force` an existing file is refused, also one that appears while this one is being written. `sweep` looks
     through the folder for what killed writers of the same file left.
@@ -38,7 +42,7 @@ def write_atomically(path: Path, content: str | bytes, force: bool = False, swee
     staged = path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}")
     try:
         with staged.open("wb") as file:
-            file.write(data)
+            data(file) if callable(data) else file.write(data)
             file.flush()
             os.fsync(file.fileno())
         if not force:
@@ -47,7 +51,8 @@ def write_atomically(path: Path, content: str | bytes, force: bool = False, swee
             staged.replace(path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise full_disk(path, len(data), "are needed", "Free space or choose another file.") from error
+            known = (staged.stat().st_size, "of it were written") if callable(data) else (len(data), "are needed")
+            raise full_disk(path, *known, "Free space or choose another file.") from error
         raise WriteError(f"{path}: {error.strerror or error}; nothing was written. Choose another file.") from error
     finally:
         with suppress(OSError):

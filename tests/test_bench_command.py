@@ -236,6 +236,8 @@ def test_who_could_be_measured_is_listed_before_anything_is(text_variant: Path) 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contestants, "find_spec", lambda name: None)
+    assert "the package torch of the extra [full]" in unavailable(("graphs", "eager"), 10, "cpu")["eager"]
+    monkeypatch.setattr(contestants, "find_spec", lambda name: None if name == "onnxscript" else find_spec(name))
     assert unavailable(("graphs", "exporter"), 10, "cpu") == {
         "exporter": "needs the package onnxscript: pip install onnxscript"
     }
@@ -244,7 +246,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_who_is_left_out_is_named_before_anything_is_measured(
     text_variant: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contestants, "find_spec", lambda name: None)
+    monkeypatch.setattr(contestants, "find_spec", lambda name: None if name == "onnxscript" else find_spec(name))
 
     def started(*_: object) -> None:
         raise VerificationError("started")

@@ -106,9 +106,10 @@ def test_no_module_imports_a_test() -> None:
     ("starts", "at_import"),
     [
         ([name for name in OURS if room_of(name) == "export.run"], False),
+        (["export.files.check", "export.bench.workload", "export.bench.engine_graphs", "export.bench.measure"], True),
         (["transform.plan", "transform.read", "importance.choose", "export.command.main", "export.graph.static"], True),
     ],
-    ids=["the runner, whatever it does", "planning, until it runs a model"],
+    ids=["the runner, whatever it does", "checking files and measuring graphs", "planning, until it runs a model"],
 )
 def test_no_torch_and_no_onnx(starts: list[str], at_import: bool) -> None:
     heavy = [

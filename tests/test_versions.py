@@ -5,7 +5,7 @@ import re
 import pytest
 from packaging.requirements import Requirement
 
-from tests.versions.environments import DIRECTORIES, ROOT, bounds, requirements, torch_pin
+from tests.versions.environments import DIRECTORIES, ROOT, SMALL, bounds, extras_together, requirements, torch_pin
 from transform.molmoe.versions import TESTED_TRANSFORMERS
 
 DECLARED = requirements()
@@ -48,3 +48,9 @@ def test_environments_are_removed_and_not_committed() -> None:
     for directory in DIRECTORIES.values():
         assert f"{directory.name}/" in ignored
         assert directory.name in clean
+
+
+def test_one_environment_has_one_onnxruntime() -> None:
+    """The CPU's and the GPU's packages own the same files: the one installed last would win."""
+    assert SMALL not in extras_together()
+    assert len([name for name in (r.name for r in DECLARED) if name.startswith("onnxruntime")]) == 1

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from transform.errors import KnobError
+from transform.extras import lacking
 from transform.machine import FLOAT32, free_memory
 
 GRAPHS = "graphs"
@@ -47,7 +48,9 @@ def unavailable(names: Sequence[str], parameters: int, provider: str) -> dict[st
     for name in names:
         if name == GRAPHS:
             continue  # its weights are mapped; whether it loads, onnxruntime says
-        if name == "exporter" and find_spec("onnxscript") is None:
+        if find_spec("torch") is None:
+            reasons[name] = lacking("torch")
+        elif name == "exporter" and find_spec("onnxscript") is None:
             reasons[name] = "needs the package onnxscript: pip install onnxscript"
         elif provider != "cpu" and name != "exporter" and _torch_version().endswith("+cpu"):
             reasons[name] = f"torch {_torch_version()} is built for the CPU: install one with CUDA, or bench on the cpu"

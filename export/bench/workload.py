@@ -1,7 +1,7 @@
 """What every contestant is given: one prompt of exactly P token ids, one picture for image models, N tokens to make.
 
 The ids are those of a text, since a router that sees drawn ids spreads them over experts as no text does.
-No torch, but for the default picture.
+No torch.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from typing import TypedDict
 
 import numpy as np
 
+from export.gate.picture import drawn_picture
 from export.run.graphs import open_tokenizer
 from export.run.io_file import ROLES, Io, policy_in
 from transform.arrays import Array
@@ -125,12 +126,7 @@ def _picture(io: Io, image: Path | None) -> tuple[dict[str, Array], list[int]]:
     from transform.molmoe.preprocessing import preprocess
 
     policy = policy_in(io["vision"])
-    if image is None:
-        from export.gate.probe import picture
-
-        cut = preprocess(picture(), **policy)
-    else:
-        cut = preprocess(image, **policy)
+    cut = preprocess(drawn_picture() if image is None else image, **policy)
     roles = [io["special_ids"][role] for role in ROLES]
     index = np.where(cut.image_input_idx < 0, cut.image_input_idx, cut.image_input_idx + 1)  # behind BOS
     arrays = {

@@ -6,7 +6,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.markup import escape
@@ -20,12 +20,14 @@ from export.command.layout import layout
 from export.command.merge import merge
 from export.command.once import CommandLineError, OnceCommand
 from export.command.output import stderr
+from export.command.pack import pack
 from export.command.run import run
 from export.command.score import ScoreCommand, score
 from export.command.search import search
 from export.command.share import share
 from export.command.verify import verify
 from transform.errors import KnobcastError
+from transform.extras import missing
 
 HELP = """Fixed, verified, smaller variants of mixture-of-experts checkpoints, with ONNX graphs.
 
@@ -33,7 +35,7 @@ HELP = """Fixed, verified, smaller variants of mixture-of-experts checkpoints, w
 """
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=HELP)
-for verb in (plan, export, verify, run, evaluate, score, search, share, merge, derive, bench, layout):
+for verb in (plan, export, verify, run, evaluate, score, search, share, merge, derive, bench, layout, pack):
     app.command(cls=ScoreCommand if verb is score else OnceCommand)(flat(verb))
 
 
@@ -68,6 +70,8 @@ def plain_errors() -> Iterator[None]:
         if _interrupted(error):
             stderr.print("interrupted; nothing was written")
             sys.exit(130)
+        if isinstance(error, ModuleNotFoundError) and (said := missing(error)):
+            _refuse(said)
         if not isinstance(error, ValueError):
             raise
         # the travelling files have errors of their own; importing them takes longer than most commands
@@ -86,7 +90,7 @@ def _interrupted(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _refuse(error: Exception, code: int = 1) -> None:
+def _refuse(error: object, code: int = 1) -> NoReturn:
     stderr.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
     sys.exit(code)
 

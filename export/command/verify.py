@@ -1,5 +1,6 @@
 """`knobcast verify`: a variant or a family is checked on its own."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,28 +10,64 @@ from rich.markup import escape
 
 from export.command.options import Json
 from export.command.output import print_json, remarks
+from transform.errors import VerificationError
+from transform.extras import missing
+from transform.progress import Say
+from transform.strict_json import Record
+
+
+class Level(StrEnum):
+    """How much is checked."""
+
+    FILES = "files"
+    FULL = "full"
 
 
 def verify(
     directory: Annotated[Path, typer.Argument(help="A variant or a family.")],
+    level: Annotated[
+        Level, typer.Option("--level", help="files: sums, facts and graphs' ranges alone, without torch.")
+    ] = Level.FULL,
     as_json: Json = False,
 ) -> None:
     """Check a variant: its sums, its graphs' ranges, a fresh reload, its golden outputs."""
     from export.command.bars import progress_bars
+    from export.files.check import check_files
     from export.files.integrity import check_before_torch
 
     check_before_torch(directory)
-    from export.family.family import verify_family
-    from export.gate.verify import verify_directory
-    from export.run.family_file import FILE
-
-    check = verify_family if (directory / FILE).is_file() else verify_directory
+    check = check_files if level is Level.FILES else _check_all
     with progress_bars(remarks, None) as (say, _):
         results = check(directory, say)
     if as_json:
-        print_json({"directory": str(directory), "verification": "passed", **results})
-    else:
-        console = Console(highlight=False)
-        console.print(f"[green]verified[/green] {escape(str(directory))}", soft_wrap=True)
-        if isinstance(skipped := results.get("as_user"), str):
-            console.print(f"loading it as users do was {escape(skipped)}", soft_wrap=True)
+        print_json({"directory": str(directory), "verification": "passed", "level": level.value, **results})
+        return
+    console = Console(highlight=False)
+    console.print(f"[green]verified[/green] {escape(str(directory))}", soft_wrap=True)
+    if level is Level.FILES:
+        ranges = sum(results["graph_ranges"].values())
+        console.print(
+            f"{results['files']} files by their sums, {results['facts']} facts, {ranges} ranges of weights in "
+            f"{len(results['graph_ranges'])} graphs; no model was computed",
+            soft_wrap=True,
+        )
+    if isinstance(skipped := results.get("as_user"), str):
+        console.print(f"loading it as users do was {escape(skipped)}", soft_wrap=True)
+
+
+def _check_all(directory: Path, say: Say) -> Record:
+    """Raises VerificationError where what computes a model isn't installed."""
+    from export.run.family_file import FILE
+
+    try:
+        if (directory / FILE).is_file():
+            from export.family.family import verify_family
+
+            return verify_family(directory, say)
+        from export.gate.verify import verify_directory
+
+        return verify_directory(directory, say)
+    except ModuleNotFoundError as error:
+        if said := missing(error):
+            raise VerificationError(f"{said} Or check the files alone, with --level files.") from error
+        raise

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.family.grid import parse_grid
-from export.files.integrity import check_graph_bounds, sha256_file, unreplaced
+from export.files.check import check_members
+from export.files.integrity import check_graph_bounds, unreplaced
 from export.files.verification import SKIPPED, Verification
 from export.run.family_file import FILE, Family, Member, read_family
 from export.variant import check, prove, seal, write
@@ -188,9 +189,7 @@ def _verify_family(directory: Path, say: Say) -> Record:
     family = read_family(directory)
     results = verify_directory(directory, say)
     quiet_transformers()
-    for member in family.members:
-        if sha256_file(directory / member.graph) != member.sha256:
-            raise VerificationError(f"{member.graph} must have the digest in {FILE}. Export the family again.")
+    check_members(directory, family)
     written = read_checkpoint(directory)
     proven = prove_members(family, written, lambda: align(load_model(directory)), written, say)
     pairs = zip(family.members, proven, strict=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from export.gate.probe import picture
+from export.gate.picture import drawn_picture
 from export.run.io_file import policy_in
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint
@@ -48,7 +48,7 @@ def image_probe(
     """The drawn picture, `size` wide and high, under the policy `vision` (as io.json records it), followed by a few
     random tokens of both embedding tables."""
     ids = image_token_ids(checkpoint, directory)
-    image = preprocess(picture(*size), **policy_in(vision))
+    image = preprocess(drawn_picture(*size), **policy_in(vision))
     stream = image.image_tokens(**ids._asdict())
     vocab = checkpoint.settings.vocab
     base, extra = (checkpoint.tensor(table).shape[0] for table in IMAGE.tables)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from export.gate.probe import picture
+from export.gate.picture import drawn_picture
 from export.run.graphs import Graphs
 from export.run.io_file import ROLES, Policy, policy_in
 from export.run.picture import GRAPH, cut_by_graph, cut_by_python
@@ -35,7 +35,7 @@ def check_preprocess(graphs: Graphs) -> dict[str, float]:
 
 def record_picture(graphs: Graphs) -> dict[str, Array]:
     """For the golden file: the drawn picture and what the Python code makes of it, of its patches a few."""
-    drawn = picture()
+    drawn = drawn_picture()
     cut = cut_by_python(drawn, policy_in(graphs.io["vision"]), _roles(graphs))
     patches = cut.images.reshape(-1, cut.images.shape[-1])
     rows = np.unique(np.linspace(0, len(patches) - 1, ROWS).astype(np.int64))

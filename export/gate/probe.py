@@ -1,4 +1,4 @@
-"""What the gate feeds to both sides: short token sequences and one drawn picture, deterministic.
+"""What the gate feeds to both sides: short token sequences, deterministic.
 
 An expert choice is decided by the gap between the k-th and the next router probability. Where that gap is smaller
 than what float32 can tell apart, two correct programs may choose differently: such a probe proves nothing, so
@@ -6,7 +6,6 @@ another seed is taken.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,18 +39,6 @@ def text_probe(vocab: int, seed: int) -> TextProbe:
     mask = torch.ones(2, PROMPT, dtype=torch.int64)
     mask[0, :PADDING] = mask[1, -PADDING:] = 0
     return TextProbe(seed, ids, batch * mask, mask)
-
-
-def picture(width: int = 150, height: int = 110) -> "np.ndarray[Any, np.dtype[np.uint8]]":
-    """A small drawn picture, uint8 [h, w, 3]: gradients, a disc and stripes."""
-    y, x = np.mgrid[0:height, 0:width]
-    disc = (x - width // 3) ** 2 + (y - height // 2) ** 2 < (height // 4) ** 2
-    channels = (
-        255 * x // (width - 1),
-        255 * y // (height - 1),
-        np.where(disc, 230, 40 + 150 * ((x // 9 + y // 7) % 2)),
-    )
-    return np.stack(channels, -1).astype(np.uint8)
 
 
 class MarginWatch:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from export.files.facts import check_facts
-from export.files.integrity import check_graph_bounds, check_sums, unreplaced
+from export.files.check import check_variant_files
+from export.files.integrity import unreplaced
 from export.files.verification import Verification
 from export.gate.as_user import check_as_user, code_of_others
 from export.gate.checking import checking_graphs, checking_static
@@ -18,8 +18,7 @@ from transform.errors import VerificationError
 from transform.load import load_model, quiet_transformers
 from transform.machine import fitting_threads
 from transform.progress import Say
-from transform.read import read_checkpoint
-from transform.strict_json import Record, read_json
+from transform.strict_json import Record
 
 
 def verify_directory(directory: Path, say: Say = lambda _: None) -> Record:
@@ -29,12 +28,7 @@ def verify_directory(directory: Path, say: Say = lambda _: None) -> Record:
 
 
 def _verify_directory(directory: Path, say: Say) -> Record:
-    say("sums")
-    manifest = read_json(directory / "manifest.json")
-    results: Record = {"files": check_sums(directory)}
-    checkpoint = read_checkpoint(directory)
-    results["facts"] = check_facts(manifest, checkpoint)
-    results["graph_ranges"] = check_graph_bounds(directory)
+    manifest, checkpoint, results = check_variant_files(directory, say)
     golden = load_golden(directory, checkpoint)
     if golden is None:
         passed = Verification.parse(manifest.get("verification"))

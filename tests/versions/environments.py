@@ -15,18 +15,31 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from transform.strict_json import Record
+
 ROOT = Path(__file__).parents[2]
 RESOLUTIONS = {"oldest": "lowest-direct", "newest": "highest"}
 DIRECTORIES = {name: ROOT / f".venv-{name}" for name in RESOLUTIONS}
+SMALL = "run"  # the extra that is an install of its own (tests/test_small_install.py)
 CUDA = ("nvidia-", "triton", "cuda-")  # packages that torch's CUDA build brings along
 
 
 def requirements() -> list[Requirement]:
     """All that pyproject.toml declares for this machine, of the package and of its extras, without itself."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    extras = [text for group in project["optional-dependencies"].values() for text in group]
+    project = _project()
+    extras = [text for name in extras_together() for text in project["optional-dependencies"][name]]
     found = [Requirement(text) for text in (*project["dependencies"], *extras)]
     return [r for r in found if r.name != project["name"] and (r.marker is None or r.marker.evaluate())]
+
+
+def extras_together() -> list[str]:
+    """All extras but SMALL, whose onnxruntime would overwrite that of `[full]`."""
+    return [name for name in _project()["optional-dependencies"] if name != SMALL]
+
+
+def _project() -> Record:
+    project: Record = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    return project
 
 
 def bounds(requirement: Requirement) -> tuple[str, str]:
@@ -62,7 +75,8 @@ def make(name: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         pins, override = Path(scratch, "pins.txt"), Path(scratch, "torch.txt")
         override.write_text(torch_pin(name, installed) + "\n", "utf-8")
-        _uv("pip", "compile", "pyproject.toml", "--all-extras", "--resolution", RESOLUTIONS[name], "--python",
+        extras = [word for extra in extras_together() for word in ("--extra", extra)]
+        _uv("pip", "compile", "pyproject.toml", *extras, "--resolution", RESOLUTIONS[name], "--python",
             sys.executable, "--override", str(override), "--no-header", "--no-annotate", "-o", str(pins),
             *options)  # fmt: skip
         found = [line for line in pins.read_text("utf-8").splitlines() if line.startswith(CUDA)]
