@@ -152,11 +152,13 @@ def _write_graphs(plan: Plan, written: Checkpoint, static: StaticPlan | None) ->
     from export.files.genai import write_genai_config
     from export.files.io_spec import write_io
     from export.graph.emit import emit_graphs
+    from export.run.io_file import policy_in
 
     stage = written.path
     crops = plan.vision.crops + 1 if plan.vision and plan.vision.crops is not None else None
-    emit_graphs(written, stage, crops, plan.form)
+    vision = plan.vision.as_dict() if plan.vision else None
+    emit_graphs(written, stage, crops, plan.form, policy_in(vision) if vision else None)
     if static:
         write_static(written, stage, static, plan.form)
-    write_io(written, stage, plan.vision.as_dict() if plan.vision else None, plan.form, static)
+    write_io(written, stage, vision, plan.form, static)
     write_genai_config(written, stage, plan.form)

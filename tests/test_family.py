@@ -112,7 +112,12 @@ def test_a_family_holds_the_weights_once_and_a_graph_per_member(made: Path, molm
     assert filecmp.cmp(weights, molmo / "model.safetensors", shallow=False)
     assert {p.name for p in made.glob("*.safetensors")} == {"model.safetensors", "golden.safetensors"}
     graphs = {f"text-{name}.onnx" for name in NAMES}
-    assert {p.name for p in made.glob("*.onnx")} == {"vision.onnx", "embedding.onnx", "text.onnx"} | graphs
+    assert {p.name for p in made.glob("*.onnx")} == {
+        "preprocess.onnx",
+        "vision.onnx",
+        "embedding.onnx",
+        "text.onnx",
+    } | graphs
     for graph in graphs:
         stored = list(external_tensors(onnx.load(made / graph, load_external_data=False).graph))
         assert {e.value for t in stored for e in t.external_data if e.key == "location"} == {weights.name}

@@ -173,7 +173,7 @@ def test_a_decoder_with_another_signature(damage: Callable[[Any], None], copied:
         Bound(Graphs(copied))
 
 
-@pytest.mark.parametrize("name", ["vision.onnx", "embedding.onnx"])
+@pytest.mark.parametrize("name", ["preprocess.onnx", "vision.onnx", "embedding.onnx"])
 def test_other_graphs_with_another_signature(name: str, copied: Path) -> None:
     model = onnx.load(copied / name, load_external_data=False)
     one_input_more(model)

@@ -60,7 +60,7 @@ def test_emitted_graphs_of_fused_operators(molmo: Path, tmp_path: Path, form: st
 
 
 def test_names_take_little(narrow: Path) -> None:
-    for path in narrow.glob("*.onnx"):
+    for path in (path for path in narrow.glob("*.onnx") if path.name != "preprocess.onnx"):  # no weights, 31 kB
         model = load(path)
         taken = sum(len(name) + 2 for name in names(model.graph.node))
         assert taken <= 0.1 * (path.stat().st_size - taken), path.name

@@ -1,11 +1,13 @@
 """The torch-free runner: published greedy ids from image file and words to answer, and what it refuses."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file
@@ -13,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from export.files.io_spec import write_io
 from export.graph.emit import emit_graphs
+from export.graph.preprocess import preprocess_graph
 from export.run.answer import Runner, answer
 from export.run.session import RunError
 from tests.support.command import knobcast
@@ -20,9 +23,10 @@ from tests.support.molmo_parity import knobs_of
 from tests.support.paths import FIXTURES
 from tests.support.pictures import encoded, synthetic_image
 from tests.support.variants import add_member, write_variant
-from transform.errors import KnobError
+from transform.errors import KnobError, VerificationError
 from transform.molmoe.preprocessing import ImageError
 from transform.read import read_checkpoint
+from transform.special_tokens import image_token_ids
 from transform.write import write_checkpoint
 
 CASES = json.loads((FIXTURES / "parity_cases.json").read_text())
@@ -106,6 +110,56 @@ def test_fixed_budget_of_the_variant_is_used(tmp_path: Path) -> None:
         given = runner.answer(Image.new("RGB", size), "w5", max_new_tokens=1)
         assert given.tiling == tiling
         assert (given.timing.steps, given.decode_speed) == (0, None)
+
+
+def test_the_graph_or_the_python_code_cuts_the_image(runnable: Path, tmp_path: Path) -> None:
+    """The graph where there is one; the answer is the same, and says which."""
+    image = tmp_path / "a.png"
+    image.write_bytes(encoded(synthetic_image(300, 200, 3)))
+    given = {how: answer(runnable, image, "w5", 3, preprocess=how) for how in (None, "graph", "python")}
+    assert [made.as_dict()["preprocess"] for made in given.values()] == ["graph", "graph", "python"]
+    assert len({made.ids for made in given.values()}) == 1
+    assert answer(runnable, None, "w5", 1).preprocess is None
+    command = ["run", runnable, "--image", image, "--prompt", "w5", "--max-new-tokens", "1", "--json"]
+    assert json.loads(knobcast(*command, "--preprocess", "python").out)["preprocess"] == "python"
+
+
+def test_a_variant_without_the_graph(runnable: Path, tmp_path: Path) -> None:
+    older = Path(shutil.copytree(runnable, tmp_path / "older"))
+    (older / "preprocess.onnx").unlink()
+    assert Runner(older).answer(Image.new("RGB", (30, 20)), "w5", 1).preprocess == "python"
+    with pytest.raises(RunError, match=r"has no preprocess\.onnx"):
+        Runner(older, preprocess="graph")
+    with pytest.raises(RunError, match="cut by graph or python, got 'numpy'"):
+        Runner(older, preprocess="numpy")
+
+
+def test_a_graph_of_other_sizes_is_refused(runnable: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(runnable, tmp_path / "other"))
+    ids = image_token_ids(read_checkpoint(other), other)
+    preprocess_graph(ids, 432).write(other / "preprocess.onnx")
+    with pytest.raises(VerificationError, match=r"images must be \[2, 576, 588\], it is \[3, 576, 588\]"):
+        Runner(other).prompt("w5", Image.new("RGB", (30, 20)))
+
+
+def test_features_that_no_crop_has_are_refused(runnable: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(runnable, tmp_path / "other"))
+    model = onnx.load(other / "preprocess.onnx")
+    (last,) = [node for node in model.graph.node if node.output[0] == "feature_index"]
+    last.op_type = "Neg"
+    onnx.save(model, other / "preprocess.onnx")
+    with pytest.raises(VerificationError, match="feature_index must be from 0 to 287, it is from -287 to 0"):
+        Runner(other).prompt("w5", Image.new("RGB", (30, 20)))
+
+
+@pytest.mark.parametrize("how", ["graph", "python"])
+def test_what_is_no_picture_is_refused_alike(how: str, runnable: Path) -> None:
+    runner = Runner(runnable, preprocess=how)
+    for wrong in (np.zeros((4, 4, 3), np.float32), np.zeros((4, 4), np.uint8), np.zeros((4, 0, 3), np.uint8)):
+        with pytest.raises(ImageError, match=r"must be uint8 \[height, width, 3\].*Convert it"):
+            runner.prompt("w5", wrong)
+    with pytest.raises(ImageError, match="at least 1 pixel on the canvas"):
+        runner.prompt("w5", np.zeros((1, 400, 3), np.uint8))
 
 
 def test_stops_at_the_end_token(runnable: Path) -> None:

@@ -85,7 +85,7 @@ def test_files_are_verified(install: str, variant: Path) -> None:
     assert (found["level"], found["verification"]) == ("files", "passed")
     assert found["files"] == len(list(variant.iterdir())) - 2  # the sums and the manifest
     assert found["facts"] >= 20
-    assert found["graph_ranges"].keys() == {"text.onnx", "embedding.onnx", "vision.onnx"}
+    assert found["graph_ranges"].keys() == {"text.onnx", "embedding.onnx", "vision.onnx", "preprocess.onnx"}
 
 
 @pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "text.onnx", "tokenizer.json"])

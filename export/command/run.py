@@ -15,10 +15,14 @@ from transform.progress import Say
 
 @dataclass(frozen=True)
 class Place:
-    """Where a variant runs, and which decoder of a family."""
+    """Where a variant runs, what cuts its pictures, and which decoder of a family."""
 
     provider: Provider = "cpu"
     threads: Annotated[int, typer.Option("--threads", min=0, help="Of one operator; 0: all cores.")] = 0
+    preprocess: Annotated[
+        str | None,
+        typer.Option("--preprocess", help="What cuts the picture: graph or python. The graph, where there is one."),
+    ] = None
     member: Annotated[str | None, typer.Option("--member", help="Of a family, this decoder: k4-b12.")] = None
 
 
@@ -41,7 +45,7 @@ def run(
     stream: Say | None = None if as_json else lambda piece: print(piece, end="", flush=True)
     given = answer(
         directory, image, prompt, max_new_tokens, stream=stream,
-        provider=place.provider, threads=place.threads, member=place.member,
+        provider=place.provider, threads=place.threads, member=place.member, preprocess=place.preprocess,
     )  # fmt: skip
     if as_json:
         print_json(given.as_dict())

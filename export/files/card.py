@@ -171,6 +171,11 @@ def _verification(plan: Plan, verification: Verification | None) -> list[str]:
     ):
         for name, value in verification.differences(group).items():
             lines.append(f"| {title}: {name} | {value:.3g} |")
+    if cut := verification.preprocess:
+        lines.append(
+            f"| preprocess.onnx == Python: {cut['pictures']:.0f} pictures of all shapes | "
+            f"{cut['largest_difference']:.3g} |"
+        )
     other = verification.other_k
     if other and other["difference"] is not None:
         lines.append(f"| another k (must differ) | {other['difference']:.3g} |")

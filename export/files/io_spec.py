@@ -13,16 +13,24 @@ from export.run.io_file import Signature, Value
 from export.run.providers import SESSION_ATTRIBUTES, provider_options
 from export.run.session_options import SESSION_OPTIONS, session_options
 from export.run.static_plan import StaticPlan
+from transform.architectures import Architecture
 from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError
 from transform.forms import REFERENCE, Form
+from transform.molmoe.tiling import CROP
 from transform.special_tokens import begin_id, end_ids, image_token_ids
 from transform.strict_json import Record
 from transform.tokenizer_file import embedding_rows
 from transform.write import write_json
 
-FILES = ("vision.onnx", "embedding.onnx", "text.onnx")
-DTYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.INT64: "int64"}
+FILES = ("preprocess.onnx", "vision.onnx", "embedding.onnx", "text.onnx")
+DTYPES = {
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.INT64: "int64",
+    onnx.TensorProto.UINT8: "uint8",
+}
+MOST_SIDE = 1 << 22  # pixels; up to here a side that keeps a pixel in exact arithmetic keeps it in float32
 
 
 def io_spec(
@@ -51,12 +59,15 @@ def io_spec(
         "vision_session_options": dict(SESSION_OPTIONS),
         "session_attributes": SESSION_ATTRIBUTES,
         "special_ids": ids,
+        "prompt": _prompt(checkpoint.architecture, ids),
         "graphs": {name: signature(directory / name) for name in FILES if (directory / name).is_file()},
     }
     values = [v for graph in spec["graphs"].values() for part in graph.values() for v in part]
     spec["providers"] = provider_options(form, static=all(type(d) is int for v in values for d in v["shape"]))
     if checkpoint.architecture.modality.sees_images:
         spec["vision"] = dict(vision or {})
+        if "preprocess.onnx" in spec["graphs"]:
+            spec["picture"] = picture_rule(spec["vision"]["resize"])
     if static is not None:
         graphs = {name: signature(directory / name) for name in static.files}
         # experts that aren't fused get as many rows as the routers say: nothing that could be captured
@@ -85,6 +96,25 @@ def signature(path: Path) -> Signature:
     except Exception as error:  # protobuf's own exception type depends on its implementation
         raise CheckpointError(f"{path.name}: not an ONNX file ({error}). Export the variant again.") from error
     return {"inputs": [_value(v) for v in graph.input], "outputs": [_value(v) for v in graph.output]}
+
+
+def _prompt(family: Architecture, ids: Mapping[str, object]) -> Record:
+    """How a prompt's ids are put together: `order` of its parts, `text` being before + what the user says + after."""
+    before, _, after = family.prompt.template.partition("{prompt}")
+    sees = family.modality.sees_images
+    return {
+        "order": ["begin", "image", "text"] if sees else ["text"],
+        "before": before,
+        "after": after,
+        "add_special_tokens": not sees,  # by the tokenizer, to the text
+        "begin": ids["bos"],
+        "end": ids["eos"],
+    }
+
+
+def picture_rule(resize: str) -> Record:
+    """Which pictures preprocess.onnx may be given: it has no way to refuse one."""
+    return {"least_side": 1, "most_side": MOST_SIDE, "aspect_below": CROP if resize == "pad" else None}
 
 
 def _value(info: Any) -> Value:

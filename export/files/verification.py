@@ -66,6 +66,7 @@ class Verification:
     onnx_vs_torch: Measured = field(default_factory=dict)
     float16_rounding: float | None = None  # of the largest logit
     static_vs_torch: Mapping[str, float | None] = field(default_factory=dict)  # None where float32 can't decide
+    preprocess: Measured = field(default_factory=dict)  # preprocess.onnx and the Python code: tolerance, pictures
     graphs_computed_by: str | None = None
     operators: Operators | None = None
 

@@ -19,6 +19,7 @@ from export.gate.checking import checking_graphs
 from export.gate.compare import TOLERANCE, exactly_equal, find_probe, onnx_vs_torch, other_k, run_text
 from export.gate.golden import check_graphs, record, torch_image
 from export.gate.image_probe import ImageProbe, image_probe
+from export.gate.preprocess import check_preprocess, has_preprocess
 from export.gate.probe import TextProbe
 from export.gate.resident import rounding
 from export.gate.static import verify_static_block
@@ -91,6 +92,7 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
         graph_ranges=check_graph_bounds(directory) if onnx else {},
         onnx_vs_torch=graphs,
         static_vs_torch=fixed,
+        preprocess=check_preprocess(Graphs(directory)) if onnx and has_preprocess(directory) else {},
     )
 
 

@@ -10,18 +10,26 @@ import numpy as np
 
 from export.gate.golden import FILE
 from export.gate.image_probe import TEXT, ImageProbe
+from export.gate.preprocess import has_preprocess
 from export.gate.probe import DECODE
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError, VerificationError
+from transform.molmoe.tiling import PATCH, PATCHES
 from transform.safetensors_header import read_header
 from transform.tokenizer_file import embedding_rows
 
-# name -> dtype as the format spells it, shape: s and t tokens, V vocabulary, r rows, d width
+# name -> dtype as the format spells it, shape: s and t tokens, V vocabulary, r rows, d width; of preprocess.onnx h, w
+# sides (y, x), q patches of v values, n crops of p patches, f features, i ids
 _TEXT = {"ids": ("I64", "1s"), "logits": ("F32", "1sV")}
 _IMAGE = {
     "image.input_ids": ("I64", "1t"), "image.rows": ("I64", "r"), "image.embeddings": ("F32", "rd"),
     "image.logits": ("F32", "1V"),
+}  # fmt: skip
+_PICTURE = {
+    "preprocess.image": ("U8", "yx3"), "preprocess.rows": ("I64", "q"), "preprocess.images": ("F32", "qv"),
+    "preprocess.image_masks": ("F32", "np"), "preprocess.feature_index": ("I64", "f"),
+    "preprocess.image_ids": ("I64", "i"),
 }  # fmt: skip
 LEAST = DECODE + 2  # tokens: a prompt of two, which static graphs are given in two calls, and the steps
 
@@ -37,7 +45,7 @@ def load_golden(directory: Path, checkpoint: Checkpoint) -> dict[str, Array] | N
         header = {entry.name: (entry.dtype, entry.shape) for entry in read_header(path)}
     except CheckpointError as error:
         raise VerificationError(str(error)) from error
-    _check_header(header, checkpoint)
+    _check_header(header, checkpoint, has_preprocess(directory))
     from safetensors.numpy import load_file
 
     golden = dict(load_file(path))
@@ -61,11 +69,11 @@ def with_golden_ids(image: ImageProbe, golden: dict[str, Array], vocab: int) -> 
     return ImageProbe(ids, image.images, image.image_masks, image.image_input_idx, image.feature_index)
 
 
-def _check_header(header: dict[str, tuple[str, tuple[int, ...]]], checkpoint: Checkpoint) -> None:
-    wanted = _TEXT | (_IMAGE if checkpoint.architecture.modality.sees_images else {})
+def _check_header(header: dict[str, tuple[str, tuple[int, ...]]], checkpoint: Checkpoint, cuts: bool) -> None:
+    wanted = _TEXT | (_IMAGE if checkpoint.architecture.modality.sees_images else {}) | (_PICTURE if cuts else {})
     if header.keys() != wanted.keys():
         raise _refused(f"it must hold {', '.join(wanted)}; it holds {', '.join(sorted(header))[:200]}")
-    sizes = {"1": 1, "d": checkpoint.settings.hidden}
+    sizes = {"1": 1, "3": 3, "v": 3 * PATCH**2, "p": PATCHES**2, "d": checkpoint.settings.hidden}
     for name, (dtype, letters) in wanted.items():
         found, shape = header[name]
         fits = len(shape) == len(letters) and 0 not in shape
@@ -80,6 +88,9 @@ def _check_header(header: dict[str, tuple[str, tuple[int, ...]]], checkpoint: Ch
 def _check_values(golden: dict[str, Array], checkpoint: Checkpoint) -> None:
     settings = checkpoint.settings
     below = {"ids": settings.vocab, "image.input_ids": embedding_rows(checkpoint)}
+    below |= {"preprocess.image_ids": embedding_rows(checkpoint)}
+    if "preprocess.rows" in golden:
+        below["preprocess.rows"] = golden["preprocess.image_masks"].size
     if "image.rows" in golden:
         below["image.rows"] = golden["image.input_ids"].shape[1]
     for name, limit in below.items():

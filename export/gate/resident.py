@@ -15,6 +15,7 @@ from export.gate.checking import checking_graphs
 from export.gate.compare import TOLERANCE, exactly_equal, find_probe, onnx_vs_torch, other_k, run_text
 from export.gate.golden import check_graphs, record, torch_image, write_golden
 from export.gate.image_probe import ImageProbe, image_probe
+from export.gate.preprocess import check_preprocess, has_preprocess, record_picture
 from export.gate.probe import TextProbe
 from export.gate.static import verify_static
 from export.numpy_run.graphs import check_rounding
@@ -57,18 +58,28 @@ def resident_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Veri
         static_vs_dynamic=equal,
         other_k=other_k(variant, plan.target, probe),
     )
-    write_golden(directory, golden := record(variant, probe.ids.numpy(), image))
+    golden = record(variant, probe.ids.numpy(), image)
     if not onnx:
+        write_golden(directory, golden)
         return found
-    say("ONNX == PyTorch")
     ranges, graphs = check_graph_bounds(directory), checking_graphs(directory)
+    cut: dict[str, float] = {}
+    if has_preprocess(directory):
+        say("preprocess.onnx == Python")
+        cut = check_preprocess(graphs)
+        golden |= record_picture(graphs)
+    write_golden(directory, golden)
+    say("ONNX == PyTorch")
     compared = onnx_vs_torch(variant, graphs, probe) | check_graphs(graphs, golden, image, TOLERANCE)
     rounds = check_rounding(directory, golden["ids"], golden["logits"]) if plan.form.compute != "float32" else None
     fixed = {}
     if graphs.io.get("static"):
         say("static graphs == PyTorch")
         fixed = verify_static(variant, written, directory, golden, probe.seed, TOLERANCE)
-    return replace(found, graph_ranges=ranges, onnx_vs_torch=compared, float16_rounding=rounds, static_vs_torch=fixed)
+    return replace(
+        found, graph_ranges=ranges, onnx_vs_torch=compared, float16_rounding=rounds, static_vs_torch=fixed,
+        preprocess=cut,
+    )  # fmt: skip
 
 
 def source_model(plan: Plan) -> "PreTrainedModel":

@@ -12,6 +12,7 @@ from export.gate.golden import FILE as GOLDEN
 from export.gate.golden import check_graphs, check_torch
 from export.gate.golden_file import load_golden, with_golden_ids
 from export.gate.image_probe import image_probe
+from export.gate.preprocess import check_golden_picture, has_preprocess
 from export.gate.static import check_static_text
 from transform.errors import VerificationError
 from transform.load import load_model, quiet_transformers
@@ -51,6 +52,8 @@ def _verify_directory(directory: Path, say: Say) -> Record:
         say("ONNX == golden")
         graphs = checking_graphs(directory)
         results["onnx_vs_golden"] = check_graphs(graphs, golden, image, TOLERANCE)
+        if has_preprocess(directory):
+            results["preprocess_vs_golden"] = check_golden_picture(graphs, golden)
         if graphs.io.get("static"):
             results["static_vs_golden"] = check_static_text(checking_static(directory), golden, TOLERANCE)
     return results

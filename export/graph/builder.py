@@ -24,6 +24,7 @@ OPSET = 18  # ordinary ai.onnx operators only, old enough for every onnxruntime 
 IR_VERSION = 9
 CONTRIB = "com.microsoft"  # onnxruntime's own operators, for the fused forms
 FLOAT, FLOAT16, INT64, BOOL = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64, TensorProto.BOOL
+DOUBLE, UINT8 = TensorProto.DOUBLE, TensorProto.UINT8
 TYPES = {
     "F32": TensorProto.FLOAT,
     "F16": TensorProto.FLOAT16,
@@ -78,6 +79,17 @@ class Graph:
     def choose(self, condition: str, then: Callable[[], str], otherwise: Callable[[], str]) -> str:
         """`If`: only the chosen branch runs and takes memory. Branches yield one tensor of the graph's type."""
         return self.op("If", condition, then_branch=self._branch(then), else_branch=self._branch(otherwise))
+
+    def each(self, count: str, build: Callable[[str], str], dtype: int) -> str:
+        """`Loop`: build(i) for i from 0 to the scalar `count`, results of one shape and of `dtype` stacked in front."""
+        step, going = self._fresh(), self._fresh()
+        given = [helper.make_tensor_value_info(step, INT64, []), helper.make_tensor_value_info(going, BOOL, [])]
+
+        def body() -> list[object]:
+            handed = helper.make_tensor_value_info(self.op("Identity", going), BOOL, [])
+            return [handed, _unshaped(build(step), dtype)]
+
+        return self.op("Loop", count, "", body=self._nested(body, given))
 
     def constant(self, array: Array) -> str:
         """A small constant inside the graph; equal ones are stored once."""
@@ -189,12 +201,20 @@ class Graph:
         self._values += 1
         return f"v{self._values}"
 
-    def _branch(self, build: Callable[[], str]) -> Any:
+    def _branch(self, build: Callable[[], str]) -> object:
+        return self._nested(lambda: [_unshaped(build(), self.compute)])
+
+    def _nested(self, build: Callable[[], Sequence[object]], given: Sequence[object] = ()) -> object:
+        """The subgraph whose nodes `build` appends; it returns the outputs' infos, `given` are those of the inputs."""
         outer, self._nodes = self._nodes, []
         try:
-            result = build()
-            info = onnx.ValueInfoProto(name=result)
-            info.type.tensor_type.elem_type = self.compute
-            return helper.make_graph(self._nodes, "b", [], [info])
+            results = build()
+            return helper.make_graph(self._nodes, "b", given, results)
         finally:
             self._nodes = outer
+
+
+def _unshaped(name: str, dtype: int) -> object:
+    info = onnx.ValueInfoProto(name=name)
+    info.type.tensor_type.elem_type = dtype
+    return info

@@ -5,20 +5,31 @@ from pathlib import Path
 from export.graph.builder import Graph
 from export.graph.decoder import text_graph
 from export.graph.embedding import embedding_graph
+from export.graph.preprocess import preprocess_graph
 from export.graph.vision import vision_graph
+from export.run.io_file import Policy
 from transform.checkpoint import Checkpoint
 from transform.forms import REFERENCE, Form
 from transform.special_tokens import image_token_ids
 
 
-def emit_graphs(checkpoint: Checkpoint, directory: Path, crops: int | None, form: Form = REFERENCE) -> list[Path]:
+def emit_graphs(
+    checkpoint: Checkpoint,
+    directory: Path,
+    crops: int | None,
+    form: Form = REFERENCE,
+    policy: Policy | None = None,
+) -> list[Path]:
     """Write the graphs of a finished variant beside its weights; `crops` fixes vision.onnx to so many, the global view
-    included."""
+    included. `policy`: how pictures are cut, as `preprocess` takes it; without it there is no graph that cuts them.
+    """
     graphs: dict[str, Graph] = {}
     if checkpoint.architecture.modality.sees_images:
-        patch = image_token_ids(checkpoint, directory).patch
+        ids = image_token_ids(checkpoint, directory)
+        if policy is not None:
+            graphs["preprocess.onnx"] = preprocess_graph(ids, **policy)
         graphs["vision.onnx"] = vision_graph(checkpoint, crops, form)
-        graphs["embedding.onnx"] = embedding_graph(checkpoint, patch, form)
+        graphs["embedding.onnx"] = embedding_graph(checkpoint, ids.patch, form)
     graphs["text.onnx"] = text_graph(checkpoint, form)
     written = []
     for name, graph in graphs.items():

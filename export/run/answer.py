@@ -15,12 +15,12 @@ from export.run.bound import Bound
 from export.run.family_file import read_family
 from export.run.graphs import Graphs, open_tokenizer
 from export.run.io_file import ROLES, policy_in
+from export.run.picture import GRAPH, WAYS, Picture, cut_by_graph, cut_by_python
 from export.run.providers import PROVIDERS
 from export.run.session import RunError
 from transform.architectures import architecture_named
 from transform.arrays import Array
 from transform.molmoe.pictures import ImageInput, open_image
-from transform.molmoe.preprocessing import Preprocessed, preprocess
 from transform.progress import Say
 from transform.strict_json import Record
 
@@ -30,7 +30,7 @@ class Prompt:
     """What the graphs take: ids with BOS and image stream, and the cut image if there is one."""
 
     ids: Array  # int64 [1, s]
-    image: Preprocessed | None
+    image: Picture | None
 
     @property
     def tiling(self) -> tuple[int, int] | None:
@@ -59,6 +59,7 @@ class Answer:
     stopped: str  # "end": the model ended it; "length": it was cut
     prompt_tokens: int
     tiling: tuple[int, int] | None
+    preprocess: str | None  # what cut the image: "graph" or "python"; None without one
     timing: Timing = field(repr=False)
 
     @property
@@ -79,6 +80,7 @@ class Answer:
             "stopped": self.stopped,
             "prompt_tokens": self.prompt_tokens,
             "tiling": list(self.tiling) if self.tiling else None,
+            "preprocess": self.preprocess,
             "seconds": {n: round(getattr(self.timing, n), 6) for n in ("opening", "vision", "prefill", "decode")},
             "tokens_per_second": {
                 "prefill": round(self.prefill_speed, 3),
@@ -98,11 +100,28 @@ class Answer:
 class Runner:
     """The graphs and the tokenizer of one variant, loaded once for any number of prompts.
 
-    `member` names one of a family's decoders; `threads` 0 takes all cores.
+    `member` names one of a family's decoders; `threads` 0 takes all cores; `preprocess` says what cuts images, "graph"
+    or "python": where not said the graph does, if the variant has one.
     """
 
-    def __init__(self, directory: Path, provider: str = "cpu", threads: int = 0, member: str | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        provider: str = "cpu",
+        threads: int = 0,
+        member: str | None = None,
+        preprocess: str | None = None,
+    ) -> None:
         self.directory = Path(directory)
+        if preprocess not in (None, *WAYS):
+            raise RunError(f"Images are cut by {' or '.join(WAYS)}, got {preprocess!r}. Choose one of them.")
+        there = (self.directory / GRAPH).is_file()
+        if preprocess == "graph" and not there:
+            raise RunError(
+                f"What cuts images must be there: {self.directory} has no {GRAPH}, as text-only variants and those of "
+                "older versions. Export it again, or take python."
+            )
+        self.preprocess = preprocess or ("graph" if there else "python")
         if provider not in PROVIDERS:
             raise RunError(f"The provider must be one of {', '.join(PROVIDERS)}, got {provider!r}. Choose one of them.")
         if threads < 0:
@@ -148,8 +167,12 @@ class Runner:
             )
         cut = None
         if image is not None:
-            cut = preprocess(image, **policy_in(self.graphs.io["vision"]))
-        stream = [] if cut is None else cut.image_tokens(*roles).tolist()
+            policy = policy_in(self.graphs.io["vision"])
+            if self.preprocess == "graph":
+                cut = cut_by_graph(self.graphs.preprocess, image, policy)
+            else:
+                cut = cut_by_python(image, policy, roles)
+        stream = [] if cut is None else cut.ids.tolist()
         return self._checked(Prompt(np.array([[self.ids["bos"], *stream, *words]], np.int64), cut))
 
     def _checked(self, prompt: Prompt) -> Prompt:
@@ -222,7 +245,8 @@ class Runner:
         said = self.tokenizer.decode(ids).lstrip()
         if stream and len(said) > len(shown):
             stream(said[len(shown) :])
-        return Answer(said.strip(), tuple(ids), stopped, prompt.ids.shape[1], prompt.tiling, timing)
+        how = self.preprocess if prompt.image else None
+        return Answer(said.strip(), tuple(ids), stopped, prompt.ids.shape[1], prompt.tiling, how, timing)
 
 
 def answer(
@@ -234,12 +258,13 @@ def answer(
     provider: str = "cpu",
     threads: int = 0,
     member: str | None = None,
+    preprocess: str | None = None,
     stream: Say | None = None,
 ) -> Answer:
     """Load the variant in `directory` and answer one prompt, about one image or none."""
     picture = None if image is None else open_image(image)  # refused before the graphs are loaded
     began = perf_counter()
-    runner = Runner(directory, provider, threads, member)
+    runner = Runner(directory, provider, threads, member, preprocess)
     opening = perf_counter() - began
     given = runner.answer(picture, prompt, max_new_tokens, stream)
     given.timing.opening += opening

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from export.run.io_file import form_in, read_io
+from export.run.picture import GRAPH as PREPROCESS
 from export.run.providers import check_providers, own_caches, provider_options
 from export.run.session import RunError, open_session
-from export.run.signatures import check_decoder, check_embedding, check_vision
+from export.run.signatures import check_decoder, check_embedding, check_preprocess, check_vision
 from transform.arrays import Array
 from transform.modality import IMAGE, TEXT, Modality
 from transform.strict_json import read_json
@@ -60,11 +61,12 @@ class Graphs:
         known = sums if isinstance(sums, str) and len(sums) == 64 else str(self.directory.resolve())
         return hashlib.sha256(known.encode()).hexdigest()[:16]
 
-    def _open(self, name: str) -> Any:
+    def _options(self, name: str) -> Mapping[str, str]:
         options, own = self.io["session_options"], self.io.get("vision_session_options")
-        if name.startswith("vision") and own is not None:
-            options = own
-        return open_session(self.directory / name, options, self.providers, self.threads)
+        return own if name.startswith(("vision", PREPROCESS)) and own is not None else options
+
+    def _open(self, name: str) -> Any:
+        return open_session(self.directory / name, self._options(name), self.providers, self.threads)
 
     @cached_property
     def text(self) -> Any:
@@ -80,6 +82,12 @@ class Graphs:
     def vision(self) -> Any:
         """Crops to image features; only image models have it."""
         return check_vision("vision.onnx", self._open("vision.onnx"))
+
+    @cached_property
+    def preprocess(self) -> Any:
+        """Pixels to crops, on the CPU wherever the others run; only image models have it, and not older ones."""
+        options = self._options(PREPROCESS)
+        return check_preprocess(PREPROCESS, open_session(self.directory / PREPROCESS, options, threads=self.threads))
 
     @property
     def modality(self) -> Modality:

@@ -23,7 +23,7 @@ ROLES: tuple[Role, ...] = ("image_start", "image_end", "image_patch", "image_col
 LONGEST = 4096  # characters of an option; onnxruntime takes no longer ones
 _LARGEST = 1 << 31
 _MOST_CROPS = 1000  # of a picture: 65 thousand tokens
-_DTYPES = ("float32", "float16", "int64")
+_DTYPES = ("float32", "float16", "int64", "uint8")
 Rule = tuple[str, Callable[[Any], bool], str]
 
 

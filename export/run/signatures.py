@@ -39,6 +39,12 @@ def check_vision(file: str, session: Any) -> Any:
     return _check(file, session, {"images": 3, "image_masks": 2, "feature_index": 1}, {"image_features": 2})
 
 
+def check_preprocess(file: str, session: Any) -> Any:
+    """The session, if it takes a picture, and gives what the vision graph takes and the picture's ids."""
+    made = {"images": 3, "image_masks": 2, "feature_index": 1, "image_ids": 1}
+    return _check(file, session, {"image": 3}, made)
+
+
 def check_embedding(file: str, session: Any) -> Any:
     """The session, if it takes ids and image features, and gives embeddings of a known width."""
     _check(file, session, {"input_ids": 2, "image_features": 2}, {"inputs_embeds": 3})

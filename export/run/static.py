@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from export.run.graphs import Graphs, dtype_of
+from export.run.picture import Crops
 from export.run.session import RunError
 from export.run.static_plan import DECODE, DECODE_EMBEDDING, Prefill, read_static
 from transform.arrays import Array
-from transform.molmoe.preprocessing import Preprocessed
 from transform.molmoe.tiling import Tiling
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class StaticGraphs(Graphs):
         self._sessions: dict[str, InferenceSession] = {}
         self._calls: dict[tuple[str, int], Call] = {}
 
-    def prefill(self, ids: Array, image: Preprocessed | None = None, tiling: Tiling | None = None) -> Array:
+    def prefill(self, ids: Array, image: Crops | None = None, tiling: Tiling | None = None) -> Array:
         """[1, s] ids of a new sequence, about one image or none -> logits [V] of the last one.
 
         Without image any tiling's graphs do: the shortest ones are taken unless `tiling` says otherwise. What is
@@ -111,7 +111,7 @@ class StaticGraphs(Graphs):
         """[1, s] more ids of the sequence, as many at a time as a prompt has -> logits [V] of the last one."""
         return self._extend(self._graphs_for(tiling), ids, None)
 
-    def _extend(self, graphs: Prefill, ids: Array, image: Preprocessed | None) -> Array:
+    def _extend(self, graphs: Prefill, ids: Array, image: Crops | None) -> Array:
         at, logits = 0, np.zeros(0)
         while at < ids.shape[1]:
             if self.length + graphs.sequence > self.static.cache:
@@ -138,7 +138,7 @@ class StaticGraphs(Graphs):
         self._call(DECODE_EMBEDDING).run(input_ids=ids)
         return self._step(DECODE, 1, {})
 
-    def generate(self, ids: Array, image: Preprocessed | None = None, max_new_tokens: int = 64) -> Iterator[int]:
+    def generate(self, ids: Array, image: Crops | None = None, max_new_tokens: int = 64) -> Iterator[int]:
         """Greedy ids one by one, the stop token last if the model came to one; ends where the cache is full."""
         if max_new_tokens < 1:
             raise RunError(f"At least one token must be asked for, got max_new_tokens={max_new_tokens}.")
@@ -150,7 +150,7 @@ class StaticGraphs(Graphs):
             token = int(self.decode(token).argmax())
             yield token
 
-    def embeddings(self, ids: Array, image: Preprocessed) -> Array:
+    def embeddings(self, ids: Array, image: Crops) -> Array:
         """[1, s] ids of one call about an image -> what its decoder is given [1, s, d]."""
         graphs = self._graphs_for(image.tiling)
         self._prepared(graphs, ids, image)
@@ -176,7 +176,7 @@ class StaticGraphs(Graphs):
             f"{tiling[0]}×{tiling[1]} tiles. Cut it by the policy in io.json."
         )
 
-    def _prepared(self, graphs: Prefill, ids: Array, image: Preprocessed | None) -> dict[str, Array]:
+    def _prepared(self, graphs: Prefill, ids: Array, image: Crops | None) -> dict[str, Array]:
         """The padded ids, or nothing where they were embedded (with the image's features) for the decoder."""
         padded = np.zeros((1, graphs.sequence), np.int64)
         padded[:, : ids.shape[1]] = ids

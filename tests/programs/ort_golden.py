@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 
 Array = Any  # of numpy before 2 as well
-DTYPES = {"F32": np.float32, "I64": np.int64, "I32": np.int32}
+DTYPES = {"F32": np.float32, "I64": np.int64, "I32": np.int32, "U8": np.uint8}
 
 
 def read_safetensors(path: Path) -> dict[str, Array]:
@@ -81,6 +81,13 @@ def differences(variant: Variant, golden: dict[str, Array], picture: dict[str, A
     ids = golden["ids"]
     sees = (variant.directory / "vision.onnx").is_file()
     found = {"logits": distance(variant.logits(variant.embed(ids, None) if sees else ids), golden["logits"])}
+    if "preprocess.image" in golden:
+        session = variant.open("preprocess.onnx", "vision_session_options")
+        images, *exact = session.run(None, {"image": golden["preprocess.image"]})
+        rows = images.reshape(-1, images.shape[-1])[golden["preprocess.rows"]]
+        found["preprocess.images"] = distance(rows, golden["preprocess.images"])
+        theirs = [golden[f"preprocess.{name}"] for name in ("image_masks", "feature_index", "image_ids")]
+        found["preprocess.others"] = float(not all(map(np.array_equal, exact, theirs)))
     if picture is not None:
         embedded = variant.embed(golden["image.input_ids"], picture)
         found["image.embeddings"] = distance(embedded[0][golden["image.rows"]], golden["image.embeddings"])
