@@ -52,7 +52,7 @@ class NumpySession:
             self._evaluator.widen = widen
         except (NotImplementedError, RuntimeError) as error:
             reason = str(error).splitlines()[0][:300]
-            raise VerificationError(f"{path.name}: numpy can't run it: {reason}") from error
+            raise VerificationError(f"{path.name}: numpy can't run it: {reason}. Export the variant again.") from error
 
     def get_inputs(self) -> list[Value]:
         """What `run` must be fed."""
