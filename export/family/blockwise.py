@@ -60,7 +60,7 @@ def measure_pairs(written: Checkpoint, form: Form, pairs: set[Pair], say: Say) -
     found: dict[Pair, Measured] = {}
     for block in sorted({pair.block for pair in pairs}):
         own = drop_blocks(written, (block,))
-        model, _ = load_view(own)
+        model, _ = load_view(own, pictures=False)
         for pair in sorted(pair for pair in pairs if pair.block == block):
             say(f"block {block}, k={pair.k}: ONNX == PyTorch")
             view = set_top_k(own, pair.k)
