@@ -19,7 +19,7 @@ from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
 from transform.dtype import stored_dtype
 from transform.errors import VerificationError
-from transform.machine import SMALL
+from transform.machine import LARGE, SMALL
 from transform.plan import parameters
 from transform.scratch import scratch
 from transform.write import write_json
@@ -90,11 +90,9 @@ def _linked(variant: Checkpoint, place: Path, blocks: int) -> Path:
 
 def run_process(place: Path, request: Request, home: Path, threads: dict[str, str]) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of a process that looks at the variant in `place`."""
-    env = (
-        os.environ
-        | threads
-        | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(home / "modules"), "HF_DEACTIVATE_ASYNC_LOAD": "1"}
-    )
+    env = os.environ | threads | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(home / "modules")}
+    # one tensor after the other, and nothing kept of what is freed: as `transform/load.py` and `machine.py` have it
+    env |= {"HF_DEACTIVATE_ASYNC_LOAD": "1", "MALLOC_MMAP_THRESHOLD_": str(LARGE)}
     done = subprocess.run(
         [sys.executable, "-P", str(SCRIPT), str(place)],
         input=json.dumps(request), cwd=home, env=env, capture_output=True, text=True, check=False,

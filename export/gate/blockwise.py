@@ -34,7 +34,7 @@ from transform.depth import drop_blocks, without_blocks
 from transform.errors import VerificationError
 from transform.forms import Form
 from transform.load import building, load_view, model_class, plain_config
-from transform.machine import fitting_blocks, release_memory
+from transform.machine import fitting_blocks, release_memory, return_at_once
 from transform.plan import Plan, parameters
 from transform.progress import Say
 from transform.runtime import set_moe_top_k
@@ -47,6 +47,7 @@ GRAPH = "text.onnx"
 
 def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Verification:
     """Prove a freshly `written` variant block by block; raises VerificationError. Writes the golden picture."""
+    return_at_once()
     directory, source = written.path, partial(load_view, dtype=rounding(plan), packed=plan.new_packing)
     say("names and shapes")
     described, identical, sums = _check_meta(written), None, {}
