@@ -28,8 +28,8 @@ def free_memory() -> int:
 
 
 def return_at_once() -> None:
-    """From now on glibc gives memory of a megabyte and more back to the system when it is freed. Left alone it learns to
-    keep up to 32 MB, and puts a block's gigabyte of weights into the holes, where what was freed stays."""
+    """From now on glibc gives memory of a megabyte and more back to the system when it is freed. Left alone it learns
+    to keep up to 32 MB, and puts a block's gigabyte of weights into the holes, where what was freed stays."""
     if sys.platform == "linux" and (set_option := getattr(ctypes.CDLL(None), "mallopt", None)):
         set_option(_MMAP_THRESHOLD, LARGE)
 
