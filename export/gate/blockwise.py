@@ -50,7 +50,8 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
     return_at_once()
     directory, source = written.path, partial(load_view, dtype=rounding(plan), packed=plan.new_packing)
     say("names and shapes")
-    described, identical, sums = _check_meta(written), None, {}
+    described, identical = _check_meta(written), None
+    sums: dict[str, str] = {}
     if any(is_copied(plan.target, written, name) for name in written.tensors):
         say("bytes")
         identical, sums = check_copied(plan.target, written)
