@@ -48,7 +48,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("cpp")
     (library,) = (Path(onnxruntime.__file__).parent / "capi").glob(f"{LIBRARY}.*")
     (home / LIBRARY).symlink_to(library)
-    command = [*COMPILER, "-O1", CLIENT / "answer.cpp", "-o", home / "answer", home / LIBRARY, "-Wl,-rpath,$ORIGIN"]
+    linked = (CLIENT / "answer.cpp", "-o", home / "answer", home / LIBRARY)
+    command = [*COMPILER, "-O1", *map(str, linked), "-Wl,-rpath,$ORIGIN"]
     subprocess.run(command, check=True)
     return home / "answer"
 
