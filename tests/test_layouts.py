@@ -27,7 +27,7 @@ from tests.support.models import BLOCKWISE, random_ids, save_source
 from tests.support.paths import FIXTURES
 from tests.support.variants import add_member, write_variant
 from transform.arrays import Array
-from transform.errors import KnobError, VerificationError, WriteError
+from transform.errors import CheckpointError, KnobError, VerificationError, WriteError
 from transform.forms import form_named
 from transform.knobs import Knobs
 from transform.plan import make_plan
@@ -181,6 +181,15 @@ def test_pictures_are_cut_on_the_cpu_wherever_the_others_run(seeing: Path, tmp_p
         config = parse(tmp_path / "repository" / name / "config.pbtxt")
         assert config.instance_group[0].kind == kind
         assert bool(config.optimization.execution_accelerators.gpu_execution_accelerator) == accelerated
+
+
+def test_a_graph_of_other_types_is_refused(seeing: Path, tmp_path: Path) -> None:
+    changed = Path(shutil.copytree(seeing, tmp_path / "changed"))
+    model = onnx.load(changed / "preprocess.onnx")
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.STRING
+    onnx.save(model, changed / "preprocess.onnx")
+    with pytest.raises(CheckpointError, match=r"image of preprocess\.onnx is of ONNX's type 8\. Export"):
+        write_layout(plan_layout(changed, "triton"), tmp_path / "repository")
 
 
 def test_the_cuda_form_goes_to_a_gpu(tmp_path: Path) -> None:
