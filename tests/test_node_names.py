@@ -40,7 +40,7 @@ def load(path: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def narrow(molmo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A variant in bfloat16, whose experts sit in branches."""
+    """A variant in bfloat16, whose experts sit in loops."""
     return write_variant(molmo, tmp_path_factory.mktemp("names") / "v", dtype="bfloat16")
 
 
@@ -48,7 +48,7 @@ def test_emitted_graphs(narrow: Path) -> None:
     static = StaticPlan(24, (Prefill(None, 8),))
     paths = [*narrow.glob("*.onnx"), *write_static(read_checkpoint(narrow), narrow, static)]
     assert len(paths) >= 5
-    assert any(node.op_type == "If" for node in load(narrow / "text.onnx").graph.node)
+    assert any(node.op_type == "Loop" for node in load(narrow / "text.onnx").graph.node)
     for path in paths:
         assert_named(load(path))
 
