@@ -63,7 +63,7 @@ def test_names_take_little(narrow: Path) -> None:
     for path in (path for path in narrow.glob("*.onnx") if path.name != "preprocess.onnx"):  # no weights, 31 kB
         model = load(path)
         taken = sum(len(name) + 2 for name in names(model.graph.node))
-        assert taken <= 0.1 * (path.stat().st_size - taken), path.name
+        assert taken <= 0.12 * (path.stat().st_size - taken), path.name
 
 
 def test_derived_graphs(narrow: Path) -> None:
