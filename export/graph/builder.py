@@ -93,6 +93,25 @@ class Graph:
 
         return self.op("Loop", count, "", body=self._nested(body, given))
 
+    def fold(self, count: str, build: Callable[[str, str], str], first: str) -> str:
+        """`Loop`: value = build(i, value) for i from 0 to the scalar `count`, `first` before; of the graph's type."""
+        step, going, before = self._fresh(), self._fresh(), self._fresh()
+        given = [
+            helper.make_tensor_value_info(step, INT64, []),
+            helper.make_tensor_value_info(going, BOOL, []),
+            _unshaped(before, self.compute),
+        ]
+
+        def body() -> list[object]:
+            handed = helper.make_tensor_value_info(self.op("Identity", going), BOOL, [])
+            return [handed, _unshaped(build(step, before), self.compute)]
+
+        return self.op("Loop", count, "", first, body=self._nested(body, given))
+
+    def zero(self) -> object:
+        """The attribute of `ConstantOfShape` for zeros of the graph's own type."""
+        return numpy_helper.from_array(np.zeros(1, np.float16 if self.compute == FLOAT16 else np.float32))
+
     def constant(self, array: Array) -> str:
         """A small constant inside the graph; equal ones are stored once."""
         key = (array.dtype.str, array.shape, array.tobytes())
