@@ -91,7 +91,7 @@ class Graph:
             handed = helper.make_tensor_value_info(self.op("Identity", going), BOOL, [])
             return [handed, _unshaped(build(step), dtype)]
 
-        return self.op("Loop", count, "", body=self._nested(body, given))
+        return self.op("Loop", count, self._true(), body=self._nested(body, given))
 
     def fold(self, count: str, build: Callable[[str, str], str], first: str) -> str:
         """`Loop`: value = build(i, value) for i from 0 to the scalar `count`, `first` before; of the graph's type."""
@@ -106,7 +106,11 @@ class Graph:
             handed = helper.make_tensor_value_info(self.op("Identity", going), BOOL, [])
             return [handed, _unshaped(build(step, before), self.compute)]
 
-        return self.op("Loop", count, "", first, body=self._nested(body, given))
+        return self.op("Loop", count, self._true(), first, body=self._nested(body, given))
+
+    def _true(self) -> str:
+        # onnx's reference evaluator takes an omitted condition for a false one
+        return self.constant(np.array(True))
 
     def zero(self) -> object:
         """The attribute of `ConstantOfShape` for zeros of the graph's own type."""
