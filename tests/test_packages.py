@@ -50,11 +50,13 @@ FLOORS = [
     {"transform"},
     {"importance"},
     {"export.run"},
-    {"export.graph", "export.files"},
+    {"export.graph", "export.files", "export.cost"},
     {"export.numpy_run"},
     {"export.gate", "export.layout"},
     {"export.variant", "export.derive", "export.bench"},
     {"export.family"},
+    {"export.sweep"},
+    {"export.report"},
     {"export.command"},
 ]
 OURS = [name for name in modules() if name.split(".")[0] in PACKAGES]
