@@ -90,9 +90,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Source:
-    """The model that all settings come from."""
+    """The model that all settings come from. `path`: absolute, or a hub id."""
 
     name: str
+    path: str
     model_type: str
     digest: str
     layers: int
