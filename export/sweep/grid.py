@@ -2,7 +2,7 @@
 
     k=1,2,4,6,8 blocks=8,10,12,14,16 tokens=288,432,1008 form=cpu,int4 dtype=source,float16
     core27                     grids/core27.toml of this package
-    mine.toml                  [grid] k = [1, 2], blocks = [8, 16]; [workload.qa] image = "640x480", prompt = 32, new = 8
+    mine.toml                  [grid] k = [1, 2], blocks = [8, 16]; [workload.qa] prompt = 32, new = 8
 
 No torch.
 """

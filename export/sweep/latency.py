@@ -81,7 +81,7 @@ def ask_name(setting: Planned, workload: str) -> str:
     return f"{setting.tokens or 'stock'}/{workload}"
 
 
-def time_vision(directory: Path, asks: Sequence[Ask], clock: Clock, store: Path, setting: Planned) -> dict[str, list[float]]:
+def time_vision(directory: Path, asks: Sequence[Ask], clock: Clock, store: Path) -> dict[str, list[float]]:
     """Seconds of each run per ask with a picture, over a family's vision graph; raises LatencyError or JobsError."""
     seen = [ask for ask in asks if ask.image is not None]
     if not seen:
@@ -132,7 +132,9 @@ def _ms(seconds: float) -> float:
 def _spec(request: Request, clock: Clock, directory: Path) -> Record:
     """The request and all that its result depends on: the graphs' bytes, the weights', the machine."""
     machine = {name: value for name, value in clock.machine().items() if name != "load"}
-    names = ["vision.onnx", "embedding.onnx"] if request.graph is None else ["vision.onnx", "embedding.onnx", request.graph]
+    names = (
+        ["vision.onnx", "embedding.onnx"] if request.graph is None else ["vision.onnx", "embedding.onnx", request.graph]
+    )
     files = {name: sha256_file(directory / name) for name in names if (directory / name).is_file()}
     weights = {path.name: path.stat().st_size for path in sorted(directory.glob("model*.safetensors"))}
     return {"kind": "latency", "request": asdict(request), "files": files, "weights": weights, "machine": machine}

@@ -66,14 +66,15 @@ class Latency:
 
 @dataclass(frozen=True)
 class Point:
-    """A setting. `k`: as users write it; `top_k`: one per kept block; `tokens`: nominal, None as the source has it.
+    """A setting. `k`: as users write it; `top_k`: one per kept block; `tokens`: nominal or a tier, None as the source
+    has it.
     `command` makes the variant. `errors`: what failed, by part (quality, latency); the other parts count."""
 
     name: str  # k4-b12-t432-int4
     k: str
     top_k: tuple[int, ...]
     keep_blocks: tuple[int, ...]
-    tokens: int | None
+    tokens: int | str | None
     form: str
     dtype: str
     command: str
@@ -176,7 +177,8 @@ def _parsed(kind: Any, value: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in inner:
             return None
-        return _parsed(next(one for one in inner if one is not type(None)), value, where)
+        some = [one for one in inner if one is not type(None)]
+        return _parsed(next((one for one in some if one is type(value)), some[0]), value, where)
     if is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(value, dict) or value.keys() - {f.name for f in fields(kind)}:
             raise _wrong(where, "an object with the keys of this schema", value)
