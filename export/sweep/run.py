@@ -86,7 +86,7 @@ class Sweep:
         why = self.pruned.get(setting.name)
         return Point(
             setting.name, spelt_k(setting.top_k), setting.top_k, setting.plan.keep_blocks, setting.tokens,
-            setting.plan.form.name, setting.plan.knobs.dtype, setting.command(self.model), setting.cost(self.workloads),
+            setting.plan.form.name, setting.plan.knobs.dtype, setting.command(self.model), setting.cost,
             errors={} if why is None else dict.fromkeys(parts, why),
         )  # fmt: skip
 

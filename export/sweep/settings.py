@@ -1,14 +1,13 @@
 """A grid over one model -> its settings, each a whole plan, enumerated and without doubles. From headers alone."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
 from export.cost.work import Cost
 from export.family.grid import k_and_blocks
 from export.sweep.grid import Grid
-from export.sweep.table import Workload
 from importance.choose import Source, choose_blocks
 from importance.configurations import Config
 from transform.checkpoint import Checkpoint
@@ -76,7 +75,8 @@ class Planned:
         """Experts per token, one per kept block."""
         return self.plan.target.settings.top_k
 
-    def cost(self, workloads: Mapping[str, Workload]) -> Cost:
+    @property
+    def cost(self) -> Cost:
         """By arithmetic."""
         target = self.plan.target
         return Cost(parameters(target), active_parameters(target), self.plan.bytes, {})
