@@ -170,10 +170,11 @@ def sweep(swept: Swept, files: SampleFiles, questions: Questions, clocked: Clock
     from export.sweep.folder import check_same, held
     from export.sweep.run import Runner
 
-    made = _sweep(swept, files, questions, clocked)
-    _check(made)
     out = place.out
-    trusted, notes = check_same(out, made.empty_table())
+    made = _sweep(swept, files, questions, clocked)
+    table = made.empty_table()
+    check_same(out, table)
+    _check(made)
     show_warnings(dict.fromkeys(w for setting in made.settings for w in setting.plan.warnings))
     if place.dry_run:
         facts = sweep_facts(made)
@@ -185,6 +186,7 @@ def sweep(swept: Swept, files: SampleFiles, questions: Questions, clocked: Clock
     from importance.jobs import damaged_results
 
     with held(out), _kept(out / JOBS):
+        trusted, notes = check_same(out, table)
         damaged = damaged_results(out / JOBS)
         notes += [f"{out / JOBS / name} is damaged and is computed again." for name in damaged]
         show_warnings(notes)

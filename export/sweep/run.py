@@ -23,10 +23,12 @@ from importance.jobs import Submits
 from importance.samples import samples_digest
 from importance.score import Setting
 from importance.scores import model_digest
+from importance.shards import forget
 from transform.checkpoint import Checkpoint
 from transform.errors import KnobcastError
 from transform.hub_cache import hub_id, name_of
 from transform.knobs import spelt_k
+from transform.machine import release_memory
 from transform.progress import Progress, Say
 from transform.read import read_checkpoint
 
@@ -155,6 +157,8 @@ class Runner:
         clock = self.sweep.clock
         if clock is None:
             return
+        forget()
+        release_memory()
         store, workloads = self.out / JOBS, self.sweep.workloads
         self.say("vision")
         try:
