@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from transform.architectures import lookup, shown
+from transform.arrays import Array
 from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError
 
@@ -23,6 +26,13 @@ class Tower:
     def windows(self) -> int:
         """Windows per crop."""
         return (self.grid // self.pool[0]) * (self.grid // self.pool[1])
+
+    def window_patches(self) -> Array:
+        """[windows, patches per window]: which patches of a crop a window holds; both row-major."""
+        places = np.arange(self.grid**2, dtype=np.int64).reshape(self.grid, self.grid)
+        down, across = self.pool
+        blocks = places.reshape(self.grid // down, down, self.grid // across, across).transpose(0, 2, 1, 3)
+        return np.ascontiguousarray(blocks.reshape(self.windows, down * across))
 
 
 def read_tower(checkpoint: Checkpoint) -> Tower:

@@ -15,9 +15,12 @@ EXPERT_PARTS = ("gate", "up", "down")
 
 
 def decoder_parts(stored: Stored, new: int, total: int) -> Stage:
-    """Of `new` tokens with `total` - `new` before them in the cache; logits of all new ones, as the graphs have them."""
+    """Of `new` tokens with `total` - `new` cached ones before them; logits of all new ones, as graphs have them."""
     settings = stored.checkpoint.settings
-    parts = [_embedding(stored, new), Part("mask and positions", activations=8.0 * new * total, operators=SHARED_OPERATORS)]
+    parts = [
+        _embedding(stored, new),
+        Part("mask and positions", activations=8.0 * new * total, operators=SHARED_OPERATORS),
+    ]
     for i in range(settings.layers):
         parts += [*_attention(stored, i, new, total), *_mixture(stored, i, new)]
     vocab = stored.shape("head")[0]
@@ -47,7 +50,9 @@ def kv_bytes(stored: Stored, positions: int) -> int:
 
 def _embedding(stored: Stored, new: int) -> Part:
     tables = stored.checkpoint.architecture.modality.tables
-    return Part("embedding", activations=float(sum(stored.rows(role, new) for role in tables)), operators=9.0 * len(tables))
+    return Part(
+        "embedding", activations=float(sum(stored.rows(role, new) for role in tables)), operators=9.0 * len(tables)
+    )
 
 
 def _norm(stored: Stored, role: str, i: int, rows: int, width: int) -> Part:

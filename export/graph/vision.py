@@ -16,14 +16,6 @@ from transform.forms import REFERENCE, Form
 from transform.vision_tower import Tower, read_tower
 
 
-def window_patches(tower: Tower) -> Array:
-    """[windows, patches per window]: which patches of a crop a window holds; both row-major."""
-    places = np.arange(tower.grid**2, dtype=np.int64).reshape(tower.grid, tower.grid)
-    down, across = tower.pool
-    blocks = places.reshape(tower.grid // down, down, tower.grid // across, across).transpose(0, 2, 1, 3)
-    return np.ascontiguousarray(blocks.reshape(tower.windows, down * across))
-
-
 def vision_graph(checkpoint: Checkpoint, crops: int | None, form: Form = REFERENCE, kept: Array | None = None) -> Graph:
     """Tower, pooling and projector; `crops` fixes the number of crops, the global view included, `kept` the index."""
     tower = read_tower(checkpoint)
@@ -40,7 +32,7 @@ def vision_graph(checkpoint: Checkpoint, crops: int | None, form: Form = REFEREN
 
     crop = g.op("Div", wanted, g.int(tower.windows))
     window = g.op("Sub", wanted, g.op("Mul", crop, g.int(tower.windows)))
-    inside = g.op("Gather", g.constant(window_patches(tower)), window, axis=0)  # [t, 4]
+    inside = g.op("Gather", g.constant(tower.window_patches()), window, axis=0)  # [t, 4]
     first = g.op("Unsqueeze", g.op("Mul", crop, g.int(patches)), g.ints(1))
     places = g.op("Add", inside, first)  # [t, 4]
     features = g.op("Gather", features, places, axis=0)  # [t, 4, L*v]
