@@ -18,6 +18,7 @@ from export.files.measured import Latency
 from export.sweep.table import FILE, Point, Source, Table, table_text
 from export.sweep.timings import read_timings
 from importance.scores import model_digest
+from tests.support.bench_records import bench_record
 from tests.support.command import knobcast
 from tests.support.paths import ROOT
 from transform.errors import KnobError, VerificationError
@@ -172,20 +173,6 @@ def test_what_is_no_measurement_is_refused(plans: list[Plan], tmp_path: Path) ->
         read_timings([tmp_path / "x.json"])
     assert "Choose such a name" in knobcast("calibrate", tmp_path / "x.json", "--from", sweep).said
     assert "by --from" in knobcast("calibrate", tmp_path / "x.toml").said
-
-
-def bench_record(directory: Path, **changes: object) -> dict[str, object]:
-    return {
-        "schema": 1, "directory": str(directory), "member": None, "form": "cpu", "layers": 4, "top_k": [2] * 4,
-        "provider": "cpu", "machine": {"cpu": "A processor", "threads": 1, "gpu": None, "cores": 2},
-        "workload": {"batch": 1, "prompt_tokens": 500, "crops": 3, "image_tokens": 384, "new_tokens": 9, "steps": 8},
-        "contestants": [{
-            "name": "graphs", "status": "measured", "vision_seconds": {"median": 0.5, "least": 0.4, "most": 0.6},
-            "prefill_seconds": {"median": 0.25, "least": 0.2, "most": 0.3},
-            "step_seconds": {"steps": 8, "mean": 0.02, "p50": 0.01, "p95": 0.03}, "memory": {"peak_bytes": 1000},
-        }],
-        **changes,
-    }  # fmt: skip
 
 
 def test_a_bench_record_is_one_setting(molmo: Path, tmp_path: Path) -> None:
