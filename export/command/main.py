@@ -26,6 +26,7 @@ from export.command.run import run
 from export.command.score import ScoreCommand, score
 from export.command.search import search
 from export.command.share import share
+from export.command.sweep import sweep
 from export.command.verify import verify
 from transform.errors import KnobcastError
 from transform.extras import missing
@@ -36,7 +37,23 @@ HELP = """Fixed, verified, smaller variants of mixture-of-experts checkpoints, w
 """
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=HELP)
-for verb in (plan, export, verify, run, evaluate, score, search, share, merge, derive, bench, layout, pack, pick):
+for verb in (
+    plan,
+    export,
+    verify,
+    run,
+    evaluate,
+    score,
+    search,
+    share,
+    merge,
+    sweep,
+    pick,
+    derive,
+    bench,
+    layout,
+    pack,
+):
     app.command(cls=ScoreCommand if verb is score else OnceCommand)(flat(verb))
 
 
