@@ -25,7 +25,17 @@ from transform.errors import KnobError, WriteError
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 DOCS = Path(__file__).parents[1] / "docs"
-LISTS = {"--data", "--keep-blocks", "--drop-blocks", "--protect", "--ks", "--weights", "--against", "--from"}
+LISTS = {
+    "--data",
+    "--keep-blocks",
+    "--drop-blocks",
+    "--protect",
+    "--ks",
+    "--weights",
+    "--against",
+    "--from",
+    "--accuracy",
+}
 ARGUMENTS = {
     "verify": ["d"],
     "run": ["d"],

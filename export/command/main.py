@@ -22,6 +22,7 @@ from export.command.merge import merge
 from export.command.once import CommandLineError, OnceCommand
 from export.command.output import stderr
 from export.command.pack import pack
+from export.command.pick import pick
 from export.command.run import run
 from export.command.score import ScoreCommand, score
 from export.command.search import search
@@ -38,7 +39,25 @@ HELP = """Fixed, verified, smaller variants of mixture-of-experts checkpoints, w
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=HELP)
 for verb in (
+<<<<<<< HEAD
     plan, export, verify, run, evaluate, score, search, share, merge, sweep, derive, bench, calibrate, layout, pack,
+=======
+    plan,
+    export,
+    verify,
+    run,
+    evaluate,
+    score,
+    search,
+    share,
+    merge,
+    sweep,
+    pick,
+    derive,
+    bench,
+    layout,
+    pack,
+>>>>>>> part-pick
 ):
     app.command(cls=ScoreCommand if verb is score else OnceCommand)(flat(verb))
 
