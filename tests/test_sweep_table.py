@@ -1,9 +1,11 @@
 """`sweep.json` is read as strictly as it is written."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+from export.sweep.answers import read_answers, read_samples
 from export.sweep.table import (
     Cost,
     Data,
@@ -16,8 +18,10 @@ from export.sweep.table import (
     Table,
     Work,
     Workload,
+    read_table,
     table_text,
 )
+from tests.support.sweeps import synthetic_sweep
 from transform.errors import VerificationError
 
 SHARE = Share(0.5, 0.1, (0.3, 0.7), 20)
@@ -53,3 +57,18 @@ def test_a_damaged_one_is_refused(old: str, new: str) -> None:
     assert old in text
     with pytest.raises(VerificationError, match=r"Run the sweep again"):
         Table.parse(json.loads(text.replace(old, new)))
+
+
+def test_answers_come_back_and_damaged_ones_are_named(tmp_path: Path) -> None:
+    table = synthetic_sweep(tmp_path)
+    assert read_table(tmp_path) == table
+    samples = read_samples(tmp_path)
+    found = read_answers(tmp_path, table.full, len(samples.ids))
+    quality = table.point(table.full).quality
+    assert quality is not None
+    assert sum(found.scores) / len(found.scores) == pytest.approx(quality.total.accuracy, abs=1e-12)
+    with pytest.raises(VerificationError, match=r"119 answers and scores, got 120 and 120"):
+        read_answers(tmp_path, table.full, 119)
+    (tmp_path / "answers" / f"{table.full}.json").unlink()
+    with pytest.raises(VerificationError, match=r"must be there"):
+        read_answers(tmp_path, table.full, len(samples.ids))
