@@ -32,7 +32,7 @@ POINT = Point(
     {"qa": Latency(1.0, 2.0, 0.5, 6.5, (6.0, 7.0), None)},
 )  # fmt: skip
 TABLE = Table(
-    Source("m", "molmo", "0" * 64, 2, (8, 8), 64), Data("test.jsonl", "1" * 64, 20, 4, "exact_match"),
+    Source("m", "m", "molmo", "0" * 64, 2, (8, 8), 64), Data("test.jsonl", "1" * 64, 20, 4, "exact_match"),
     {"qa": Workload((640, 480), 32, 8)}, "k=4 blocks=1", "scores.json", POINT.name, {"cpu": "x"}, (POINT,),
 )  # fmt: skip
 

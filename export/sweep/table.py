@@ -11,22 +11,15 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from export.cost.work import Cost as Cost
+from export.cost.work import Work as Work
+from export.cost.work import Workload as Workload
 from transform.errors import KnobError, VerificationError
 from transform.strict_json import Record, read_json
 
 FILE = "sweep.json"
 SCHEMA = 1
 Made = TypeVar("Made")
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What a variant is asked in use: a picture of `image` (width, height) pixels, or none; `prompt` tokens of text;
-    `new` tokens of answer."""
-
-    image: tuple[int, int] | None
-    prompt: int
-    new: int
 
 
 @dataclass(frozen=True)
@@ -55,32 +48,6 @@ class Quality:
     total: Share
     by_task: Mapping[str, Share]
     drop: Drop
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a workload takes by arithmetic: counted from config and headers, not measured.
-
-    `vision_tokens`: image features; `positions`: of the whole prompt; flops (2 per multiply and add) of the picture, of
-    the prompt, of one further token; `kv_bytes`: the cache behind the last token.
-    """
-
-    vision_tokens: int
-    positions: int
-    vision_flops: int
-    prefill_flops: int
-    decode_flops: int
-    kv_bytes: int
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Counted. `bytes`: weights and graphs on the device; `work`: per workload."""
-
-    parameters: int
-    active_parameters: int
-    bytes: int
-    work: Mapping[str, Work]
 
 
 @dataclass(frozen=True)
@@ -123,9 +90,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Source:
-    """The model that all settings come from."""
+    """The model that all settings come from. `path`: absolute, or a hub id."""
 
     name: str
+    path: str
     model_type: str
     digest: str
     layers: int

@@ -46,7 +46,7 @@ def synthetic_sweep(directory: Path, seed: int = 0) -> Table:
     }  # a harder question is missed by all weaker settings: paired differences are small, as in life
     full = (FULL_K, LAYERS, TOKENS[-1])
     table = Table(
-        Source("synthetic", "molmo", "0" * 64, LAYERS, (FULL_K,) * LAYERS, 64),
+        Source("synthetic", "synthetic", "molmo", "0" * 64, LAYERS, (FULL_K,) * LAYERS, 64),
         Data("questions.jsonl", "1" * 64, SAMPLES, SAMPLES // 4, "exact_match"),
         WORKLOADS,
         f"k={','.join(map(str, KS))} blocks={','.join(map(str, BLOCKS))} tokens={','.join(map(str, TOKENS))}",
