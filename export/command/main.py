@@ -21,10 +21,12 @@ from export.command.merge import merge
 from export.command.once import CommandLineError, OnceCommand
 from export.command.output import stderr
 from export.command.pack import pack
+from export.command.report import report
 from export.command.run import run
 from export.command.score import ScoreCommand, score
 from export.command.search import search
 from export.command.share import share
+from export.command.tile import tile
 from export.command.verify import verify
 from transform.errors import KnobcastError
 from transform.extras import missing
@@ -35,7 +37,23 @@ HELP = """Fixed, verified, smaller variants of mixture-of-experts checkpoints, w
 """
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=HELP)
-for verb in (plan, export, verify, run, evaluate, score, search, share, merge, derive, bench, layout, pack):
+for verb in (
+    plan,
+    export,
+    verify,
+    run,
+    evaluate,
+    score,
+    search,
+    share,
+    merge,
+    derive,
+    bench,
+    layout,
+    pack,
+    report,
+    tile,
+):
     app.command(cls=ScoreCommand if verb is score else OnceCommand)(flat(verb))
 
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from typing import TypeAlias
 
-EMPTY = ("img", "input", "link", "meta", "path", "rect", "image", "use")
+EMPTY = ("br", "img", "input", "link", "meta")
 
 
 class Html(str):
@@ -20,7 +20,7 @@ def text(*inside: Inside) -> Html:
     return Html("".join(_flat(inside)))
 
 
-def tag(name: str, *inside: Inside, **attributes: str | int | float | bool | None) -> Html:
+def tag(name: str, /, *inside: Inside, **attributes: str | int | float | bool | None) -> Html:
     """<name attributes>inside</name>.
 
     An attribute's name may end in `_` (`class_`) and has `_` for `-`; True stands without a value, None and False are

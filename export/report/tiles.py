@@ -75,9 +75,7 @@ class Layout:
         return across * down
 
 
-def layout(
-    width: int, height: int, tokens: int | str | None, *, resize: str = "pad", rule: str = "canvas"
-) -> Layout:
+def layout(width: int, height: int, tokens: int | str | None, *, resize: str = "pad", rule: str = "canvas") -> Layout:
     """How `preprocess` cuts a picture of this size; raises BudgetError."""
     tiling = choose_tiling(height, width, tokens, STOCK_CROPS, rule)
     down, across = tiling_to_resolution(tiling)

@@ -1,0 +1,72 @@
+"""The knobs of a table: the values that its settings have, in order, and the lines along which one of them changes."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from export.sweep.table import Point, Table
+
+SOURCE = "source"
+
+
+@dataclass(frozen=True)
+class Knob:
+    """`values`: as shown, from little to much; `at`: which of them each point has."""
+
+    key: str
+    label: str
+    values: tuple[str, ...]
+    at: tuple[int, ...]
+
+
+def tokens_words(point: Point) -> str:
+    """The nominal budget, or that it is the source's."""
+    return SOURCE if point.tokens is None else str(point.tokens)
+
+
+def form_words(point: Point) -> str:
+    """`int4`; with the dtype where that isn't the source's."""
+    return point.form if point.dtype == SOURCE else f"{point.form} {point.dtype}"
+
+
+def _mean_k(point: Point) -> float:
+    return sum(point.top_k) / len(point.top_k)
+
+
+_KNOBS: tuple[tuple[str, str, Callable[[Point], str], Callable[[Point], float]], ...] = (
+    ("k", "experts per token, k", lambda point: point.k, _mean_k),
+    ("blocks", "blocks kept", lambda point: str(point.blocks), lambda point: point.blocks),
+    ("tokens", "vision tokens, nominal", tokens_words, lambda p: float("inf") if p.tokens is None else p.tokens),
+    ("form", "form", form_words, lambda point: 0),
+)
+
+
+def knobs(table: Table) -> tuple[Knob, ...]:
+    """All four, also those with one value."""
+    return tuple(_knob(table.points, *row) for row in _KNOBS)
+
+
+def _knob(
+    points: Iterable[Point], key: str, label: str, words: Callable[[Point], str], order: Callable[[Point], float]
+) -> Knob:
+    points = tuple(points)
+    known = sorted({(order(point), words(point)) for point in points})
+    place = {value: n for n, value in enumerate(known)}
+    return Knob(key, label, tuple(name for _, name in known), tuple(place[order(p), words(p)] for p in points))
+
+
+def line(all_knobs: Iterable[Knob], knob: Knob, base: int) -> list[int]:
+    """The points that have every other knob as the point `base` has it, from little to much of `knob`."""
+    others = [other for other in all_knobs if other is not knob]
+    found = [n for n in range(len(knob.at)) if all(other.at[n] == other.at[base] for other in others)]
+    return sorted(found, key=lambda n: knob.at[n])
+
+
+def base_point(all_knobs: tuple[Knob, ...], full: int) -> int:
+    """The point whose lines hold the most settings: the full one where others don't have more, else that with most of
+    every knob."""
+
+    def rank(n: int) -> tuple[int, bool, tuple[int, ...]]:
+        settings = sum(len(line(all_knobs, knob, n)) for knob in all_knobs)
+        return settings, n == full, tuple(knob.at[n] for knob in all_knobs)
+
+    return max(range(len(all_knobs[0].at)), key=rank)
