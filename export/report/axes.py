@@ -19,7 +19,7 @@ STEPS = {
 
 @dataclass(frozen=True)
 class Axis:
-    """A cost of a point at a workload. `group`: the columns it stands with; `counted`: arithmetic, not a measurement."""
+    """A cost of a point at a workload. `group`: the columns it stands with; `counted`: by arithmetic, not measured."""
 
     key: str
     label: str

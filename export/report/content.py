@@ -100,7 +100,7 @@ def read_content(directory: Path) -> Content:
 
 
 def script_data(content: Content) -> Record:
-    """What the script draws from: columns of numbers in the order of the table's points, times in ms, sizes in bytes."""
+    """What the script draws from: columns of numbers in the order of the points, times in ms, sizes in bytes."""
     table, tasks = content.table, (None, *content.tasks)
     return {
         "names": [point.name for point in table.points],

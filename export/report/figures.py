@@ -4,6 +4,7 @@ Needs the extra [plot].
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,17 +71,15 @@ def _plots(content: Content) -> Iterator[tuple[str, tuple[float, float], Draw]]:
         for axis in content.front_axes if table.data else ():
             if several and axis.group not in ("latency", "stages") and at != next(iter(table.workloads)):
                 continue  # the same at every workload, or nearly
-            yield (
-                f"front-{axis.key.replace('_', '-')}{tail}",
-                (7.0, 4.4),
-                lambda f, a=axis, w=at: _front(f, content, a, w),
-            )
+            name = f"front-{axis.key.replace('_', '-')}{tail}"
+            yield name, (7.0, 4.4), partial(_front, content=content, axis=axis, at=at)
         if changing and (table.data or measured):
             rows = bool(table.data) + bool(measured)
-            yield f"knobs{tail}", (3.2 * len(changing), 2.7 * rows), lambda f, w=at: _knobs(f, content, w)
+            yield f"knobs{tail}", (3.2 * len(changing), 2.7 * rows), partial(_knobs, content=content, at=at)
         if measured:
             chosen = _staged(content, at)
-            yield f"time{tail}", (7.0, 1.2 + 0.26 * len(chosen)), lambda f, w=at, c=chosen: _stages(f, content, w, c)
+            size = (7.0, 1.2 + 0.26 * len(chosen))
+            yield f"time{tail}", size, partial(_stages, content=content, at=at, chosen=chosen)
 
 
 def _front(drawn: "Figure", content: Content, axis: Axis, at: str) -> None:

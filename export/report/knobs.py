@@ -36,7 +36,7 @@ _KNOBS: tuple[tuple[str, str, Callable[[Point], str], Callable[[Point], float]],
     ("k", "experts per token, k", lambda point: point.k, _mean_k),
     ("blocks", "blocks kept", lambda point: str(point.blocks), lambda point: point.blocks),
     ("tokens", "vision tokens, nominal", tokens_words, lambda p: float("inf") if p.tokens is None else p.tokens),
-    ("form", "form", form_words, lambda point: 0),
+    ("form", "form", form_words, lambda _: 0),
 )
 
 

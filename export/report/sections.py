@@ -64,27 +64,20 @@ def cards(content: Content) -> Html:
     if axis is None or full.quality is None:
         return Html("")
     whole, cost = full.quality.total.accuracy, axis.of(full, at)
-    scale = content.scales[axis.key]
+    unit = content.scales[axis.key]
     where = f" at {at}" if len(content.table.workloads) > 1 and axis.key == "total_ms" else ""
-    made = [_card(percent(whole), "of the questions right: the full model",
-                  [tag("b", full.name), *([tag("br"), f"{scale.show(cost)} {scale.unit}{where}"] if cost is not None else [])])]  # fmt: skip
+    said = [] if cost is None else [tag("br"), f"{unit.show(cost)} {unit.unit}{where}"]
+    made = [_card(percent(whole), "of the questions right: the full model", [tag("b", full.name), *said])]
     for share in KEPT:
         fitting = [n for n in content.front(axis, at, None) if _accuracy(points[n]) >= share * whole]
         best = points[fitting[0]] if fitting else None
         found = axis.of(best, at) if best else None
         if best is None or found is None or best is full:
             continue
-        big = f"{found / cost:.2f} ×" if cost else f"{scale.show(found)} {scale.unit}"
-        what = (
-            f"the {'latency' if axis.key == 'total_ms' else 'bytes'}{where}, for at least {share:.2f} of the accuracy"
-        )
-        made.append(
-            _card(
-                big,
-                what,
-                [tag("b", best.name), tag("br"), f"{percent(_accuracy(best))}, {scale.show(found)} {scale.unit}"],
-            )
-        )
+        big = f"{found / cost:.2f} ×" if cost else f"{unit.show(found)} {unit.unit}"
+        what = "latency" if axis.key == "total_ms" else "bytes"
+        who = [tag("b", best.name), tag("br"), f"{percent(_accuracy(best))}, {unit.show(found)} {unit.unit}"]
+        made.append(_card(big, f"the {what}{where}, for at least {share:.2f} of the accuracy", who))
     return tag("ul", made, class_="cards")
 
 
