@@ -115,12 +115,14 @@ function showTip(mark, heading, pairs) {
 const hideTip = () => { tip.hidden = true; };
 addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
 
+const sentence = (words) => (words.length > 1 ? words[0].toUpperCase() + words.slice(1) : words);
+
 /** A choice with a label; `options` are [value, text]. */
 function choice(place, label, options, value, chosen) {
   const select = element("select", {}, ...options.map(([key, text]) => element("option", { value: key }, text)));
   select.value = value;
   select.addEventListener("change", () => chosen(select.value));
-  place.append(element("label", {}, label, select));
+  place.append(element("label", {}, sentence(label), select));
   return select;
 }
 

@@ -175,7 +175,7 @@ def _stages(drawn: "Figure", content: Content, at: str, chosen: list[int]) -> No
     place.set_title(_where(content, at), fontsize="medium", wrap=True)
     place.grid(axis="x", alpha=0.3)
     place.set_axisbelow(True)
-    place.legend(fontsize="small", loc="lower right")
+    place.legend(fontsize="small", loc="upper right")
 
 
 def _tiling(place: "Axes", picture: Kept, cutting: Cutting, budget: int | str | None) -> None:
@@ -184,7 +184,7 @@ def _tiling(place: "Axes", picture: Kept, cutting: Cutting, budget: int | str | 
     one = cutting.layout(picture, budget)
     across, down = one.canvas
     left, top, width, height = one.picture
-    place.add_patch(Rectangle((0, 0), across, down, facecolor="#dde1e6", edgecolor="#9aa3ad", hatch="///", linewidth=0))
+    place.set_facecolor("#dde1e6")
     place.imshow(decode_image(picture.jpeg), extent=(left, left + width, top + height, top))
     for x, y, w, h in overlaps(one):
         place.add_patch(Rectangle((x, y), w, h, facecolor=ORANGE, alpha=0.34, linewidth=0))
@@ -192,7 +192,9 @@ def _tiling(place: "Axes", picture: Kept, cutting: Cutting, budget: int | str | 
         place.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=BLUE, linewidth=1.2))
     place.set_xlim(0, across)
     place.set_ylim(down, 0)
-    place.set_axis_off()
+    place.set_xticks([])
+    place.set_yticks([])
+    place.set_ylabel(picture.name if place.get_subplotspec().is_first_col() else "", fontsize="small")
     place.set_title(
         f"{budget_words(budget)}: {one.nominal:,} nominal, {one.features:,} real\n"
         f"{one.tiling[0]} × {one.tiling[1]} tiles, {100 * one.padding:.0f} % padding",

@@ -123,28 +123,25 @@ def _drawing(picture: Kept, shown: str, budget: Budget, one: Layout) -> Html:
         f"{picture.name} under budget {budget_words(budget)}: {one.tiling[0]} rows of {one.tiling[1]} tiles on "
         f"{across} × {down} pixels, {percent(one.padding)} padding"
     )
-    drawing = tag(
+    inside = tag(  # one within the other: nothing shows beyond the canvas
         "svg",
         tag("rect", width=across, height=down, class_="padded"),
         _hatching(across, down),
-        tag(
-            "use",
-            href=f"#{shown}",
-            transform=f"translate({left} {top}) scale({width} {height})",
-        ),
+        tag("use", href=f"#{shown}", transform=f"translate({left} {top}) scale({width} {height})"),
         [_box(shared, "shared") for shared in overlaps(one)],
         [_box(tile, "tile") for tile in one.tiles],
         [_box(tile, "tile inner") for tile in one.tiles],
-        viewBox=f"0 0 {across} {down}",
-        role="img",
-        aria_label=words,
+        width=across,
+        height=down,
     )
-    extra = f", {percent(one.cut)} cut off" if one.cut > 0 else ""
+    drawing = tag("svg", inside, viewBox=f"0 0 {across} {down}", role="img", aria_label=words)
+    shares = ((one.padding, "padding"), (one.cut, "cut off"), (one.overlap, "overlap"))
+    said = ", ".join(f"{percent(share)} {name}" for share, name in shares if share > 0)
     caption = tag(
         "figcaption",
         tag("b", f"{one.nominal:,} nominal → {one.features:,} real"),
-        f"{one.tiling[0]} × {one.tiling[1]} tiles and the whole picture, {one.positions:,} positions; "
-        f"{percent(one.padding)} padding{extra}, {percent(one.overlap)} overlap",
+        f"{one.tiling[0]} × {one.tiling[1]} tiles and the whole picture, {one.positions:,} positions",
+        f"; {said}" if said else "",
     )
     return tag("figure", drawing, caption)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from export.sweep.table import Point, Table
+from transform.molmoe.tiling import TIERS
 
 SOURCE = "source"
 
@@ -28,15 +29,19 @@ def form_words(point: Point) -> str:
     return point.form if point.dtype == SOURCE else f"{point.form} {point.dtype}"
 
 
-def _mean_k(point: Point) -> float:
-    return sum(point.top_k) / len(point.top_k)
+def tokens_order(tokens: int | str | None) -> tuple[int, int]:
+    """For sorting budgets: numbers, then tiers, then what the source does."""
+    if tokens is None:
+        return 2, 0
+    return (1, list(TIERS).index(tokens)) if isinstance(tokens, str) else (0, tokens)
 
 
-_KNOBS: tuple[tuple[str, str, Callable[[Point], str], Callable[[Point], float]], ...] = (
-    ("k", "experts per token, k", lambda point: point.k, _mean_k),
-    ("blocks", "blocks kept", lambda point: str(point.blocks), lambda point: point.blocks),
-    ("tokens", "vision tokens, nominal", tokens_words, lambda p: float("inf") if p.tokens is None else p.tokens),
-    ("form", "form", form_words, lambda _: 0),
+Order = tuple[float, ...]
+_KNOBS: tuple[tuple[str, str, Callable[[Point], str], Callable[[Point], Order]], ...] = (
+    ("k", "experts per token, k", lambda point: point.k, lambda p: (sum(p.top_k) / len(p.top_k),)),
+    ("blocks", "blocks kept", lambda point: str(point.blocks), lambda point: (point.blocks,)),
+    ("tokens", "vision tokens, nominal", tokens_words, lambda point: tokens_order(point.tokens)),
+    ("form", "form", form_words, lambda _: ()),
 )
 
 
@@ -46,7 +51,7 @@ def knobs(table: Table) -> tuple[Knob, ...]:
 
 
 def _knob(
-    points: Iterable[Point], key: str, label: str, words: Callable[[Point], str], order: Callable[[Point], float]
+    points: Iterable[Point], key: str, label: str, words: Callable[[Point], str], order: Callable[[Point], Order]
 ) -> Knob:
     points = tuple(points)
     known = sorted({(order(point), words(point)) for point in points})

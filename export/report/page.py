@@ -60,9 +60,16 @@ def report_page(content: Content, cutting: Cutting | None = None) -> str:
 
 def gallery_page(pictures: tuple[Kept, ...], cutting: Cutting) -> str:
     """The tiling gallery alone."""
-    kept = tag("section", sections.tiling_note(), legend(), gallery(pictures, cutting), aria_label="Tilings")
-    policy = f"resize {cutting.resize}, tiling by the {cutting.rule} rule"
-    return _page("How pictures are cut", [], [tag("p", policy, class_="lead"), kept], Html(""), ("theme.js",))
+    policy = tag("p", f"Here: resize {cutting.resize}, tiling by the {cutting.rule} rule.", class_="note")
+    shown = (sections.tiling_note(), policy, legend(), gallery(pictures, cutting))
+    page = _page("How pictures are cut", [], [tag("section", shown, aria_label="Tilings")], Html(""), ("theme.js",))
+    size = len(page.encode())
+    if size > MAX_BYTES:
+        raise ReportError(
+            f"a gallery must stay below {MAX_BYTES:,} bytes, this one has {size:,} for {len(pictures)} pictures. "
+            "Give fewer of them at once."
+        )
+    return page
 
 
 def _page(

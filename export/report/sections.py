@@ -6,7 +6,7 @@ from export.report.axes import Axis, percent, significant
 from export.report.content import Content
 from export.report.gallery import Budget, Cutting, gallery, legend
 from export.report.importance import protected_blocks, whisker
-from export.report.knobs import form_words, line, tokens_words
+from export.report.knobs import form_words, line, tokens_order, tokens_words
 from export.report.markup import Html, Inside, tag
 from export.report.tables import Column, Row, accuracy_cells, details, table
 from export.report.variants import named, variants_table
@@ -194,7 +194,8 @@ def stages(content: Content) -> Html:
         ),
         tag("div", id="stage-controls", class_="controls"),
         tag("figure", tag("div", id="stages", class_="plot"), tag("div", id="stage-legend")),
-        details("The same as tables", *tables),
+        details("The settings on the front as tables", *tables),
+        tag("p", "All others: below, under “latency by stage”.", class_="note"),
     )
 
 
@@ -202,11 +203,13 @@ def _stage_table(content: Content, at: str) -> Html:
     keys = ("vision_ms", "prefill_ms", "decode_ms", "total_ms", "vision_flops", "prefill_flops", "decode_flops")
     axes = [axis for axis in content.axes if axis.key in keys]
     columns = [Column("setting", number=False), *(Column(_with_unit(content, axis)) for axis in axes)]
+    shown = {content.full, *(content.front(content.front_axes[0], at, None) if content.table.data else ())}
     rows: Iterable[Row] = (
         (named(content.table, point), *(content.scales[axis.key].show(axis.of(point, at)) for axis in axes))
-        for point in content.table.points
+        for n, point in enumerate(content.table.points)
+        if n in shown
     )
-    return table(f"Stages of {workload_words(at, content.table.workloads[at])}", columns, rows, tall=True)
+    return table(f"Stages of {workload_words(at, content.table.workloads[at])}", columns, rows)
 
 
 def _with_unit(content: Content, axis: Axis) -> str:
@@ -255,9 +258,8 @@ def tiling_note() -> Html:
 
 
 def sweep_budgets(content: Content) -> tuple[Budget, ...]:
-    """The budgets of the table, from small to large, the source's own last."""
-    found = {point.tokens for point in content.table.points}
-    return (*sorted(tokens for tokens in found if tokens is not None), *([None] if None in found else []))
+    """The budgets of the table, the source's own last."""
+    return tuple(sorted({point.tokens for point in content.table.points}, key=tokens_order))
 
 
 def settings(content: Content) -> Html:

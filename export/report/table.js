@@ -18,7 +18,7 @@ function variantsTable(state, changed) {
   function limit(label, key) {
     const input = element("input", { type: "number", step: "any" });
     input.addEventListener("input", () => { wanted[key] = input.value; filter(); });
-    filters.append(element("label", {}, label, input));
+    filters.append(element("label", {}, sentence(label), input));
   }
 
   function fits(n) {
@@ -86,14 +86,14 @@ function variantsTable(state, changed) {
   }
 
   const groups = byId("column-groups"), open = new Set(DATA.groups.filter((one) => one[2]).map(([key]) => key));
-  const cells = [...table.querySelectorAll("[data-group]")];
-  for (const [key, label] of DATA.groups.filter(([key]) => cells.some((cell) => cell.dataset.group === key))) {
+  for (const [key, label] of DATA.groups.filter(([key]) => heads.some((head) => head.dataset.group === key))) {
     check(groups, label, open.has(key), (on) => { if (on) open.add(key); else open.delete(key); columns(); });
   }
   groups.hidden = false;
 
   function columns() {
-    for (const cell of cells) cell.hidden = !open.has(cell.dataset.group) || (cell.dataset.at != null && cell.dataset.at !== state.at);
+    const shut = heads.map(({ dataset }) => (dataset.group && !open.has(dataset.group)) || (dataset.at && dataset.at !== state.at));
+    for (const row of table.rows) shut.forEach((hidden, i) => { row.cells[i].hidden = hidden; });
   }
 
   state.show = (n) => {

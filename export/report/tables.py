@@ -35,11 +35,8 @@ def table(
 
     It scrolls by itself, so it can be focused and has a name.
     """
-    head = tag("tr", [tag("th", column.label, scope="col", **_kind(column)) for column in columns])
-    body = [
-        tag("tr", _cells(columns, row), **(marks[n] if marks else {}))
-        for n, row in enumerate(rows)
-    ]  # fmt: skip
+    head = tag("tr", [_head(column) for column in columns])
+    body = [tag("tr", _cells(columns, row), **(marks[n] if marks else {})) for n, row in enumerate(rows)]
     made = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", body), id=name)
     label = caption if isinstance(caption, str) and not isinstance(caption, Html) else "Table"
     return tag("div", made, class_="scroll tall" if tall else "scroll", tabindex=0, role="region", aria_label=label)
@@ -47,18 +44,20 @@ def table(
 
 def _cells(columns: Sequence[Column], row: Row) -> Iterable[Html]:
     for n, (column, cell) in enumerate(zip(columns, row, strict=True)):
-        kind = _kind(column)
-        kind.pop("data_sort", None)
-        yield tag("td", cell, **kind) if n else tag("th", cell, scope="row", **kind)
+        kind = "num" if column.number else None
+        yield tag("td", cell, class_=kind) if n else tag("th", cell, scope="row", class_=kind)
 
 
-def _kind(column: Column) -> dict[str, str | None]:
-    return {
-        "class_": "num" if column.number else None,
-        "data_sort": column.sort,
-        "data_group": column.group,
-        "data_at": column.workload,
-    }
+def _head(column: Column) -> Html:
+    return tag(
+        "th",
+        column.label,
+        scope="col",
+        class_="num" if column.number else None,
+        data_sort=column.sort,
+        data_group=column.group,
+        data_at=column.workload,
+    )
 
 
 def accuracy_cells(share: Share | None) -> tuple[str, str]:
