@@ -54,6 +54,7 @@ def write_tilings(pictures: tuple[Kept, ...], cutting: Cutting, folder: Path, fo
     with figure(2.6 * columns, 2.6 * rows) as drawn:
         places = drawn.subplots(rows, columns, squeeze=False)
         for row, picture in zip(places, pictures, strict=True):
+            row[0].set_ylabel(picture.name, fontsize="small")
             for place, budget in zip(row, cutting.budgets, strict=True):
                 _tiling(place, picture, cutting, budget)
         for form in FORMATS:
@@ -194,7 +195,6 @@ def _tiling(place: "Axes", picture: Kept, cutting: Cutting, budget: int | str | 
     place.set_ylim(down, 0)
     place.set_xticks([])
     place.set_yticks([])
-    place.set_ylabel(picture.name if place.get_subplotspec().is_first_col() else "", fontsize="small")
     place.set_title(
         f"{budget_words(budget)}: {one.nominal:,} nominal, {one.features:,} real\n"
         f"{one.tiling[0]} × {one.tiling[1]} tiles, {100 * one.padding:.0f} % padding",

@@ -12,7 +12,8 @@ from export.report.markup import Html, Inside, tag
 from export.report.tables import Column, details, table
 from export.report.tiles import Box, Layout, layout
 from export.sweep.pictures import Kept
-from transform.molmoe.tiling import CROP, WINDOW
+from transform.molmoe.preprocessing import RESIZES
+from transform.molmoe.tiling import CROP, WINDOW, BudgetError
 
 Budget = int | str | None  # None: as the source does without a budget
 
@@ -24,6 +25,12 @@ class Cutting:
     budgets: tuple[Budget, ...]
     resize: str = "pad"
     rule: str = "canvas"
+
+    def __post_init__(self) -> None:
+        if self.resize not in RESIZES:
+            raise BudgetError(
+                f"resize must be one of {', '.join(RESIZES)}, got {self.resize[:40]!r}. Choose one of them."
+            )
 
     def layout(self, picture: Kept, budget: Budget) -> Layout:
         """One picture under one budget; raises BudgetError."""

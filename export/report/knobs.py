@@ -61,17 +61,30 @@ def _knob(
 
 def line(all_knobs: Iterable[Knob], knob: Knob, base: int) -> list[int]:
     """The points that have every other knob as the point `base` has it, from little to much of `knob`."""
-    others = [other for other in all_knobs if other is not knob]
-    found = [n for n in range(len(knob.at)) if all(other.at[n] == other.at[base] for other in others)]
-    return sorted(found, key=lambda n: knob.at[n])
+    lines = _lines(all_knobs, knob)
+    return sorted(lines[_others(all_knobs, knob, base)], key=lambda n: knob.at[n])
+
+
+def _others(all_knobs: Iterable[Knob], knob: Knob, n: int) -> tuple[int, ...]:
+    return tuple(other.at[n] for other in all_knobs if other is not knob)
+
+
+def _lines(all_knobs: Iterable[Knob], knob: Knob) -> dict[tuple[int, ...], list[int]]:
+    """The points of every line along `knob`, by what the others are."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for n in range(len(knob.at)):
+        found.setdefault(_others(all_knobs, knob, n), []).append(n)
+    return found
 
 
 def base_point(all_knobs: tuple[Knob, ...], full: int) -> int:
     """The point whose lines hold the most settings: the full one where others don't have more, else that with most of
     every knob."""
 
+    lines = [(knob, _lines(all_knobs, knob)) for knob in all_knobs]
+
     def rank(n: int) -> tuple[int, bool, tuple[int, ...]]:
-        settings = sum(len(line(all_knobs, knob, n)) for knob in all_knobs)
+        settings = sum(len(along[_others(all_knobs, knob, n)]) for knob, along in lines)
         return settings, n == full, tuple(knob.at[n] for knob in all_knobs)
 
     return max(range(len(all_knobs[0].at)), key=rank)
