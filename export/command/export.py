@@ -37,6 +37,8 @@ def export(request: Request, graphs: Graphs, target: Target) -> None:
     if graphs.family is not None:
         from export.command.family import export_grid
 
+        if target.measured is not None:
+            raise KnobError("--measured is of one setting, and --family makes several. Leave one of the two out.")
         export_grid(request, graphs, target)
         return
     if graphs.member is not None:
@@ -46,6 +48,12 @@ def export(request: Request, graphs: Graphs, target: Target) -> None:
     else:
         made, name, ranking = request.plan, request.plan.name, request.ranking
     fixed = plan_static(made, cache, chunk) if cache is not None else None
+    measured = None
+    if target.measured is not None:
+        from export.sweep.table import read_table
+        from export.sweep.variant import measured_of
+
+        measured = measured_of(read_table(target.measured), made)
     out = target.out or Path("artifacts") / (f"{name}-s{cache}" if cache is not None else name)
     console = Console(highlight=False)
     if not target.as_json or not target.dry_run:
@@ -60,7 +68,7 @@ def export(request: Request, graphs: Graphs, target: Target) -> None:
     with progress_bars(remarks, weight_bytes(made.target)) as (say, progress):
         manifest = export_variant(
             made, out, onnx=graphs.onnx, verify=target.verify, force=target.force, say=say, progress=progress,
-            static=fixed, ranking=ranking,
+            static=fixed, ranking=ranking, measured=measured,
         )  # fmt: skip
     if target.as_json:
         print_json({**manifest, "out": str(out)})

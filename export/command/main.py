@@ -21,6 +21,7 @@ from export.command.merge import merge
 from export.command.once import CommandLineError, OnceCommand
 from export.command.output import stderr
 from export.command.pack import pack
+from export.command.pick import pick
 from export.command.report import report
 from export.command.run import run
 from export.command.score import ScoreCommand, score
@@ -38,22 +39,8 @@ HELP = """Fixed, verified, smaller variants of mixture-of-experts checkpoints, w
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=HELP)
 for verb in (
-    plan,
-    export,
-    verify,
-    run,
-    evaluate,
-    score,
-    search,
-    share,
-    merge,
-    derive,
-    bench,
-    layout,
-    pack,
-    report,
-    tile,
-):
+    plan, export, verify, run, evaluate, score, search, share, merge, derive, pick, report, tile, bench, layout, pack,
+):  # fmt: skip
     app.command(cls=ScoreCommand if verb is score else OnceCommand)(flat(verb))
 
 
