@@ -117,7 +117,7 @@ def make_workload(directory: Path, io: Io, prompt_tokens: int | None, new_tokens
             f"{length + new_tokens}. Lower --prompt-tokens or --new-tokens."
         )
     count = length - len(opening)
-    words, source = _words(directory, io, count)
+    words, source = text_ids(directory, io, count)
     return Workload(np.array([[*opening, *words]], np.int64), new_tokens, picture, source)
 
 
@@ -138,7 +138,7 @@ def _picture(io: Io, image: Path | None) -> tuple[dict[str, Array], list[int]]:
     return arrays, cut.image_tokens(*roles).tolist()
 
 
-def _words(directory: Path, io: Io, count: int) -> tuple[list[int], str]:
+def text_ids(directory: Path, io: Io, count: int) -> tuple[list[int], str]:
     """`count` ids of TEXT, over and over; drawn ones where there is no tokenizer."""
     known = io["special_ids"]
     special = {known["bos"], *known["eos"], *(known[role] for role in ROLES if role in known)}

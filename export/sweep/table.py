@@ -29,14 +29,14 @@ AGAIN = "Run the sweep again."
 
 @dataclass(frozen=True)
 class Point:
-    """A setting. `k`: as users write it; `top_k`: one per kept block; `tokens`: nominal, None as the source has it.
-    `command` makes the variant. `errors`: what failed, by part (quality, latency); the other parts count."""
+    """A setting. `k`: as users write it; `top_k`: one per kept block; `tokens`: nominal or a tier, None as the source
+    has it. `command` makes the variant. `errors`: what failed, by part (quality, latency); the other parts count."""
 
     name: str  # k4-b12-t432-int4
     k: str
     top_k: tuple[int, ...]
     keep_blocks: tuple[int, ...]
-    tokens: int | None
+    tokens: int | str | None
     form: str
     dtype: str
     command: str
