@@ -2,45 +2,38 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from PIL import Image
+from matplotlib.patches import Rectangle
 
 from export.report.axes import significant
 from export.report.content import Content, read_content
-from export.report.figures import write_figures
+from export.report.drawing import figure
+from export.report.figures import plots, write_figures
 from export.report.gallery import Cutting
 from export.report.page import MAX_BYTES, ReportError, report_page
-from export.sweep.pictures import keep_pictures
-from export.sweep.table import FILE, Point, Table, table_text
-from importance.samples import Sample
-from importance.scores import Scores, write_scores
+from export.sweep.answers import read_answers, read_samples
+from export.sweep.table import FILE, Drop, Point, Table, table_text
 from tests.support.command import knobcast
 from tests.support.pages import Element, data, parsed, rows
 from tests.support.paths import ROOT
+from tests.support.reports import HOSTILE, SCORES, hostile, reported_sweep
 from tests.support.sweeps import synthetic_sweep
 
-HOSTILE = "\"><script>alert(1)</script><img src=x onerror=alert(2)>&amp;<!--</script>'`\u2028"
-SCORES = Scores({n: (n - 3) / 10 for n in range(16)}, unit="accuracy", stderr={2: 0.1}, interval={3: (-0.1, 0.2)})
+DROP = Drop(0.0, None, None)
 
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished sweep with scores and two pictures beside it."""
-    directory = tmp_path_factory.mktemp("sweep")
-    synthetic_sweep(directory)
-    write_scores(SCORES, directory / "scores.json")
-    samples = []
-    for name, size in (("wide.png", (640, 300)), ("tall.png", (300, 640)), ("wide too.png", (320, 150))):
-        Image.new("RGB", size, (200, 30, 30)).save(directory / name)
-        samples.append(Sample(name, (str(directory / name),), "What is it?"))
-    keep_pictures(samples, directory, most=2)
-    return directory
+    return reported_sweep(tmp_path_factory.mktemp("sweep"))
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +151,31 @@ def test_the_fronts_table_says_the_same(sweep: Path, page: Element) -> None:
     assert [row["setting"].removesuffix("full") for row in rows(tables[0])] == expected
 
 
+def test_rises_are_paired_differences(sweep: Path, page: Element) -> None:
+    """Over pictures, from the answers: computed here by hand."""
+    content = read_content(sweep)
+    found = next(
+        rows(one) for one in page.all("table") if one.all("caption")[0].text == "The front by total latency of qa"
+    )
+    pictures = np.array(read_samples(sweep).pictures)
+    told = []
+    for before, row in pairwise(found):
+        ours, theirs = (
+            np.array(read_answers(sweep, one["setting"].removesuffix("full"), len(pictures)).scores)
+            for one in (row, before)
+        )
+        means = np.array([(ours - theirs)[pictures == n].mean() for n in range(pictures.max() + 1)])
+        error = 1.96 * means.std(ddof=1) / len(means) ** 0.5
+        told.append(abs(means.mean()) > error)
+        assert row["to the one above, points"] == f"{100 * means.mean():+.1f}" + ", within the error" * (not told[-1])
+    assert found[0]["to the one above, points"] == "–"
+    assert set(told) == {True, False}
+    assert data(page)["rises"]["qa"]["total_ms"][0][1:] == [
+        [pytest.approx((content.rise(n, before, None) or DROP).mean), not told[i]]
+        for i, (before, n) in enumerate(pairwise(content.front(content.front_axes[0], "qa", None)))
+    ]
+
+
 def test_lines_along_a_knob_hold_the_others(sweep: Path, page: Element) -> None:
     content = read_content(sweep)
     by_caption = {one.all("caption")[0].text: rows(one) for one in page.all("table")}
@@ -178,46 +196,15 @@ def test_scores_are_there_with_their_intervals(page: Element) -> None:
     assert found[2]["interval"] == "-0.296 to 0.0960" and found[0]["kept by default"] == "yes"
 
 
-def hostile(table: Table) -> Table:
-    """Every text of a table that users or their files can choose."""
-    points = tuple(
-        replace(
-            point,
-            name=HOSTILE + point.name,
-            command=HOSTILE + point.command,
-            k=HOSTILE,
-            form=HOSTILE,
-            dtype=HOSTILE,
-            errors={HOSTILE: HOSTILE},
-            quality=point.quality and replace(point.quality, by_task=dict.fromkeys((HOSTILE, "b"), point.quality.total)),
-            latency={HOSTILE + at: one for at, one in point.latency.items()},
-            cost=replace(point.cost, work={HOSTILE + at: one for at, one in point.cost.work.items()}),
-        )
-        for point in table.points[:3] + table.points[-1:]
-    )  # fmt: skip
-    assert table.data is not None
-    return replace(
-        table,
-        source=replace(table.source, name=HOSTILE),
-        data=replace(table.data, name=HOSTILE, task=HOSTILE),
-        workloads={HOSTILE + at: one for at, one in table.workloads.items()},
-        grid=HOSTILE,
-        chosen_by=HOSTILE,
-        full=HOSTILE + table.full,
-        machine={"cpu": HOSTILE, "threads": 2, "versions": {"onnxruntime": HOSTILE}},
-        points=points,
-    )
-
-
 def test_names_never_become_markup(sweep: Path) -> None:
     content = read_content(sweep)
     plain = replace(content, table=replace(content.table, points=content.table.points[:3] + content.table.points[-1:]))
     pictures = tuple(replace(kept, name=HOSTILE) for kept in content.pictures)
     scores = replace(SCORES, metric=HOSTILE, unit=HOSTILE, higher_means=HOSTILE)
-    page = parsed(report_page(replace(content, table=hostile(content.table), pictures=pictures, scores=scores)))
-    assert {one.name for one in everything(page)} <= {one.name for one in everything(parsed(report_page(plain)))} | {
-        "ul"
-    }
+    evil = replace(content, table=hostile(content.table), pictures=pictures, scores=scores, differences=None)
+    page = parsed(report_page(evil))
+    known = {one.name for one in everything(parsed(report_page(plain)))}
+    assert {one.name for one in everything(page)} <= known | {"ul"}
     assert len(page.all("script")) == 2 and page.all("img") == []
     assert not [key for one in everything(page) for key in one.attributes if key.startswith("on")]
     assert [row["setting"][: len(HOSTILE)] for row in rows(table_named(page, "variants"))] == [HOSTILE] * 4
@@ -283,26 +270,36 @@ def test_five_hundred_settings_fit_and_more_are_refused_by_size(sweep: Path) -> 
 
     def of(count: int) -> Content:
         made = tuple(replace(some[n % 75], name=f"{n}-{some[n % 75].name}") for n in range(count))
-        return replace(content, table=replace(content.table, points=made, full=made[74].name))
+        return replace(content, table=replace(content.table, points=made, full=made[74].name), differences=None)
 
     assert len(report_page(of(500)).encode()) < MAX_BYTES
-    with pytest.raises(ReportError, match=r"below 2,000,000 bytes, this one has \S+ for 2,000 settings\. Sweep fewer"):
-        report_page(of(2000))
+    with pytest.raises(ReportError, match=r"below 2,000,000 bytes, this one has \S+ for 1,200 settings\. Sweep fewer"):
+        report_page(of(1200))
 
 
 def test_plots_are_files_and_the_same_twice(sweep: Path, tmp_path: Path) -> None:
     content = read_content(sweep)
-    table = replace(content.table, workloads={"qa": content.table.workloads["qa"]})
-    small = replace(content, table=table, scores=None, pictures=())
+    one = replace(content.table, workloads={"qa": content.table.workloads["qa"]})
+    bare = replace(content, table=without(one, latency={}), scores=None)
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
         folder.mkdir()
-        written = write_figures(small, Cutting((288,)), folder)
+        written = write_figures(bare, Cutting((288,)), folder)
     names = sorted(path.name for path in written)
-    assert {"front-total-ms.svg", "front-bytes.png", "knobs.svg", "time.png"} < set(names)
+    assert names == [f"{name}{form}" for name in ("front-bytes", "knobs", "tiling") for form in (".png", ".svg")]
     for name in names:
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
-    assert "total latency, ms" in re.sub(r"<!--|-->", "", (folders[0] / "front-total-ms.svg").read_text())
+    whole = replace(content, table=one, pictures=(), scores=None)
+    drawn = [name for name, _, _ in plots(whole)]
+    assert drawn == [*(f"front-{cost}" for cost in ("total-ms", "prefill-ms", "decode-ms", "peak-bytes", "bytes")),
+                     "knobs", "time"]  # fmt: skip
+    with figure(7, 4) as made:
+        next(draw for name, _, draw in plots(whole) if name == "time")(made)
+        bars = [bar for bar in made.axes[0].patches if isinstance(bar, Rectangle)]
+        at = content.table.point(made.axes[0].get_yticklabels()[0].get_text()).latency["qa"]
+        assert [bars[n * len(bars) // 3].get_bbox().width for n in range(3)] == pytest.approx(
+            [at.vision_ms, at.prefill_ms, 7 * at.decode_ms]
+        )
 
 
 def test_the_command(sweep: Path, tmp_path: Path) -> None:
@@ -325,16 +322,12 @@ def test_the_command(sweep: Path, tmp_path: Path) -> None:
         ("pictures.json", '{"schema": 1, "pictures": [{"file": "../x.jpg"}]}', "picture 0 is damaged"),
         ("pictures/0.jpg", "no picture", "picture 0 is damaged"),
         ("scores.json", "[]", "scores.json"),
+        ("answers/k1-b8-t288-cpu.json", "{}", "k1-b8-t288-cpu.json"),
     ],
 )
 def test_damaged_files_are_named(sweep: Path, tmp_path: Path, name: str, content: str, said: str) -> None:
     directory = tmp_path / "copy"
-    directory.mkdir()
-    for file in (FILE, "scores.json", "pictures.json"):
-        (directory / file).write_bytes((sweep / file).read_bytes())
-    (directory / "pictures").mkdir()
-    for file in (sweep / "pictures").iterdir():
-        (directory / "pictures" / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(sweep, directory)
     (directory / name).write_text(content)
     done = knobcast("report", directory, "--no-plots")
     assert done.code == 1 and said in done.said, done.err

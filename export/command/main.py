@@ -40,8 +40,41 @@ HELP = """Fixed, verified, smaller variants of mixture-of-experts checkpoints, w
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=HELP)
 for verb in (
-    plan, export, verify, run, evaluate, score, search, share, merge, derive, sweep, pick, report, tile, bench, layout, pack,
+    plan, export, verify, run, evaluate, score, search, share, merge, sweep, pick, report, tile, derive, bench, layout,
+    pack,
 ):  # fmt: skip
+    app.command(cls=ScoreCommand if verb is score else OnceCommand)(flat(verb))
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version  # takes longer to import than a plan to make
+
+        print(f"knobcast {version('knobcast')}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    """The options before a verb; the help text is the program's."""
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """One message on stderr for everything knobcast refuses, and an exit code: 2 for a command line that can't be read,
+    1 for what can't be done, 130 for Ctrl-C."""
+    try:
+        yield
+    except CommandLineError as error:
+        _refuse(error, 2)
+    except KnobcastError as error:
+        _refuse(error)
+    except BaseException as error:
+        if _interrupted(error):
             stderr.print("interrupted; nothing was written")
             sys.exit(130)
         if isinstance(error, ModuleNotFoundError) and (said := missing(error)):

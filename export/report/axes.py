@@ -66,6 +66,7 @@ AXES = (
     Axis("decode_flops", "FLOPs of a decoded token", "FLOP", "work", _work(lambda one: one.decode_flops), counted=True),
 )
 FRONTS = ("total_ms", "prefill_ms", "decode_ms", "peak_bytes", "bytes", "parameters", "active")
+DRAWN = FRONTS[:5]  # as files too: the others have the shapes of these
 
 
 def offered(table: Table) -> tuple[Axis, ...]:

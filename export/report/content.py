@@ -1,16 +1,20 @@
 """What a report shows, gathered from a sweep's directory: the table, fronts, knobs, axes, scores, pictures."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 from export.report.axes import FRONTS, Axis, Scale, offered, scales
 from export.report.importance import protected_blocks, whisker
 from export.report.knobs import Knob, base_point, knobs
 from export.report.variants import GROUPS, OPEN
+from export.sweep.answers import SAMPLES
+from export.sweep.difference import Differences, within_error
+from export.sweep.pareto import Place, front
 from export.sweep.pictures import Kept, read_pictures
-from export.sweep.table import Point, Share, Table, read_table
+from export.sweep.table import Drop, Point, Share, Table, read_table
 from importance.scores import Scores, read_scores
 from transform.strict_json import Record
 
@@ -19,11 +23,15 @@ SCORES = "scores.json"
 
 @dataclass(frozen=True)
 class Content:
-    """Everything on the page. `scores`: what chose the blocks, None where they aren't beside the table."""
+    """Everything on the page. `scores`: what chose the blocks; `differences`: between settings, from their answers;
+    both None where they aren't beside the table."""
 
     table: Table
     scores: Scores | None = None
     pictures: tuple[Kept, ...] = ()
+    differences: Differences | None = None
+    _fronts: dict[tuple[str, str, str | None], list[int]] = field(default_factory=dict, init=False, compare=False)
+    _rises: dict[tuple[int, int, str | None], Drop] = field(default_factory=dict, init=False, compare=False)
 
     @cached_property
     def axes(self) -> tuple[Axis, ...]:
@@ -74,18 +82,28 @@ class Content:
 
     def front(self, axis: Axis, at: str, task: str | None) -> list[int]:
         """The points that no other beats in both, by the measured means, from cheap to dear."""
-        found: list[tuple[float, float, int]] = []
-        for n, point in enumerate(self.table.points):
-            cost, share = axis.of(point, at), self.share(point, task)
-            if cost is not None and share is not None:
-                found.append((cost, -share.accuracy, n))
-        front: list[int] = []
-        best = -1.0
-        for _, lost, n in sorted(found):
-            if -lost > best:
-                best = -lost
-                front.append(n)
-        return front
+        known = (axis.key, at, task)
+        if known not in self._fronts:
+            costs = [axis.of(point, at) for point in self.table.points]
+            shares = [self.share(point, task) for point in self.table.points]
+            there = [
+                Place(str(n), cost, share.accuracy)
+                for n, (cost, share) in enumerate(zip(costs, shares, strict=True))
+                if cost is not None and share is not None
+            ]
+            self._fronts[known] = [int(place.name) for place in front(there)]
+        return self._fronts[known]
+
+    def rise(self, n: int, before: int, task: str | None) -> Drop | None:
+        """How much more accurate a point is than the one before it on a front, on the same questions; None where no
+        answers are beside the table. Raises VerificationError for damaged ones."""
+        if self.differences is None:
+            return None
+        known = (n, before, task)
+        if known not in self._rises:
+            names = self.table.points[n].name, self.table.points[before].name
+            self._rises[known] = self.differences.between(*names, task)
+        return self._rises[known]
 
 
 def read_content(directory: Path) -> Content:
@@ -96,6 +114,7 @@ def read_content(directory: Path) -> Content:
         table,
         read_scores(scores, table.source.layers) if scores.is_file() else None,
         read_pictures(directory),
+        Differences(directory) if table.data and (directory / SAMPLES).is_file() else None,
     )
 
 
@@ -130,9 +149,20 @@ def script_data(content: Content) -> Record:
             at: {axis.key: [content.front(axis, at, task) for task in tasks] for axis in content.front_axes}
             for at in table.workloads
         },
+        "rises": {
+            at: {axis.key: [_rises(content, axis, at, task) for task in tasks] for axis in content.front_axes}
+            for at in table.workloads
+        },
         "scores": _scores(content.scores, table),
         "groups": [[key, label, key in OPEN] for key, label in GROUPS.items()],
     }
+
+
+def _rises(content: Content, axis: Axis, at: str, task: str | None) -> list[tuple[float, bool] | None]:
+    """Of each point of a front against the one before it: its mean, and whether that lies within the error."""
+    along = content.front(axis, at, task)
+    rises = [content.rise(n, before, task) for before, n in pairwise(along)]
+    return [None, *((rise.mean, within_error(rise)) if rise else None for rise in rises)]
 
 
 def _share(share: Share | None) -> list[float | None] | None:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.report.axes import Axis
+from export.report.axes import DRAWN, Axis
 from export.report.content import Content
 from export.report.drawing import BLACK, BLUE, FORMATS, GREEN, ORANGE, RED, figure, save
 from export.report.gallery import Cutting, budget_words, overlaps
@@ -32,7 +32,7 @@ def write_figures(content: Content, cutting: Cutting, folder: Path, force: bool 
     Raises PlotError without matplotlib and WriteError for a file that exists, unless `force`.
     """
     written: list[Path] = []
-    for name, size, draw in _plots(content):
+    for name, size, draw in plots(content):
         with figure(*size) as drawn:
             draw(drawn)
             for form in FORMATS:
@@ -63,13 +63,14 @@ def write_tilings(pictures: tuple[Kept, ...], cutting: Cutting, folder: Path, fo
     return written
 
 
-def _plots(content: Content) -> Iterator[tuple[str, tuple[float, float], Draw]]:
+def plots(content: Content) -> Iterator[tuple[str, tuple[float, float], Draw]]:
+    """Names, sizes in inches and what draws them, all but scores and tilings."""
     table, several = content.table, len(content.table.workloads) > 1
     changing = [knob for knob in content.knobs if len(knob.values) > 1]
     measured = [axis for axis in content.axes if axis.key == "total_ms"]
     for at in table.workloads:
         tail = f"-{at}" if several else ""
-        for axis in content.front_axes if table.data else ():
+        for axis in (axis for axis in content.front_axes if table.data and axis.key in DRAWN):
             if several and axis.group not in ("latency", "stages") and at != next(iter(table.workloads)):
                 continue  # the same at every workload, or nearly
             name = f"front-{axis.key.replace('_', '-')}{tail}"

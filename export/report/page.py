@@ -47,7 +47,10 @@ def report_page(content: Content, cutting: Cutting | None = None) -> str:
     ]
     there = [(name, label) for name, label in PARTS if any(part.startswith(f'<section id="{name}"') for part in parts)]
     heading = f"{table.source.name}: {len(table.points)} settings"
-    opening = tag("section", sections.facts(content), sections.cards(content), aria_label="What was measured")
+    without = tag(
+        "noscript", tag("p", "Plots need the script of this page; every table is there without.", class_="note")
+    )
+    opening = tag("section", sections.facts(content), sections.cards(content), without, aria_label="What was measured")
     page = _page(heading, there, [opening, *parts], data_block("data", script_data(content)), SCRIPTS)
     size = len(page.encode())
     if size > MAX_BYTES:
@@ -62,7 +65,8 @@ def gallery_page(pictures: tuple[Kept, ...], cutting: Cutting) -> str:
     """The tiling gallery alone."""
     policy = tag("p", f"Here: resize {cutting.resize}, tiling by the {cutting.rule} rule.", class_="note")
     shown = (sections.tiling_note(), policy, legend(), gallery(pictures, cutting))
-    page = _page("How pictures are cut", [], [tag("section", shown, aria_label="Tilings")], Html(""), ("theme.js",))
+    part = sections.section("tiling", "Tiles, overlap and padding", *shown)
+    page = _page("How pictures are cut", [], [part], Html(""), ("theme.js",))
     size = len(page.encode())
     if size > MAX_BYTES:
         raise ReportError(

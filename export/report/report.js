@@ -65,5 +65,4 @@
     width = document.documentElement.clientWidth;
     draw();
   });
-  addEventListener("scroll", hideTip, { passive: true });
 }

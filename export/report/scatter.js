@@ -16,8 +16,11 @@ function scatterPlot(state, seen) {
   xAxis(svg, x, top, bottom, labelOf(axis), width < 520 ? 4 : 8);
   const at = (n) => [x(values[n] / axis.divide), y(shares[n][0])];
   if (front.length) {
-    const path = front.map((n, i) => { const [a, b] = at(n); return i ? `H${a}V${b}` : `M${a} ${b}`; }).join("");
-    svg.append(shape("path", { d: `${path}H${right}`, class: "front" }));
+    const rises = DATA.rises[state.at][state.axis][state.task];
+    front.forEach((n, i) => {
+      const [a, b] = at(n), next = i + 1 < front.length ? at(front[i + 1]) : [right, b];
+      svg.append(shape("path", { d: `M${a} ${b}H${next[0]}V${next[1]}`, class: rises[i + 1]?.[1] ? "front unsure" : "front" }));
+    });
   }
   const spread = state.axis === "total_ms" ? DATA.spread[state.at] : [];
   for (const n of bars) {
@@ -73,6 +76,7 @@ function scatterPlot(state, seen) {
   nameFront(svg, front, at, points, { left, right, top, bottom });
   const entries = knob.values.map((value, n) => [shape("path", style(n, knob.values.length)), `${knob.key} ${value}`]);
   entries.push([shape("path", { d: "M-7 4H0V-4H7", class: "front", fill: "none" }), "the front"]);
+  if (DATA.rises[state.at][state.axis][state.task].some((rise) => rise?.[1])) entries.push([shape("path", { d: "M-7 4H0V-4H7", class: "front unsure", fill: "none" }), "a rise within the error"]);
   entries.push([shape("circle", { r: 6, fill: "none", stroke: "currentColor" }), "the full model"]);
   if (bars.size) entries.push([shape("path", { d: "M0-7V7M-3-7h6M-3 7h6", class: "bar", fill: "none" }), "95 % interval"]);
   legend(byId("scatter-legend"), entries);
@@ -122,6 +126,8 @@ function nameFront(svg, front, at, points, frame) {
   }
 }
 
+const riseWords = (rise) => (rise ? `${rise[0] < 0 ? "" : "+"}${(100 * rise[0]).toFixed(1)}${rise[1] ? ", within the error" : ""}` : "–");
+
 /** The table under the plot, for the front that the plot shows. */
 function frontTable(state) {
   const axis = axisOf(state.axis), values = DATA.values[state.at][state.axis], shares = DATA.accuracy[state.task];
@@ -132,11 +138,12 @@ function frontTable(state) {
   table.caption.textContent = caption;
   table.closest(".scroll").setAttribute("aria-label", caption);
   table.tHead.rows[0].cells[5].textContent = labelOf(axis);
-  const rows = DATA.fronts[state.at][state.axis][state.task].map((n) => {
+  const rises = DATA.rises[state.at][state.axis][state.task];
+  const rows = DATA.fronts[state.at][state.axis][state.task].map((n, step) => {
     const share = shares[n], whole = values[DATA.full];
     const cells = [...DATA.knobs.map((knob) => knob.values[knob.at[n]]), significant(values[n] / axis.divide),
       whole ? significant(values[n] / whole) : "–", percent(share[0]),
-      share[1] == null ? "–" : `${(100 * share[1]).toFixed(1)} to ${percent(share[2])}`];
+      share[1] == null ? "–" : `${(100 * share[1]).toFixed(1)} to ${percent(share[2])}`, riseWords(rises[step])];
     return element("tr", {}, element("th", { scope: "row" }, pointName(n)),
       ...cells.map((text, i) => element("td", { class: i === 3 ? null : "num" }, text)));
   });

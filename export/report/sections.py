@@ -10,7 +10,8 @@ from export.report.knobs import form_words, line, tokens_order, tokens_words
 from export.report.markup import Html, Inside, tag
 from export.report.tables import Column, Row, accuracy_cells, details, table
 from export.report.variants import named, variants_table
-from export.sweep.table import Point, Workload
+from export.sweep.difference import within_error
+from export.sweep.table import Drop, Point, Workload
 
 # Shares of the full model's accuracy that the head of the page names a setting for.
 KEPT = (0.99, 0.95, 0.9)
@@ -108,7 +109,8 @@ def trade_off(content: Content) -> Html:
         tag(
             "p",
             "Each mark is a setting. On the front, no other setting is both cheaper and more often right, by the "
-            "measured means; the bars are 95 % intervals, and where they overlap the order may be chance.",
+            "measured means. The bars are 95 % intervals. Where the front is dashed, the rise lies within the error: "
+            "on the same questions the two settings can't be told apart.",
             class_="note",
         ),
         tag("div", id="scatter-controls", class_="controls"),
@@ -126,16 +128,24 @@ def _front_table(content: Content, axis: Axis, at: str, several: bool) -> Html:
         Column("to the full model"),
         Column("accuracy"),
         Column("95 % interval"),
+        Column("to the one above, points"),
     ]
     whole = axis.of(content.table.points[content.full], at)
     rows: list[Row] = []
-    for n in content.front(axis, at, None):
+    along = content.front(axis, at, None)
+    for before, n in zip([None, *along], along, strict=False):
         point = content.table.points[n]
         cost = axis.of(point, at)
         share = accuracy_cells(content.share(point, None))
         ratio = significant(cost / whole) if cost is not None and whole else "–"
-        rows.append((*_setting_cells(content, point), scale.show(cost), ratio, *share))
+        rise = None if before is None else content.rise(n, before, None)
+        rows.append((*_setting_cells(content, point), scale.show(cost), ratio, *share, rise_words(rise)))
     return table(f"The front by {axis.label}{f' of {at}' if several else ''}", columns, rows)
+
+
+def rise_words(rise: Drop | None) -> str:
+    """`+2.5, within the error`; a dash where it isn't known."""
+    return "–" if rise is None else f"{100 * rise.mean:+.1f}{', within the error' * within_error(rise)}"
 
 
 def _setting_columns() -> list[Column]:
