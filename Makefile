@@ -1,6 +1,6 @@
 # The main job:  make export K=4 BLOCKS=12 TOKENS=432 [MODEL=…] [SCORES=…] [FORM=int4] [DTYPE=…] [STATIC=1024] [OUT=…] [FORCE=1]
 # Every target creates .venv and installs by itself when pyproject.toml changed or a package is gone.
-.PHONY: FORCE setup export score search test test-versions test-all check fix bench bench-variant faults fuzz gpu-check small-env genai-env js-env ort-envs nano nano-data nano-curves clean
+.PHONY: FORCE setup export score search test test-versions test-all check fix bench bench-variant faults fuzz gpu-check small-env genai-env js-env browser-env ort-envs report nano nano-data nano-curves clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,6 +10,7 @@ EXTRAS := $(VENV)/.extras
 SMALL := .venv-small
 GENAI := .venv-genai
 JS := .venv-js
+BROWSER := .venv-browser
 ORT := .venv-ort
 # Run with the oldest and with the newest of every dependency: parity, generate, graphs, scoring, the main job.
 VERSIONS := versions molmoe_parity molmoe_auto molmoe_generate molmoe_traps preprocessing runtime cache_name calling \
@@ -73,7 +74,7 @@ test-versions: .venv-oldest/.installed .venv-newest/.installed
 .venv-oldest/.installed .venv-newest/.installed: .venv-%/.installed: pyproject.toml $(STAMP)
 	$(BIN)/python -m tests.versions.environments $*
 
-test-all: $(STAMP) $(EXTRAS) small-env $(GENAI)/.installed js-env ort-envs
+test-all: $(STAMP) $(EXTRAS) small-env $(GENAI)/.installed js-env browser-env ort-envs
 	$(BIN)/pytest -q -m extra
 
 check: $(STAMP)
@@ -87,6 +88,10 @@ fix: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench $(ARGS)
+
+# A sweep as one page:  make report DIR=artifacts/sweep [OUT=report.html] [FORCE=1]
+report: $(STAMP)
+	@$(BIN)/knobcast report $(call quoted,$(DIR)) $(if $(OUT),--out $(call quoted,$(OUT))) $(if $(FORCE),--force) $(ARGS)
 
 # How fast a variant is, beside PyTorch on the same weights:  make bench-variant DIR=artifacts/… [ARGS="--threads 2"]
 bench-variant: $(STAMP)
@@ -133,6 +138,21 @@ $(JS)/.installed: tests/transformersjs/package.json
 	ONNXRUNTIME_NODE_INSTALL=skip npm install --prefix $(JS) --no-audit --no-fund --no-package-lock --loglevel=error
 	@touch $@
 
+# Chromium, a driver and an accessibility checker for the report's tests. The browser is Debian's, where we may install.
+browser-env:
+	@command -v chromium >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1 \
+	  && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; } \
+	  || echo "no chromium, and it can't be installed here: the report's tests in a browser are skipped"
+	@if command -v npm >/dev/null 2>&1; then $(MAKE) --no-print-directory $(BROWSER)/.installed; \
+	  else echo "no npm: axe-core is not installed, the report's tests in a browser are skipped"; fi
+
+$(BROWSER)/.installed: tests/browser/package.json
+	$(PYTHON) -m venv $(BROWSER)
+	$(BROWSER)/bin/pip install $(QUIET) "playwright>=1.50,<2"
+	cp $< $(BROWSER)/
+	npm install --prefix $(BROWSER) --no-audit --no-fund --no-package-lock --loglevel=error
+	@touch $@
+
 # Several onnxruntimes for the tests: with a Python of their own, and two alone, to stand before the installed one.
 # Nothing they only need for other things is installed.
 ORT_OWN := 1.20.1 1.22.1 newest
@@ -169,4 +189,4 @@ nano-curves: $(STAMP) nano-data
 	$(BIN)/python -m artifacts.nano.curves
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest $(SMALL) $(GENAI) $(JS) $(ORT) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest .venv-newest $(SMALL) $(GENAI) $(JS) $(BROWSER) $(ORT) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -23,11 +23,13 @@ from export.command.once import CommandLineError, OnceCommand
 from export.command.output import stderr
 from export.command.pack import pack
 from export.command.pick import pick
+from export.command.report import report
 from export.command.run import run
 from export.command.score import ScoreCommand, score
 from export.command.search import search
 from export.command.share import share
 from export.command.sweep import sweep
+from export.command.tile import tile
 from export.command.verify import verify
 from transform.errors import KnobcastError
 from transform.extras import missing
@@ -39,26 +41,9 @@ HELP = """Fixed, verified, smaller variants of mixture-of-experts checkpoints, w
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=HELP)
 for verb in (
-<<<<<<< HEAD
-    plan, export, verify, run, evaluate, score, search, share, merge, sweep, derive, bench, calibrate, layout, pack,
-=======
-    plan,
-    export,
-    verify,
-    run,
-    evaluate,
-    score,
-    search,
-    share,
-    merge,
-    sweep,
-    pick,
-    derive,
-    bench,
-    layout,
-    pack,
->>>>>>> part-pick
-):
+    plan, export, verify, run, evaluate, score, search, share, merge, sweep, pick, report, tile, derive, bench,
+    calibrate, layout, pack,
+):  # fmt: skip
     app.command(cls=ScoreCommand if verb is score else OnceCommand)(flat(verb))
 
 
