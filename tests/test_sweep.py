@@ -17,6 +17,7 @@ import importance.evaluate
 import importance.score
 from export.sweep.answers import read_answers
 from export.sweep.folder import held
+from export.sweep.latency import time_decoder
 from export.sweep.table import Table, read_table
 from export.variant import export_variant
 from importance.evaluate import Group, Prepared, evaluate_plan
@@ -82,9 +83,8 @@ def test_answers_are_those_of_evaluate_on_the_exported_variant(
     table, samples = read_table(made[0]), read_samples(data)
     for name in ("k4-b4", "k1-b3-t288", "k4-b4-t432", "k4-b3-t288-int4", "k1-b4-t432-int4"):
         point = table.point(name)
-        plan = make_plan(
-            read_checkpoint(model), Knobs(point.top_k[0], point.keep_blocks, point.tokens, form=point.form)
-        )  # type: ignore[arg-type]
+        knobs = Knobs(point.top_k[0], point.keep_blocks, point.tokens, form=point.form)
+        plan = make_plan(read_checkpoint(model), knobs)
         export_variant(plan, tmp_path / name, verify=False)
         theirs = evaluate_plan(make_plan(read_checkpoint(tmp_path / name), Knobs()), samples, max_new_tokens=NEW)
         ours = read_answers(made[0], name, len(samples))
@@ -215,16 +215,12 @@ def test_a_failing_setting_fails_alone(
 def test_a_decoder_that_can_not_be_timed_is_named_and_the_others_are(
     model: Path, scores: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import export.sweep.run
-
-    time_decoder = export.sweep.run.time_decoder
-
     def broken(directory: Path, graph: str, *rest: Any) -> Any:
         if graph == "text-k1-b3.onnx":
             (directory / graph).write_bytes(b"no graph")
         return time_decoder(directory, graph, *rest)
 
-    monkeypatch.setattr(export.sweep.run, "time_decoder", broken)
+    monkeypatch.setattr("export.sweep.run.time_decoder", broken)
     assert swept(tmp_path / "s", model, scores, None, grid="k=1,4 blocks=3,4 tokens=288").code == 0
     table = read_table(tmp_path / "s")
     assert {p.name for p in table.points if "latency" in p.errors} == {"k1-b3-t288"}

@@ -223,8 +223,8 @@ def _sweep(swept: Swept, files: SampleFiles, questions: Questions, clocked: Cloc
     gone = {} if swept.prune is None else pruned(settings, ranking, swept.prune, full)
     chosen_by = "all blocks stay" if ranking is None else ranking_words(ranking)
     return Sweep(
-        swept.source, swept.model, settings, workloads, swept.axes.text, chosen_by, asked, clock, clocked.verify,
-        predicted_drops(settings, ranking), gone,
+        swept.source, swept.model, settings, workloads, swept.axes.text, ranking, chosen_by, asked, clock,
+        clocked.verify, predicted_drops(settings, ranking), gone,
     )  # fmt: skip
 
 
