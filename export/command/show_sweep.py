@@ -106,9 +106,12 @@ def show_sweep(table: "Table", out: Path, console: Console) -> None:
     for point in table.points:
         shown.add_row(*_row(point, workloads))
     console.print(shown)
+    reasons: dict[tuple[str, str], list[str]] = {}
     for point in table.points:
         for part, why in point.errors.items():
-            console.print(f"[yellow]{part}[/yellow] {point.name}: {escape(why)}", soft_wrap=True)
+            reasons.setdefault((part, why), []).append(point.name)
+    for (part, why), names in reasons.items():
+        console.print(f"[yellow]no {part}[/yellow] of {', '.join(names)}: {escape(why)}", soft_wrap=True)
     console.print(f"[green]done[/green] {escape(str(out))}: {len(table.points)} settings", soft_wrap=True)
 
 
