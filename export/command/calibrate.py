@@ -73,7 +73,7 @@ def _show(found: "Calibration", path: Path, console: Console) -> None:
     moved, called = f"{device.bandwidth / 1e9:,.3g} GB/s", f"{device.operator * 1e6:.3g} µs an operator"
     console.print(f"{escape(device.name)}: {rates}, {moved}, {called}", soft_wrap=True)
     table = Table(box=None, pad_edge=False)
-    for column in ("settings", "", "median error", "largest", "rank correlation"):
+    for column in ("settings", "", "median error", "largest", "rank correlation", "error of memory"):
         table.add_column(column, justify="right" if column else "left")
     for label, errors in (("fitted to", found.seen), ("not seen", found.unseen), ("all", found.every)):
         if errors is not None:
@@ -84,4 +84,5 @@ def _show(found: "Calibration", path: Path, console: Console) -> None:
 
 def _row(label: str, errors: "Errors") -> tuple[str, ...]:
     rank = "" if errors.rank is None else f"{errors.rank:.3f}"
-    return str(errors.settings), label, f"{errors.median:.1%}", f"{errors.worst:.1%}", rank
+    memory = "" if errors.memory is None else f"{errors.memory:.1%}"
+    return str(errors.settings), label, f"{errors.median:.1%}", f"{errors.worst:.1%}", rank, memory
