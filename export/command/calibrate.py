@@ -11,7 +11,7 @@ from rich.table import Table
 
 from export.command.options import Json
 from export.command.output import print_json
-from transform.errors import KnobError
+from transform.errors import KnobError, WriteError
 
 if TYPE_CHECKING:
     from export.cost.calibrate import Calibration, Errors
@@ -41,7 +41,7 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Fit a device's numbers to what was measured on it."""
-    from export.command.work import check_writable, refuse_existing
+    from export.command.work import check_writable
     from export.cost.calibrate import calibrate as fit
     from export.sweep.timings import read_timings
     from importance.atomic import write_atomically
@@ -51,7 +51,8 @@ def calibrate(
     if not measured:
         raise KnobError("a device is fitted to measurements, none are given. Give a sweep or bench records by --from.")
     check_writable(device)
-    refuse_existing(device, False, force)
+    if device.exists() and not force:
+        raise WriteError(f"{device} exists; pass --force or choose another name.")
     timings = read_timings(measured, model)
     said = f"{timings.machine}, threads: {timings.threads}" if timings.provider == "cpu" else timings.machine
     memory = memory_gb * 1e9 if memory_gb else float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
