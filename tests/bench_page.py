@@ -46,6 +46,7 @@ ABOUT = {
         "Scoring a model larger than memory",
         "`knobcast score --stream --metric nll` at full size in bfloat16: all 16 blocks, a picture with two questions.",
     ),
+    "pick": ("Choosing a setting", "`knobcast pick` on a finished sweep, beside `knobcast --help`; processor time."),
     "family_full_size": ("25 settings in one directory", "What `--family` adds to copying full-size weights."),
     "moe_layer_cpu": ("One layer of experts, `cpu` form", "MolmoE-1B's widths, one thread: time follows k."),
     "moe_layer_int4": ("One layer of experts, `int4` form", "The same weights in 4 bits."),
@@ -87,6 +88,7 @@ WORDS = [
     (r"plain_loop_seconds_from_(\d+)_sets", r"the plain loop, from \1 sets", "s"),
     ("planned_seconds", "with the plan", "s"),
     ("main_job_seconds", "the main job", "s"),
+    ("help_seconds", "`knobcast --help`", "s"),
     ("added", "added to the rest of the main job", ""),
     ("ratio", "ratio to the baseline", ""),
     ("share", "share of the plain loop's block evaluations", ""),
@@ -119,7 +121,7 @@ WORDS = [
     ("tokens_per_call", "tokens of a call", ""),
     ("mode", "verified", ""),
     ("onnxruntime", "version of onnxruntime", ""),
-    ("(tensors|sets|questions|calls|members|blocks|note|skipped)", r"\1", ""),
+    ("(settings|tensors|sets|questions|calls|members|blocks|note|skipped)", r"\1", ""),
 ]
 
 

@@ -37,7 +37,7 @@ def test_a_shell_completes_verbs_and_options() -> None:
     script = in_bash("--show-completion bash")
     assert "complete -o default -F _knobcast_completion knobcast" in script
     asked = {"_KNOBCAST_COMPLETE": "complete_bash", "COMP_CWORD": "1"}
-    assert in_bash("", COMP_WORDS="knobcast s", **asked).split() == ["score", "search", "share"]
+    assert in_bash("", COMP_WORDS="knobcast s", **asked).split() == ["score", "search", "share", "sweep"]
     assert "--beam-width" in in_bash("", COMP_WORDS="knobcast search --b", **asked | {"COMP_CWORD": "2"}).split()
 
 

@@ -40,8 +40,8 @@ HELP = """Fixed, verified, smaller variants of mixture-of-experts checkpoints, w
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=HELP)
 for verb in (
-    plan, export, verify, run, evaluate, score, search, share, merge, sweep, pick, report, tile, derive, bench, layout,
-    pack,
+    plan, export, verify, run, evaluate, score, search, share, merge, sweep, pick, report, tile, derive, bench,
+    layout, pack,
 ):  # fmt: skip
     app.command(cls=ScoreCommand if verb is score else OnceCommand)(flat(verb))
 
