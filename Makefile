@@ -1,6 +1,6 @@
 # The main job:  make export K=4 BLOCKS=12 TOKENS=432 [MODEL=…] [SCORES=…] [FORM=int4] [DTYPE=…] [STATIC=1024] [OUT=…] [FORCE=1]
 # Every target creates .venv and installs by itself when pyproject.toml changed or a package is gone.
-.PHONY: FORCE setup export score search test test-versions test-all check fix bench bench-variant faults fuzz gpu-check small-env genai-env js-env browser-env ort-envs report nano nano-data nano-questions nano-report nano-curves clean
+.PHONY: FORCE setup export score search sweep pick test test-versions test-all check fix bench bench-variant faults fuzz gpu-check small-env genai-env js-env browser-env ort-envs report nano nano-data nano-report nano-curves clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -88,6 +88,24 @@ fix: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench $(ARGS)
+
+# Every setting of a grid, measured:  make sweep DATA=questions.jsonl GRID="k=2,4,8 blocks=12,16" [MODEL=…] [SWEEP=DIR]
+# Without DATA the embedded model answers questions that are drawn for it. What is done isn't done again.
+GRID ?= k=2,4,8 blocks=12,16 tokens=288,432
+SWEEP ?= artifacts/sweep-$(if $(MODEL),$(notdir $(patsubst %/,%,$(MODEL))),molmoe-nano)
+DRAWN := artifacts/molmoe-nano/data/few
+sweep: $(STAMP)
+	@$(if $(DATA),,$(if $(MODEL),echo "error: make sweep MODEL=… needs DATA=…" >&2; exit 1,\
+	  test -f $(DRAWN)/test.jsonl || $(BIN)/python -m artifacts.nano.data $(DRAWN) 12))
+	@$(BIN)/knobcast sweep $(if $(MODEL),$(call quoted,$(MODEL))) --data $(if $(DATA),$(call quoted,$(DATA)),$(DRAWN)/test.jsonl) \
+	  --grid $(call quoted,$(GRID)) $(if $(SCORES),--scores $(call quoted,$(SCORES))) --out $(call quoted,$(SWEEP)) $(ARGS)
+
+# The variant for a device, with the evidence on one page:  make pick LATENCY=200 MEMORY=6000 ACCURACY=">=0.95x"
+# sweeps first (see above: MODEL, DATA, GRID, SWEEP), then chooses and writes the report.
+pick: sweep
+	@$(BIN)/knobcast pick $(call quoted,$(SWEEP)) $(if $(LATENCY),--latency-ms $(LATENCY)) $(if $(MEMORY),--memory-mb $(MEMORY)) \
+	  $(if $(ACCURACY),--accuracy $(call quoted,$(ACCURACY))) $(if $(AT),--at $(AT)) $(if $(OUT),--export $(call quoted,$(OUT))); \
+	  code=$$?; $(BIN)/knobcast report $(call quoted,$(SWEEP)) --force && exit $$code
 
 # A sweep as one page:  make report DIR=artifacts/sweep [OUT=report.html] [FORCE=1]
 report: $(STAMP)
@@ -185,12 +203,8 @@ nano: $(STAMP)
 nano-data: $(STAMP)
 	$(BIN)/python -m artifacts.nano.data
 
-# The questions that nobody trained on, in seconds: what guides and sweeps ask.
-nano-questions: $(STAMP)
-	$(BIN)/python -m artifacts.nano.data artifacts/molmoe-nano/data test calibration
-
 # docs/report.html, from a sweep of 75 settings: minutes, on a quiet machine. The picture needs chromium.
-nano-report: nano-questions
+nano-report: $(STAMP)
 	$(BIN)/python -m artifacts.nano.report
 
 nano-curves: $(STAMP) nano-data

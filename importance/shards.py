@@ -247,6 +247,13 @@ def _processor(path: str) -> Processor:
 _HELD: "OrderedDict[str, _Shard]" = OrderedDict()  # of this process, the one used last at the end
 
 
+def forget() -> None:
+    """Free what jobs of this process have kept for others: models, samples, embedded pictures."""
+    _HELD.clear()
+    for kept in (_model, _samples, _processor):
+        kept.cache_clear()
+
+
 def _shard(spec: Spec) -> _Shard:
     """From the last jobs on the same samples, if it is still there. All that a shard depends on is in its key."""
     names = ("model", "model_digest", "side", "data", "samples", "tokens", "references", "full", "max_new_tokens")

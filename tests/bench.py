@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.bench_cost import bars as cost_bars
 from tests.bench_family import bars as family_bars
 from tests.bench_full_size import bars as full_size_bars
 from tests.bench_onnx import bars as onnx_bars
@@ -190,6 +191,7 @@ def main() -> None:
         *family_bars(work, runs),
         *([] if options.quick else onnx_bars(work, runs)),
         *opening_bars(work),
+        *([] if options.quick else cost_bars(work)),
         *scoring_bars(work, runs, options.quick),
         *([] if options.quick else full_size_bars(work)),
         ("pick", lambda: bench_pick(work)),

@@ -74,6 +74,11 @@ ABOUT = {
         "Seconds of a processor; the baseline lets onnxruntime plan which buffers to use again.",
     ),
     "open_text_int4": ("Opening the embedded variant's decoder, `int4` form", "The same in 4 bits."),
+    "cost_int4": (
+        "Estimated times against measured ones, `int4` form",
+        "75 settings of the embedded model, one thread; `knobcast calibrate` fits a device to 8 of them.",
+    ),
+    "cost_cpu": ("The same, `cpu` form", "The same settings over the weights as they are."),
 }
 # A key, what it is called, its unit. The first that matches the whole key counts.
 WORDS = [
@@ -119,9 +124,15 @@ WORDS = [
     ("block_evaluations_per_picture", "block evaluations per picture", ""),
     ("naive_block_evaluations_per_picture", "the plain loop's", ""),
     ("tokens_per_call", "tokens of a call", ""),
+    ("calibrated_on", "settings that the device was fitted to", ""),
+    ("median_error", "error of the estimated total, median", ""),
+    ("largest_error", "the largest", ""),
+    ("rank_correlation", "rank correlation of estimated and measured totals", ""),
+    ("median_error_of_unseen", "median error over the other settings", ""),
+    (r"median_error_of_(\w+)", r"median error of \1", ""),
     ("mode", "verified", ""),
     ("onnxruntime", "version of onnxruntime", ""),
-    ("(settings|tensors|sets|questions|calls|members|blocks|note|skipped)", r"\1", ""),
+    ("(tensors|sets|settings|questions|calls|members|blocks|note|skipped)", r"\1", ""),
 ]
 
 

@@ -1,4 +1,4 @@
-"""A JSON object as the record it was made of: every key and value of its type, or a message that names the place."""
+"""A JSON object as the record it was made of: every key and every value of its type, or a message that says where."""
 
 import types
 from collections.abc import Mapping

@@ -1,12 +1,12 @@
-"""Write the nano model's questions in the canonical form: `python -m artifacts.nano.data [DIRECTORY [SPLIT…]]`.
+"""Write the nano model's questions in the canonical form: `python -m artifacts.nano.data [DIRECTORY [PICTURES]]`.
 
 DIRECTORY/{train,calibration,test}.jsonl and DIRECTORY/images/; the default is artifacts/molmoe-nano/data, which is not
-tracked, and all splits. They are drawn from different seeds; the same files come out every time.
+tracked. With a number of PICTURES the test split alone, its first ones. The splits are drawn from different seeds; the
+same files come out every time.
 """
 
 import json
 import sys
-from collections.abc import Collection
 from pathlib import Path
 
 from PIL import Image
@@ -43,12 +43,15 @@ def write(directory: Path, split: str, count: int) -> None:
     staged.replace(directory / f"{split}.jsonl")
 
 
-def main(directory: Path = TARGET, splits: Collection[str] = tuple(PICTURES)) -> None:
+def main(directory: Path = TARGET) -> None:
     """Write what is missing, the smallest split first: training pictures take longest."""
-    for split in sorted(splits, key=PICTURES.__getitem__):
+    for split, count in sorted(PICTURES.items(), key=lambda item: item[1]):
         if not (directory / f"{split}.jsonl").exists():
-            write(directory, split, PICTURES[split])
+            write(directory, split, count)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else TARGET, sys.argv[2:] or tuple(PICTURES))
+    if len(sys.argv) > 2:
+        write(Path(sys.argv[1]), "test", int(sys.argv[2]))
+    else:
+        main(Path(sys.argv[1]) if len(sys.argv) > 1 else TARGET)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from artifacts.nano.data import PICTURES, write
 from artifacts.nano.data import TARGET as DATA
 from export.report.write import write_report
 
@@ -21,6 +22,8 @@ WINDOW = "1200,1230"  # the head of the page and the first plot
 
 def sweep(out: Path) -> None:
     """All settings, as a user would."""
+    if not (DATA / "test.jsonl").exists():
+        write(DATA, "test", PICTURES["test"])
     command = [sys.executable, "-m", "export.command.main", "sweep", "--data", DATA / "test.jsonl",
                "--limit", QUESTIONS, "--grid", GRID, "--max-new-tokens", 4, "--out", out]  # fmt: skip
     subprocess.run(list(map(str, command)), check=True)

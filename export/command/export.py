@@ -7,19 +7,24 @@ from rich.console import Console
 from export.command.options import Json
 from export.command.output import print_json, remarks, show_warnings
 from export.command.request import Graphs, Request, Target
+from export.command.usage import Usage
 from transform.errors import KnobError
 
 
-def plan(request: Request, as_json: Json = False) -> None:
-    """Show what a setting would do, from headers alone."""
+def plan(request: Request, usage: Usage, as_json: Json = False) -> None:
+    """Show what a setting would do, from headers alone, and what it would take on a device."""
     from export.command.show import ranking_facts, show_plan
 
     made, ranking = request.plan, request.ranking
+    expected = usage.estimate(made)
     if as_json:
-        print_json({**made.as_dict(), **({"scores": ranking_facts(ranking)} if ranking else {})})
+        ranked = {"scores": ranking_facts(ranking)} if ranking else {}
+        print_json({**made.as_dict(), **ranked, **({"estimate": expected.as_dict()} if expected else {})})
     else:
         console = Console(highlight=False)
         show_plan(made, ranking, console)
+        if expected:
+            expected.show(console)
         show_warnings(made.warnings, console)
 
 

@@ -12,6 +12,7 @@ import typer
 from rich.markup import escape
 
 from export.command.bench import bench
+from export.command.calibrate import calibrate
 from export.command.derive import derive
 from export.command.evaluate import evaluate
 from export.command.export import export, plan
@@ -41,7 +42,7 @@ HELP = """Fixed, verified, smaller variants of mixture-of-experts checkpoints, w
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=HELP)
 for verb in (
     plan, export, verify, run, evaluate, score, search, share, merge, sweep, pick, report, tile, derive, bench,
-    layout, pack,
+    calibrate, layout, pack,
 ):  # fmt: skip
     app.command(cls=ScoreCommand if verb is score else OnceCommand)(flat(verb))
 

@@ -170,10 +170,11 @@ def sweep(swept: Swept, files: SampleFiles, questions: Questions, clocked: Clock
     from export.sweep.folder import check_same, held
     from export.sweep.run import Runner
 
-    made = _sweep(swept, files, questions, clocked)
-    _check(made)
     out = place.out
-    trusted, notes = check_same(out, made.empty_table())
+    made = _sweep(swept, files, questions, clocked)
+    table = made.empty_table()
+    check_same(out, table)
+    _check(made)
     show_warnings(dict.fromkeys(w for setting in made.settings for w in setting.plan.warnings))
     if place.dry_run:
         facts = sweep_facts(made)
@@ -185,6 +186,7 @@ def sweep(swept: Swept, files: SampleFiles, questions: Questions, clocked: Clock
     from importance.jobs import damaged_results
 
     with held(out), _kept(out / JOBS):
+        trusted, notes = check_same(out, table)
         damaged = damaged_results(out / JOBS)
         notes += [f"{out / JOBS / name} is damaged and is computed again." for name in damaged]
         show_warnings(notes)
@@ -221,8 +223,8 @@ def _sweep(swept: Swept, files: SampleFiles, questions: Questions, clocked: Cloc
     gone = {} if swept.prune is None else pruned(settings, ranking, swept.prune, full)
     chosen_by = "all blocks stay" if ranking is None else ranking_words(ranking)
     return Sweep(
-        swept.source, swept.model, settings, workloads, swept.axes.text, chosen_by, asked, clock, clocked.verify,
-        predicted_drops(settings, ranking), gone,
+        swept.source, swept.model, settings, workloads, swept.axes.text, ranking, chosen_by, asked, clock,
+        clocked.verify, predicted_drops(settings, ranking), gone,
     )  # fmt: skip
 
 

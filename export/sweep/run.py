@@ -12,21 +12,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from export.cost.count import cost_of
 from export.sweep.answers import Answers, write_answers, write_samples
 from export.sweep.families import Families, graph_of
 from export.sweep.latency import Clock, ask_name, asks_of, latency_of, time_decoder, time_vision
+from export.sweep.pictures import keep_pictures
 from export.sweep.quality import Asker, Failure, graded, qualities, samples_of
 from export.sweep.settings import Planned
 from export.sweep.table import FILE, Data, Latency, Point, Source, Table, Workload, table_text
 from importance.atomic import write_atomically
+from importance.choose import SCORES
+from importance.choose import Source as Ranking
 from importance.jobs import Submits
 from importance.samples import samples_digest
 from importance.score import Setting
-from importance.scores import model_digest
+from importance.scores import Scores, model_digest, write_scores
+from importance.shards import forget
 from transform.checkpoint import Checkpoint
 from transform.errors import KnobcastError
 from transform.hub_cache import hub_id, name_of
 from transform.knobs import spelt_k
+from transform.machine import release_memory
 from transform.progress import Progress, Say
 from transform.read import read_checkpoint
 
@@ -36,6 +42,7 @@ JOBS = "jobs"
 @dataclass(frozen=True)
 class Sweep:
     """What is measured of which settings, the full one first. `model`: as the user named it, None for the embedded one;
+    `ranking`: what chose blocks, None: all stay; `chosen_by`: the same in words;
     `questions` None: no quality; `clock` None: no latencies; `expected`: what a setting is predicted to lose, by its
     name, which orders the work; `pruned`: why some are not measured."""
 
@@ -44,6 +51,7 @@ class Sweep:
     settings: Sequence[Planned]
     workloads: Mapping[str, Workload]
     grid: str
+    ranking: Ranking | None
     chosen_by: str
     questions: Setting | None
     clock: Clock | None
@@ -86,7 +94,8 @@ class Sweep:
         why = self.pruned.get(setting.name)
         return Point(
             setting.name, spelt_k(setting.top_k), setting.top_k, setting.plan.keep_blocks, setting.tokens,
-            setting.plan.form.name, setting.plan.knobs.dtype, setting.command(self.model), setting.cost,
+            setting.plan.form.name, setting.plan.knobs.dtype, setting.command(self.model),
+            cost_of(setting.plan, self.workloads),
             errors={} if why is None else dict.fromkeys(parts, why),
         )  # fmt: skip
 
@@ -116,6 +125,9 @@ class Runner:
         """Everything, and the finished table."""
         if self.sweep.questions is not None:
             write_samples(self.out, samples_of(self.sweep.questions))
+            keep_pictures(self.sweep.questions.samples, self.out)
+        if isinstance(self.sweep.ranking, Scores):
+            write_scores(self.sweep.ranking, self.out / SCORES, force=True)
         table = self._write()
         for members in self.sweep.by_weights().values():
             own = members[0].as_source
@@ -155,6 +167,8 @@ class Runner:
         clock = self.sweep.clock
         if clock is None:
             return
+        forget()
+        release_memory()
         store, workloads = self.out / JOBS, self.sweep.workloads
         self.say("vision")
         try:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from export.cost.work import Cost
 from export.family.grid import k_and_blocks
 from export.sweep.grid import Grid
 from importance.choose import Source, choose_blocks
@@ -13,7 +12,7 @@ from importance.configurations import Config
 from transform.checkpoint import Checkpoint
 from transform.errors import KnobError
 from transform.knobs import Knobs, canonical_name, parse_tokens, spelt_k
-from transform.plan import DEFAULT_POLICY, Plan, active_parameters, make_plan, own_policy, parameters
+from transform.plan import DEFAULT_POLICY, Plan, make_plan, own_policy
 
 MOST_SETTINGS = 500  # the table of a sweep is one JSON file
 
@@ -74,12 +73,6 @@ class Planned:
     def top_k(self) -> tuple[int, ...]:
         """Experts per token, one per kept block."""
         return self.plan.target.settings.top_k
-
-    @property
-    def cost(self) -> Cost:
-        """By arithmetic."""
-        target = self.plan.target
-        return Cost(parameters(target), active_parameters(target), self.plan.bytes, {})
 
 
 def full_setting(source: Checkpoint) -> Planned:
