@@ -57,9 +57,7 @@ def legend() -> Html:
     return tag(
         "ul",
         tag("li", swatch(tag("rect", class_="tile inner", **full)), "a tile, 336 × 336 pixels"),
-        tag(
-            "li", swatch(tag("rect", class_="shared small", **full)), "overlap: seen by several tiles, counted once"
-        ),
+        tag("li", swatch(tag("rect", class_="shared small", **full)), "overlap: seen by several tiles, counted once"),
         tag("li", swatch(tag("rect", class_="padded", **full)), "padding: no picture there"),
         class_="legend",
     )
