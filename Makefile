@@ -1,6 +1,6 @@
 # The main job:  make export K=4 BLOCKS=12 TOKENS=432 [MODEL=…] [SCORES=…] [FORM=int4] [DTYPE=…] [STATIC=1024] [OUT=…] [FORCE=1]
 # Every target creates .venv and installs by itself when pyproject.toml changed or a package is gone.
-.PHONY: FORCE setup export score search sweep pick test test-versions test-all check fix bench bench-variant faults fuzz gpu-check small-env genai-env js-env browser-env ort-envs report nano nano-data nano-curves clean
+.PHONY: FORCE setup export score search sweep pick test test-versions test-all check fix bench bench-variant faults fuzz gpu-check small-env genai-env js-env browser-env ort-envs report nano nano-data nano-report nano-curves clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -202,6 +202,10 @@ nano: $(STAMP)
 
 nano-data: $(STAMP)
 	$(BIN)/python -m artifacts.nano.data
+
+# docs/report.html, from a sweep of 75 settings: minutes, on a quiet machine. The picture needs chromium.
+nano-report: $(STAMP)
+	$(BIN)/python -m artifacts.nano.report
 
 nano-curves: $(STAMP) nano-data
 	$(BIN)/python -m artifacts.nano.curves

@@ -29,6 +29,7 @@ from tests.bench_onnx import bars as onnx_bars
 from tests.bench_opening import bars as opening_bars
 from tests.bench_page import FIGURES, PAGE, render
 from tests.bench_pick import bench_pick
+from tests.bench_report import bench_report
 from tests.bench_scoring import bars as scoring_bars
 from tests.bench_sweep import bars as sweep_bars
 from tests.support.full_size import measure_emission, released_config, write_sparse_molmoe
@@ -197,6 +198,7 @@ def main() -> None:
         *([] if options.quick else full_size_bars(work)),
         *([] if options.quick else sweep_bars(work)),
         ("pick", lambda: bench_pick(work)),
+        ("report", lambda: bench_report(work)),
     ]
     unknown = set(options.only) - {name for name, _ in bars}
     if unknown:

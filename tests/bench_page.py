@@ -52,6 +52,7 @@ ABOUT = {
         "the other, timed on three. Seconds of a processor, one thread per process, proofs of the graphs included.",
     ),
     "pick": ("Choosing a setting", "`knobcast pick` on a finished sweep, beside `knobcast --help`; processor time."),
+    "report": ("A sweep as one page", "`knobcast report`: bytes of the page, processor time without and with plots."),
     "family_full_size": ("25 settings in one directory", "What `--family` adds to copying full-size weights."),
     "moe_layer_cpu": ("One layer of experts, `cpu` form", "MolmoE-1B's widths, one thread: time follows k."),
     "moe_layer_int4": ("One layer of experts, `int4` form", "The same weights in 4 bits."),

@@ -29,16 +29,23 @@ def check_format(path: Path) -> None:
         raise PlotError(f"a plot is {' or '.join(FORMATS)} by its name, got {path.name!r}. Choose another name.")
 
 
-@contextmanager
-def figure(width: float, height: float) -> Iterator["Figure"]:
-    """An empty figure of so many inches, within the settings that make it the same twice."""
+def require_matplotlib() -> None:
+    """Refuse where it is missing."""
     try:
-        import matplotlib
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise PlotError(
             f'a plot needs the extra [plot], which isn\'t complete here ({error}). Run pip install -e ".[plot]".'
         ) from error
+
+
+@contextmanager
+def figure(width: float, height: float) -> Iterator["Figure"]:
+    """An empty figure of so many inches, within the settings that make it the same twice."""
+    require_matplotlib()
+    import matplotlib
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context({"svg.hashsalt": "knobcast", "text.parse_math": False}):
         yield Figure(figsize=(width, height), layout="constrained")
 

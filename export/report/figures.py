@@ -189,7 +189,7 @@ def _tiling(place: "Axes", picture: Kept, cutting: Cutting, budget: int | str | 
     place.set_facecolor("#dde1e6")
     place.imshow(decode_image(picture.jpeg), extent=(left, left + width, top + height, top))
     for x, y, w, h in overlaps(one):
-        place.add_patch(Rectangle((x, y), w, h, facecolor=ORANGE, alpha=0.34, linewidth=0))
+        place.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=BLUE, hatch="\\\\\\", alpha=0.6, linewidth=0))
     for x, y, w, h in one.tiles:
         place.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=BLUE, linewidth=1.2))
     place.set_xlim(0, across)

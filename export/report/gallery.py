@@ -57,7 +57,7 @@ def legend() -> Html:
     return tag(
         "ul",
         tag("li", swatch(tag("rect", class_="tile inner", **full)), "a tile, 336 × 336 pixels"),
-        tag("li", swatch(tag("rect", class_="shared", **full)), "overlap: seen by two tiles or more, counted once"),
+        tag("li", swatch(tag("rect", class_="shared small", **full)), "overlap: seen by several tiles, counted once"),
         tag("li", swatch(tag("rect", class_="padded", **full)), "padding: no picture there"),
         class_="legend",
     )
@@ -71,6 +71,7 @@ def _row(n: int, picture: Kept, cutting: Cutting) -> Html:
         "svg",
         tag(
             "defs",
+            *([_stripes()] if n == 0 else []),
             tag(
                 "image",
                 id=shown,
@@ -142,15 +143,25 @@ def _drawing(picture: Kept, shown: str, budget: Budget, one: Layout) -> Html:
         height=down,
     )
     drawing = tag("svg", inside, viewBox=f"0 0 {across} {down}", role="img", aria_label=words)
+    named = "" if budget == one.nominal else f"{budget_words(budget)}: "
     shares = ((one.padding, "padding"), (one.cut, "cut off"), (one.overlap, "overlap"))
     said = ", ".join(f"{percent(share)} {name}" for share, name in shares if share > 0)
     caption = tag(
         "figcaption",
-        tag("b", f"{one.nominal:,} nominal → {one.features:,} real"),
+        tag("b", f"{named}{one.nominal:,} nominal → {one.features:,} real"),
         f"{one.tiling[0]} × {one.tiling[1]} tiles and the whole picture, {one.positions:,} positions",
         f"; {said}" if said else "",
     )
     return tag("figure", drawing, caption)
+
+
+def _stripes() -> Html:
+    """What overlap is shaded with: lines on light ground, so that the picture can be seen, whatever its colours."""
+    light = tag("path", d="M8 0V30", class_="light")
+    dark = tag("path", d="M11 0V30", class_="dark")
+    ground = tag("rect", width=30, height=30, class_="ground")
+    size: dict[str, str | int] = {"width": 30, "height": 30, "patternUnits": "userSpaceOnUse"}
+    return tag("pattern", ground, light, dark, id="shared", patternTransform="rotate(-45)", **size)
 
 
 def _hatching(across: int, down: int) -> list[Html]:

@@ -79,6 +79,7 @@ function scatterPlot(state, seen) {
   if (DATA.rises[state.at][state.axis][state.task].some((rise) => rise?.[1])) entries.push([shape("path", { d: "M-7 4H0V-4H7", class: "front unsure", fill: "none" }), "a rise within the error"]);
   entries.push([shape("circle", { r: 6, fill: "none", stroke: "currentColor" }), "the full model"]);
   if (bars.size) entries.push([shape("path", { d: "M0-7V7M-3-7h6M-3 7h6", class: "bar", fill: "none" }), "95 % interval"]);
+  if (bars.size && spread.length) entries.push([shape("path", { d: "M-8 0H8", class: "bar", fill: "none" }), "least to most of the runs"]);
   legend(byId("scatter-legend"), entries);
 }
 

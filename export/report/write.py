@@ -28,8 +28,13 @@ def write_report(directory: Path, out: Path | None = None, *, plots: bool = True
     text = report_page(content, cutting)
     drawn: list[Path] = []
     if plots:
+        from export.report.drawing import PlotError, require_matplotlib
         from export.report.figures import write_figures
 
+        try:
+            require_matplotlib()
+        except PlotError as error:
+            raise PlotError(f"{error} Or leave the plots out: --no-plots.") from error
         folder = page.parent / PLOTS
         if folder.exists() and not force:
             raise WriteError(f"{folder} exists; pass --force to replace the plots in it, or --no-plots.")
