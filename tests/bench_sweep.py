@@ -88,7 +88,9 @@ def _one_by_one(table: Table, name: str, asked: Sequence[object], work: Path) ->
     point, variant, picture = table.point(name), work / name, work / "picture.png"
     Image.fromarray(drawn_picture(*table.workloads["qa"].image or (1, 1))).save(picture)
     _, export, _ = ran(*shlex.split(point.command)[1:], "--out", variant)
-    _, evaluate, _ = ran("evaluate", variant, *asked)
+    said, evaluate, _ = ran("evaluate", variant, *asked, "--json")
+    assert point.quality is not None
+    assert json.loads(said)["accuracy"] == point.quality.total.accuracy, f"{name}: evaluate says something else"
     prompt, new = point.cost.work["qa"].positions, table.workloads["qa"].new
     words = ["--against", "none", "--threads", 1, "--runs", RUNS, "--image", picture]
     _, bench, _ = ran("bench", variant, *words, "--prompt-tokens", prompt, "--new-tokens", new)
