@@ -31,6 +31,7 @@ from tests.bench_page import FIGURES, PAGE, render
 from tests.bench_pick import bench_pick
 from tests.bench_report import bench_report
 from tests.bench_scoring import bars as scoring_bars
+from tests.bench_sweep import bars as sweep_bars
 from tests.support.full_size import measure_emission, released_config, write_sparse_molmoe
 
 ROOT = Path(__file__).parent.parent
@@ -195,6 +196,7 @@ def main() -> None:
         *([] if options.quick else cost_bars(work)),
         *scoring_bars(work, runs, options.quick),
         *([] if options.quick else full_size_bars(work)),
+        *([] if options.quick else sweep_bars(work)),
         ("pick", lambda: bench_pick(work)),
         ("report", lambda: bench_report(work)),
     ]

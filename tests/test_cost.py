@@ -16,7 +16,6 @@ from tests.support.variants import write_variant
 from transform.checkpoint import Checkpoint
 from transform.errors import KnobError
 from transform.knobs import DTYPES, Knobs
-from transform.packed_layout import BLOCK, entries, stacks
 from transform.plan import make_plan
 from transform.read import read_checkpoint
 from transform.safetensors_header import ITEM_BYTES
@@ -34,24 +33,32 @@ def counted(source: Checkpoint, **knobs: object) -> Counted:
     return count(make_plan(source, Knobs(**knobs)), ASKED)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("form", ["int4", "int8"])
-def test_packed_weights_are_as_many_bytes_as_the_file_has(nano: Checkpoint, form: str) -> None:
-    plan = make_plan(nano, Knobs(form=form))
-    stored = Stored(plan.target, plan.form)
-    placed = entries(plan.target, plan.form.bits or 0, BLOCK)
+@pytest.mark.parametrize("form", ["int4", "int8", "cpu", "cuda"])
+def test_all_weights_are_as_many_bytes_as_the_plan_says(nano: Checkpoint, form: str) -> None:
+    plan = make_plan(nano, Knobs(form=form, dtype="float32" if form == "cpu" else "source"))
+    stored = Stored(plan)
     settings = plan.target.settings
-    held = sum(placed[f"{s.stem}.{part}"].nbytes for s in stacks(plan.target, BLOCK) for part in ("codes", "scales"))
-    experts = ("expert.gate", "expert.up", "expert.down")
     blocks = range(settings.layers)
-    ours = settings.experts * sum(stored.read(role, i) for role in experts for i in blocks)
-    ours += sum(stored.read(f"attention.{part}", i) for part in ("qkv", "out") for i in blocks) + stored.read("head")
-    assert ours == held
+    matrices = [name for name in plan.target.architecture.roles if not name.startswith("expert.")]
+    once = [role for role in matrices if "{i}" not in plan.target.architecture.roles[role].names[0]]
+    ours = sum(settings.experts * stored.read_expert(i) for i in blocks)
+    ours += sum(stored.read(role, i) - _cast(stored, role, i) for role in matrices if role not in once for i in blocks)
+    towers = range(plan.target.count("j"))
+    for role in once:
+        several = towers if "{j}" in plan.target.architecture.roles[role].names[0] else range(1)
+        ours += sum(stored.read(role, j=j) - _cast(stored, role, j=j) for j in several)
+    assert ours == plan.bytes
+
+
+def _cast(stored: Stored, role: str, i: int = 0, j: int = 0) -> int:
+    """The copy that is written and read where a weight is cast."""
+    return 2 * stored.value * math.prod(stored.shape(role, i, j)) * stored.casts(role, i, j)
 
 
 @pytest.mark.parametrize(("dtype", "casts"), [("source", 1), ("float32", 0), ("float16", 1)])
 def test_weights_of_another_type_than_the_graphs_are_cast_at_each_use(nano: Checkpoint, dtype: str, casts: int) -> None:
     plan = make_plan(nano, Knobs(dtype=dtype))
-    stored, head = Stored(plan.target, plan.form), plan.target.tensor("head")
+    stored, head = Stored(plan), plan.target.tensor("head")
     values = math.prod(head.shape)
     item = ITEM_BYTES[DTYPES.get(dtype, "BF16")]
     assert (stored.casts("head"), stored.read("head")) == (casts, values * (item + casts * 8))
@@ -63,7 +70,7 @@ def test_operators_are_those_of_the_fused_graphs(
 ) -> None:
     variant = write_variant(request.getfixturevalue(family), tmp_path / "v", keep=(0, 2, 3), form=form)
     plan = make_plan(read_checkpoint(variant), Knobs())
-    parts = decoder_parts(Stored(plan.target, plan.form), 1, 5)
+    parts = decoder_parts(Stored(plan), 1, 5)
     ours = sum(part.operators for part in parts if part.name != "embedding")
     nodes = onnx.load(variant / "text.onnx", load_external_data=False).graph.node
     assert ours == pytest.approx(len(nodes), rel=0.03)

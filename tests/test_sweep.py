@@ -32,6 +32,7 @@ from transform.plan import make_plan
 from transform.read import read_checkpoint
 
 GRID = "k=1,4 blocks=3,4 tokens=288,432"
+SMALL = "k=2,2x1.1x2 blocks=3 tokens=288,432"  # the first block is shared
 NEW = 4
 
 
@@ -66,8 +67,7 @@ def swept(out: Path, model: Path, scores: str, data: Path | None, *words: object
 def made(model: Path, scores: str, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A finished sweep, and what --json said."""
     out = tmp_path_factory.mktemp("sweeps") / "sweep"
-    grid = f"{GRID} form=cpu,int4 dtype=source"
-    done = swept(out, model, scores, data, "--json", grid=grid)
+    done = swept(out, model, scores, data, "--json", grid=f"{SMALL} form=cpu,int4")
     assert done.code == 0, done.err
     return out, json.loads(done.out)
 
@@ -81,9 +81,9 @@ def test_answers_are_those_of_evaluate_on_the_exported_variant(
     made: tuple[Path, dict[str, Any]], data: Path, model: Path, tmp_path: Path
 ) -> None:
     table, samples = read_table(made[0]), read_samples(data)
-    for name in ("k4-b4", "k1-b3-t288", "k4-b4-t432", "k4-b3-t288-int4", "k1-b4-t432-int4"):
+    for name in ("k4-b4", "k2x1.1x2-b3-t288", "k2-b3-t432", "k2-b3-t288-int4", "k2x1.1x2-b3-t432-int4"):
         point = table.point(name)
-        knobs = Knobs(point.top_k[0], point.keep_blocks, point.tokens, form=point.form)
+        knobs = Knobs(point.top_k, point.keep_blocks, point.tokens, form=point.form)
         plan = make_plan(read_checkpoint(model), knobs)
         export_variant(plan, tmp_path / name, verify=False)
         theirs = evaluate_plan(make_plan(read_checkpoint(tmp_path / name), Knobs()), samples, max_new_tokens=NEW)
@@ -149,19 +149,29 @@ def test_latencies_are_sums_of_their_parts(made: tuple[Path, dict[str, Any]]) ->
         # of its own budget: the vision part is shared by all settings of one and the same weights
         alike = [p for p in table.points if (p.tokens, p.form) == (point.tokens, point.form)]
         assert {p.latency["qa"].vision_ms for p in alike} == {found.vision_ms}
-    peaks = [table.point(f"k1-b3{t}").latency["qa"].peak_bytes or 0 for t in ("-t288", "-t432")]
+    peaks = [table.point(f"k2-b3{t}").latency["qa"].peak_bytes or 0 for t in ("-t288", "-t432")]
     assert 0 < peaks[0] <= peaks[1]
+
+
+def test_a_model_without_eyes(olmoe: Path, tmp_path: Path) -> None:
+    done = knobcast(
+        "sweep", olmoe, "--grid", "k=2", "--runs", 1, "--threads", 1, "--no-verify", "--out", tmp_path / "s"
+    )
+    assert done.code == 0, done.err
+    table = read_table(tmp_path / "s")
+    assert [point.name for point in table.points] == ["k4-b6", "k2-b6"]
+    assert all(point.latency["qa"].vision_ms is None for point in table.points)
+    assert all(point.latency["qa"].total_ms > point.latency["qa"].prefill_ms > 0 for point in table.points)
 
 
 def test_a_second_run_does_nothing_again(
     made: tuple[Path, dict[str, Any]], model: Path, scores: str, data: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "copy"
+    out = tmp_path / "copy"  # jobs of other weights and of graphs name the folder that they lie in
     shutil.copytree(made[0], out)
-    # jobs of other weights and of graphs name the folder that they lie in
     before = jobs(out)
-    first = swept(out, model, scores, data, "--no-latency")
-    assert first.code == 0, first.err
+    again = swept(out, model, scores, data, "--no-latency", grid=SMALL)
+    assert again.code == 0, again.err
     assert jobs(out) == before
     names = [file.name for file in (made[0] / "answers").iterdir()]
     kept = {name: (made[0] / "answers" / name).read_text() for name in names}
@@ -234,10 +244,10 @@ def test_damaged_results_are_named_and_made_again(
 ) -> None:
     out = tmp_path / "copy"
     shutil.copytree(made[0], out)
-    victim = next(file for file in sorted((out / "jobs").iterdir()) if '"answers"' in file.read_text())
+    victim = next(file for file in sorted((out / "jobs").iterdir()) if f'"{model}"' in file.read_text())
     victim.write_text(victim.read_text().replace("w", "v", 1))
     (out / "sweep.json").write_text("{}")
-    done = swept(out, model, scores, data, "--no-latency")
+    done = swept(out, model, scores, data, "--no-latency", grid=SMALL)
     assert done.code == 0, done.err
     assert f"{victim.name} is damaged and is computed again" in done.said
     assert "must be a sweep of schema" in done.said
@@ -291,6 +301,17 @@ def test_what_can_not_be_is_refused_before_anything_is_written(
     done = knobcast("sweep", model, *words, "--out", tmp_path / "s")
     assert done.code == 1
     assert said in done.said
+    assert not (tmp_path / "s").exists()
+
+
+def test_pictures_that_can_not_be_seen_are_named_before_anything_is_done(
+    model: Path, scores: str, data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(data.parent, tmp_path / "data")
+    (tmp_path / "data" / "1.png").write_bytes(b"\x89PNG nothing more")
+    done = swept(tmp_path / "s", model, scores, tmp_path / "data" / data.name)
+    assert done.code == 1
+    assert "sample '1-first'" in done.said
     assert not (tmp_path / "s").exists()
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from export.command.options import Json
 from export.command.output import print_json
-from transform.errors import KnobError
+from transform.errors import KnobError, WriteError
 
 if TYPE_CHECKING:
     from export.cost.calibrate import Calibration, Errors
@@ -41,7 +41,7 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Fit a device's numbers to what was measured on it."""
-    from export.command.work import check_writable, refuse_existing
+    from export.command.work import check_writable
     from export.cost.calibrate import calibrate as fit
     from export.sweep.timings import read_timings
     from importance.atomic import write_atomically
@@ -51,7 +51,8 @@ def calibrate(
     if not measured:
         raise KnobError("a device is fitted to measurements, none are given. Give a sweep or bench records by --from.")
     check_writable(device)
-    refuse_existing(device, False, force)
+    if device.exists() and not force:
+        raise WriteError(f"{device} exists; pass --force or choose another name.")
     timings = read_timings(measured, model)
     said = f"{timings.machine}, threads: {timings.threads}" if timings.provider == "cpu" else timings.machine
     memory = memory_gb * 1e9 if memory_gb else float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -73,7 +74,7 @@ def _show(found: "Calibration", path: Path, console: Console) -> None:
     moved, called = f"{device.bandwidth / 1e9:,.3g} GB/s", f"{device.operator * 1e6:.3g} µs an operator"
     console.print(f"{escape(device.name)}: {rates}, {moved}, {called}", soft_wrap=True)
     table = Table(box=None, pad_edge=False)
-    for column in ("settings", "", "median error", "largest", "rank correlation"):
+    for column in ("settings", "", "median error", "largest", "rank correlation", "error of memory"):
         table.add_column(column, justify="right" if column else "left")
     for label, errors in (("fitted to", found.seen), ("not seen", found.unseen), ("all", found.every)):
         if errors is not None:
@@ -84,4 +85,5 @@ def _show(found: "Calibration", path: Path, console: Console) -> None:
 
 def _row(label: str, errors: "Errors") -> tuple[str, ...]:
     rank = "" if errors.rank is None else f"{errors.rank:.3f}"
-    return str(errors.settings), label, f"{errors.median:.1%}", f"{errors.worst:.1%}", rank
+    memory = "" if errors.memory is None else f"{errors.memory:.1%}"
+    return str(errors.settings), label, f"{errors.median:.1%}", f"{errors.worst:.1%}", rank, memory

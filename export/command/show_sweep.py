@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 class SweepFacts(TypedDict):
-    """What is to do. `answers`: samples times budgets and weights; `block_evaluations`: per picture, all settings of a
-    budget together, and one by one; `decoders`: graphs that are timed."""
+    """What is to do. `answers`: samples times budgets and weights, in so many `jobs`; `block_evaluations`: per picture,
+    all settings of a budget together, and one by one; `decoders`: graphs that are timed."""
 
     settings: list[str]
     full: str
@@ -25,6 +25,7 @@ class SweepFacts(TypedDict):
     workloads: list[str]
     samples: int
     answers: int
+    jobs: int
     block_evaluations: int
     naive_block_evaluations: int
     families: int
@@ -51,6 +52,7 @@ def sweep_facts(made: "Sweep") -> SweepFacts:
         "workloads": list(made.workloads),
         "samples": samples,
         "answers": samples * len(groups),
+        "jobs": 0 if made.questions is None else len(made.questions.shards()) * len(groups),
         "block_evaluations": cost.block_evaluations if samples else 0,
         "naive_block_evaluations": cost.naive_block_evaluations if samples else 0,
         "families": len(others),
@@ -58,8 +60,8 @@ def sweep_facts(made: "Sweep") -> SweepFacts:
     }
 
 
-def show_plan(made: "Sweep", facts: SweepFacts, console: Console) -> None:
-    """Every setting, and what measuring them takes."""
+def show_plan(made: "Sweep", facts: SweepFacts, seconds: float | None, console: Console) -> None:
+    """Every setting, and what measuring them takes; `seconds`: of the questions, as a small part of them says."""
     table = Shown(box=None, pad_edge=False)
     for column in ("setting", "drop blocks", "active per token", "bytes"):
         table.add_column(column, justify="left" if column in ("setting", "drop blocks") else "right")
@@ -75,9 +77,16 @@ def show_plan(made: "Sweep", facts: SweepFacts, console: Console) -> None:
     console.print(f"{len(facts['settings'])} settings; blocks: {escape(facts['chosen_by'])}", soft_wrap=True)
     if facts["samples"]:
         console.print(
-            f"{facts['samples']} samples, {facts['answers'] // facts['samples']} passes over them: "
+            f"{facts['samples']} samples, {facts['answers'] // facts['samples']} passes over them in {facts['jobs']} "
+            f"jobs: "
             f"{facts['block_evaluations']:,} block evaluations per picture (one by one: "
             f"{facts['naive_block_evaluations']:,})",
+            soft_wrap=True,
+        )
+    if seconds is not None:
+        whole = f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+        console.print(
+            f"questions: about {whole} on this machine, one job after another; graphs and their timing not counted",
             soft_wrap=True,
         )
     if facts["decoders"]:
@@ -97,9 +106,12 @@ def show_sweep(table: "Table", out: Path, console: Console) -> None:
     for point in table.points:
         shown.add_row(*_row(point, workloads))
     console.print(shown)
+    reasons: dict[tuple[str, str], list[str]] = {}
     for point in table.points:
         for part, why in point.errors.items():
-            console.print(f"[yellow]{part}[/yellow] {point.name}: {escape(why)}", soft_wrap=True)
+            reasons.setdefault((part, why), []).append(point.name)
+    for (part, why), names in reasons.items():
+        console.print(f"[yellow]no {part}[/yellow] of {', '.join(names)}: {escape(why)}", soft_wrap=True)
     console.print(f"[green]done[/green] {escape(str(out))}: {len(table.points)} settings", soft_wrap=True)
 
 

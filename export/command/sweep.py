@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -177,8 +177,11 @@ def sweep(swept: Swept, files: SampleFiles, questions: Questions, clocked: Clock
     _check(made)
     show_warnings(dict.fromkeys(w for setting in made.settings for w in setting.plan.warnings))
     if place.dry_run:
-        facts = sweep_facts(made)
-        print_json({**facts, "out": str(out)}) if place.as_json else show_plan(made, facts, Console(highlight=False))
+        facts, seconds = sweep_facts(made), _expected(made)
+        if place.as_json:
+            print_json({**facts, "seconds_of_questions": seconds, "out": str(out)})
+        else:
+            show_plan(made, facts, seconds, Console(highlight=False))
         return
     from export.sweep.families import Families
     from export.sweep.run import JOBS
@@ -236,6 +239,23 @@ def _check(made: "Sweep") -> None:
         for line in made.questions.notes:
             say_note(line)
         look_at(made.questions, list(dict.fromkeys(setting.tokens for setting in made.measured)))
+
+
+def _expected(made: "Sweep") -> float | None:
+    """About how many seconds the questions take here, one job after another; None without questions."""
+    from export.sweep.quality import groups_of
+    from importance.configurations import Cost
+    from importance.estimate import estimate
+
+    if made.questions is None:
+        return None
+    say_note("timing the first two pictures or texts at each budget")
+    seconds = 0.0
+    for members in made.by_weights().values():
+        for tokens, group in groups_of(members).items():
+            cost = Cost.of([member.config for member in group])
+            seconds += estimate(replace(made.questions, tokens=tokens), cost).seconds
+    return round(seconds, 1)
 
 
 @contextmanager

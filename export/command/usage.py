@@ -67,8 +67,11 @@ class Expected:
     def as_dict(self) -> Record:
         """For `--json`."""
         work, image = self.counted.work, self.workload.image
+        said = self.estimate.as_dict()
+        stages = {name: {**each, **self._counts(name)} for name, each in said["stages"].items()}
         return {
-            **self.estimate.as_dict(),
+            **said,
+            "stages": stages,
             "workload": {
                 "image": None if image is None else list(image),
                 "prompt": self.workload.prompt,
@@ -77,10 +80,16 @@ class Expected:
             "work": vars(work),
         }
 
-    def show(self, console: Console) -> None:
-        """A row per stage."""
+    def _counts(self, name: str) -> dict[str, float]:
+        """Of the stage as it was estimated."""
         from export.cost.part import flops
 
+        without = name == "vision" and not self.estimate.with_cut
+        stage = self.counted.vision if without else self.counted.stage(name)
+        return {"flops": flops(stage), "traffic_bytes": sum(part.bytes for part in stage)}
+
+    def show(self, console: Console) -> None:
+        """A row per stage."""
         found, image = self.estimate, self.workload.image
         asked = f"{self.workload.prompt} tokens of text, {self.workload.new} of answer"
         if image is not None:
@@ -92,10 +101,14 @@ class Expected:
         for column in ("estimated ms", "estimated MB", "GFLOP", "MB moved"):
             table.add_column(column, justify="right")
         for name, spent in found.milliseconds.items():
-            stage = self.counted.vision if name == "vision" and not found.with_cut else self.counted.stage(name)
-            moved = sum(part.bytes for part in stage)
+            counts = self._counts(name)
             label = "decode, per token" if name == "decode" else name
-            cells = (f"{spent:,.2f}", _mega(found.memory[name]), f"{flops(stage) / 1e9:,.3f}", _mega(moved))
+            cells = (
+                f"{spent:,.2f}",
+                _mega(found.memory[name]),
+                f"{counts['flops'] / 1e9:,.3f}",
+                _mega(counts["traffic_bytes"]),
+            )
             table.add_row(label, *cells)
         room = "" if found.peak <= found.room else f" of {_mega(found.room)}: too much"
         table.add_row("all", f"{found.total_ms:,.2f}", f"{_mega(found.peak)}{room}")

@@ -39,13 +39,14 @@ class Measured:
 @dataclass(frozen=True)
 class Errors:
     """Relative errors of predicted totals and the rank correlation with what was measured, None with fewer than three
-    settings; `stages`: median errors by stage."""
+    settings; `stages`: median errors by stage; `memory`: of the peak, None where none was measured."""
 
     settings: int
     median: float
     worst: float
     rank: float | None
     stages: Mapping[str, float]
+    memory: float | None
 
     def as_dict(self) -> Record:
         """For JSON."""
@@ -55,6 +56,7 @@ class Errors:
             "worst_error": round(self.worst, 4),
             "rank_correlation": None if self.rank is None else round(self.rank, 4),
             "median_error_by_stage": {name: round(error, 4) for name, error in self.stages.items()},
+            "median_error_of_memory": None if self.memory is None else round(self.memory, 4),
         }
 
 
@@ -114,7 +116,9 @@ def errors(points: Sequence[Measured], device: Device) -> Errors:
         if took:
             stages[name] = float(np.median([abs(ours / theirs - 1) for ours, theirs in took]))
     rank = rank_correlation(predicted, measured) if len(points) > 2 else None
-    return Errors(len(points), float(np.median(off)), float(off.max()), rank, stages)
+    peaks = [abs(e.peak / p.peak - 1) for e, p in both if p.peak is not None]
+    memory = float(np.median(peaks)) if peaks else None
+    return Errors(len(points), float(np.median(off)), float(off.max()), rank, stages, memory)
 
 
 def spread(points: Sequence[Measured], count: int) -> list[Measured]:

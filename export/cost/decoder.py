@@ -11,7 +11,6 @@ from transform.architectures import QkNorm
 ROTATION = 13  # numbers read or written per number that is split, turned, joined and transposed
 ROTATION_OPERATORS = 8
 SHARED_OPERATORS = 29  # mask, positions and shapes, once per call
-EXPERT_PARTS = ("gate", "up", "down")
 
 
 def decoder_parts(stored: Stored, new: int, total: int) -> Stage:
@@ -113,8 +112,6 @@ def _mixture(stored: Stored, i: int, new: int) -> list[Part]:
     width, experts, k = settings.hidden, settings.experts, settings.top_k[i]
     inner = stored.shape("expert.gate", i)[0]
     touched = expected_experts(experts, k, new)
-    matrices = [f"expert.{part}" for part in EXPERT_PARTS]
-    casts = sum(stored.casts(role, i) for role in matrices)
     slots = new * k
     moved = slots * (5 * width + 6 * inner) + 2 * new * width + 2 * new * experts
     return [
@@ -130,9 +127,9 @@ def _mixture(stored: Stored, i: int, new: int) -> list[Part]:
         Part(
             "experts",
             2 * slots * 3 * width * inner,
-            touched * sum(stored.read(role, i) for role in matrices),
+            touched * stored.read_expert(i),
             value * moved,
-            _expert_operators(stored, touched, casts),
+            _expert_operators(stored, touched, stored.expert_casts(i)),
         ),
     ]
 

@@ -1,28 +1,46 @@
-"""How many bytes a graph reads for a weight, by the form that a planned checkpoint will be stored in."""
+"""How many bytes a graph reads for a weight, by the form that a plan stores it in."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
-from transform.checkpoint import Checkpoint, Tensor
+from transform.checkpoint import Checkpoint
 from transform.forms import Form
 from transform.knobs import DTYPES
-from transform.packed_layout import BLOCK, MATRICES
-from transform.safetensors_header import ITEM_BYTES
+from transform.packed_layout import entries
+from transform.plan import Plan
+from transform.safetensors_header import ITEM_BYTES, Entry
 
-MATRIX_SCALE, EXPERT_SCALE = ITEM_BYTES["F32"], ITEM_BYTES["F16"]  # bytes of a scale, as `packed_layout.py` stores it
+EXPERT_PARTS = ("gate", "up", "down")
+_PAIRS = ("gate_up", "down")  # as `packed_layout.py` stacks a block's experts
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A planned checkpoint and the form of its graphs."""
+    """A planned checkpoint, its graphs' form, and where codes will lie."""
 
-    checkpoint: Checkpoint
-    form: Form
+    plan: Plan
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """As it will be."""
+        return self.plan.target
+
+    @property
+    def form(self) -> Form:
+        """Of its graphs."""
+        return self.plan.form
 
     @property
     def value(self) -> int:
         """Bytes of a number that the graphs compute with."""
         return ITEM_BYTES[DTYPES[self.form.compute]]
+
+    @cached_property
+    def _placed(self) -> Mapping[str, Entry]:
+        """The entries of a quantised file; none of any other."""
+        return {} if self.plan.packing is None else entries(self.checkpoint, *self.plan.packing)
 
     def shape(self, role: str, i: int = 0, j: int = 0) -> tuple[int, ...]:
         """Of a role's tensor."""
@@ -30,28 +48,41 @@ class Stored:
 
     def read(self, role: str, i: int = 0, j: int = 0) -> int:
         """Bytes of traffic for using a role's tensor once: codes and scales, or numbers, which are widened or narrowed
-        at each use where the graph computes in another type (one copy written and read more)."""
+        at each use where the graph computes in another type (one copy written and read more). Not for experts."""
+        coded = self._codes(self.checkpoint.name(role, i, j=j))
+        if coded:
+            return coded
         tensor = self.checkpoint.tensor(role, i=i, j=j)
-        if self._packed(role):
-            return self._codes(tensor, EXPERT_SCALE if role.startswith("expert.") else MATRIX_SCALE)
         count = math.prod(tensor.shape)
         return count * ITEM_BYTES[tensor.dtype] + 2 * count * self.value * self.casts(role, i, j)
 
-    def rows(self, role: str, count: int) -> int:
+    def read_expert(self, i: int) -> float:
+        """The same for all matrices of one expert of block i."""
+        stacked = sum(self._codes(f"blocks.{i}.experts.{pair}") for pair in _PAIRS)
+        if stacked:
+            return stacked / self.checkpoint.settings.experts
+        return float(sum(self.read(f"expert.{part}", i) for part in EXPERT_PARTS))
+
+    def rows(self, role: str, count: int) -> float:
         """Bytes of traffic for looking up `count` rows of a table."""
         tensor = self.checkpoint.tensor(role)
-        return count * tensor.shape[1] * (ITEM_BYTES[tensor.dtype] + self.value)
+        rows, width = tensor.shape
+        coded = self._codes(tensor.name)
+        return count * (coded / rows if coded else width * ITEM_BYTES[tensor.dtype]) + count * width * self.value
 
     def casts(self, role: str, i: int = 0, j: int = 0) -> int:
         """1 where a role's tensor is cast before each use, else 0."""
-        tensor = self.checkpoint.tensor(role, i=i, j=j)
-        return int(not self._packed(role) and tensor.dtype != DTYPES[self.form.compute])
+        if self._codes(self.checkpoint.name(role, i, j=j)):
+            return 0
+        return int(self.checkpoint.tensor(role, i=i, j=j).dtype != DTYPES[self.form.compute])
 
-    def _packed(self, role: str) -> bool:
-        return self.form.bits is not None and (role in MATRICES or role.startswith("expert."))
+    def expert_casts(self, i: int) -> int:
+        """How many matrices of an expert are cast before each use."""
+        if self._codes(f"blocks.{i}.experts.{_PAIRS[0]}"):
+            return 0
+        return sum(self.casts(f"expert.{part}", i) for part in EXPERT_PARTS)
 
-    def _codes(self, tensor: Tensor, scale: int) -> int:
-        assert self.form.bits is not None
-        block = BLOCK if tensor.pack is None else tensor.pack.block
-        rows, columns = tensor.shape
-        return rows * -(-columns // block) * (block * self.form.bits // 8 + scale)
+    def _codes(self, stem: str) -> int:
+        """Bytes of codes and scales; 0 where there are none."""
+        parts = (self._placed.get(f"{stem}.{part}") for part in ("codes", "scales"))
+        return sum(part.nbytes for part in parts if part is not None)

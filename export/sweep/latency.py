@@ -9,10 +9,11 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import IO, TypedDict, cast
 
 from export.bench.machine import machine_facts
 from export.bench.process import without_folders
@@ -22,7 +23,7 @@ from export.run.picture import GRAPH
 from export.sweep.clock import Ask, Request
 from export.sweep.settings import Planned
 from export.sweep.table import Latency, Workload
-from importance.jobs import run_jobs
+from importance.jobs import JobsError, run_jobs
 from transform.errors import KnobcastError
 from transform.scratch import scratch
 from transform.strict_json import Record
@@ -82,21 +83,26 @@ def ask_name(setting: Planned, workload: str) -> str:
 
 
 def time_vision(directory: Path, asks: Sequence[Ask], clock: Clock, store: Path) -> dict[str, list[float]]:
-    """Seconds of each run per ask with a picture, over a family's vision graph; raises LatencyError or JobsError."""
+    """Seconds of each run per ask with a picture, over a family's vision graph; raises LatencyError."""
     seen = [ask for ask in asks if ask.image is not None]
     if not seen:
         return {}
     spec = _spec(Request(str(directory), None, clock.provider, clock.threads, clock.runs, seen), clock, directory)
     spec["preprocess"] = (directory / GRAPH).is_file()
-    found = run_jobs(timed, [spec], store, retries=0)[0]
-    return cast("dict[str, list[float]]", found["asks"])
+    return cast("dict[str, list[float]]", _job(spec, store)["asks"])
 
 
 def time_decoder(directory: Path, graph: str, asks: Sequence[Ask], clock: Clock, store: Path) -> dict[str, Asked]:
-    """What one decoder took per ask; raises LatencyError or JobsError."""
+    """What one decoder took per ask; raises LatencyError."""
     request = Request(str(directory), graph, clock.provider, clock.threads, clock.runs, asks)
-    found = run_jobs(timed, [_spec(request, clock, directory)], store, retries=0)[0]
-    return cast("dict[str, Asked]", found["asks"])
+    return cast("dict[str, Asked]", _job(_spec(request, clock, directory), store)["asks"])
+
+
+def _job(spec: Record, store: Path) -> Record:
+    try:
+        return run_jobs(timed, [spec], store, retries=0)[0]
+    except JobsError as error:
+        raise LatencyError(error.failed[0][1]) from error
 
 
 def timed(spec: Record) -> Record:
@@ -132,9 +138,7 @@ def _ms(seconds: float) -> float:
 def _spec(request: Request, clock: Clock, directory: Path) -> Record:
     """The request and all that its result depends on: the graphs' bytes, the weights', the machine."""
     machine = {name: value for name, value in clock.machine().items() if name != "load"}
-    names = (
-        ["vision.onnx", "embedding.onnx"] if request.graph is None else ["vision.onnx", "embedding.onnx", request.graph]
-    )
+    names = [name for name in ("vision.onnx", "embedding.onnx", request.graph) if name is not None]
     files = {name: sha256_file(directory / name) for name in names if (directory / name).is_file()}
     weights = {path.name: path.stat().st_size for path in sorted(directory.glob("model*.safetensors"))}
     return {"kind": "latency", "request": asdict(request), "files": files, "weights": weights, "machine": machine}
@@ -161,16 +165,33 @@ def _answer(request: Request) -> Record:
     environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-m", "export.sweep.clock", request.to_json()]
+    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as errors:
+        code = _waited(subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=said, stderr=errors))
+        text, tail = (_read(file) for file in (said, errors))
+    if code != 0 or not text.strip():
+        shown = without_folders(" ".join(tail.split())[-TAIL:])
+        raise LatencyError(f"its process ended with code {code}: {shown or 'without a word'}")
+    found: Record = json.loads(text)
+    if "error" in found:
+        raise LatencyError(without_folders(str(found["error"])))
+    return found
+
+
+def _waited(process: "subprocess.Popen[bytes]") -> int:
+    """The exit code of a process that is ended with us, whatever ends us: it reads our end of its stdin."""
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, timeout=TIMEOUT, check=False)
+        return process.wait(TIMEOUT)
     except subprocess.TimeoutExpired as error:
         raise LatencyError(
             f"a decoder must be timed within {TIMEOUT:g} seconds, it wasn't. Give fewer --runs or shorter workloads."
         ) from error
-    if done.returncode != 0 or not done.stdout.strip():
-        tail = " ".join(done.stderr.decode(errors="replace").split())[-TAIL:]
-        raise LatencyError(f"its process ended with code {done.returncode}: {without_folders(tail)}")
-    found: Record = json.loads(done.stdout)
-    if "error" in found:
-        raise LatencyError(without_folders(str(found["error"])))
-    return found
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def _read(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")

@@ -86,7 +86,8 @@ class Asker:
             answers = scorer.answers(configs)
         except JobsError as error:
             if len(members) == 1:
-                return {members[0].name: Failure(str(error))}
+                failed = f"{len(error.failed)} jobs failed, the first because {error.failed[0][1]}"
+                return {members[0].name: Failure(failed)}
             scorer.progress = None  # counted already, as far as it came
             # one setting that can't be measured, such as one whose logits aren't finite, must not take the others along
             apart = [self._together(scorer, [member]) for member in members]
