@@ -130,7 +130,7 @@ gpu-check: $(STAMP)
 # What a device gets: onnxruntime and no torch (docs/device.md). No editable install: what isn't packaged is missed.
 small-env: $(SMALL)/.installed
 
-$(SMALL)/.installed: pyproject.toml $(shell find transform export importance -name '*.py' -o -name '*.json' 2>/dev/null)
+$(SMALL)/.installed: pyproject.toml $(shell find transform export importance -name '*.py' -o -name '*.json' -o -name '*.css' -o -name '*.js' 2>/dev/null)
 	rm -rf $(SMALL) build
 	$(PYTHON) -m venv $(SMALL)
 	$(SMALL)/bin/pip install $(QUIET) ".[run]"

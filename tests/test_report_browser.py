@@ -151,6 +151,19 @@ def test_hostile_names_do_nothing(content: Content, tmp_path: Path) -> None:
     assert [view["console"] for view in found["looks"].values()] == [[]] * 5
 
 
+def test_a_sweep_with_gaps_is_clean(content: Content, tmp_path: Path) -> None:
+    """Every third setting was measured, and not the full one."""
+    points = tuple(
+        point if n % 3 == 0 else replace(point, quality=None, latency={}, errors={"latency": "out of memory"})
+        for n, point in enumerate(content.table.points[:-1])
+    )
+    full = replace(content.table.points[-1], quality=None, latency={})
+    table = replace(content.table, points=(*points, full))
+    found = in_browser(report_page(replace(content, table=table)), tmp_path, "look")
+    for view in ("light", "phone-dark"):
+        assert found["looks"][view]["console"] == found["looks"][view]["violations"] == []
+
+
 def test_the_gallery_alone_is_clean(content: Content, tmp_path: Path) -> None:
     found = in_browser(gallery_page(content.pictures, Cutting((288, 432, 1008))), tmp_path, "look")
     for name, view in found["looks"].items():

@@ -16,6 +16,7 @@ from importance.samples import EncodedImage, Sample
 from tests.support.command import knobcast
 from tests.support.pages import parsed, rows
 from transform.molmoe import preprocessing
+from transform.molmoe.pictures import ImageError
 from transform.molmoe.tiling import BudgetError
 
 BUDGETS = (288, 432, 720, 1008, 1296, 1872, "low", "medium", "high", None)
@@ -84,6 +85,15 @@ def test_shares_are_those_of_a_raster(budget: int | str | None) -> None:
 def test_an_impossible_budget_is_refused() -> None:
     with pytest.raises(BudgetError, match="multiple of 144"):
         Cutting((300,)).budgets and layout(10, 10, 300)
+
+
+def test_a_picture_too_thin_is_refused_as_preprocessing_does() -> None:
+    with pytest.raises(ImageError, match="at least 1 pixel on the canvas: 5000×2") as ours:
+        layout(5000, 2, 288)
+    with pytest.raises(ImageError) as theirs:
+        preprocessing.preprocess(np.zeros((2, 5000, 3), np.uint8), 288)
+    assert str(ours.value) == str(theirs.value)
+    assert layout(5000, 2, 288, resize="fill").padding == 0
 
 
 def encoded(size: tuple[int, int], colour: int) -> EncodedImage:

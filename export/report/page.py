@@ -10,9 +10,11 @@ from functools import cache
 from pathlib import Path
 
 from export.report import sections
-from export.report.content import Content, script_data
+from export.report.content import Content
 from export.report.gallery import Cutting, gallery, legend
 from export.report.markup import Html, Inside, data_block, tag
+from export.report.opening import cards, facts
+from export.report.script_data import script_data
 from export.sweep.pictures import Kept
 from transform.errors import KnobcastError
 
@@ -50,7 +52,7 @@ def report_page(content: Content, cutting: Cutting | None = None) -> str:
     without = tag(
         "noscript", tag("p", "Plots need the script of this page; every table is there without.", class_="note")
     )
-    opening = tag("section", sections.facts(content), sections.cards(content), without, aria_label="What was measured")
+    opening = tag("section", facts(content), cards(content), without, aria_label="What was measured")
     page = _page(heading, there, [opening, *parts], data_block("data", script_data(content)), SCRIPTS)
     size = len(page.encode())
     if size > MAX_BYTES:

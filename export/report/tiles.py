@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from transform.molmoe.pictures import ImageError
 from transform.molmoe.preprocessing import choose_tiling
 from transform.molmoe.tiling import (
     CROP,
@@ -76,7 +77,7 @@ class Layout:
 
 
 def layout(width: int, height: int, tokens: int | str | None, *, resize: str = "pad", rule: str = "canvas") -> Layout:
-    """How `preprocess` cuts a picture of this size; raises BudgetError."""
+    """How `preprocess` cuts a picture of this size; raises BudgetError or ImageError, as that does."""
     tiling = choose_tiling(height, width, tokens, STOCK_CROPS, rule)
     down, across = tiling_to_resolution(tiling)
     return Layout(
@@ -90,12 +91,17 @@ def layout(width: int, height: int, tokens: int | str | None, *, resize: str = "
 def placed(width: int, height: int, canvas: tuple[int, int], resize: str) -> Box:
     """The resized picture's box, in the middle of the canvas: inside it (`pad`) or around it (`fill`).
 
-    float32 as in preprocessing: sizes may differ by a pixel else.
+    float32 as in preprocessing: sizes may differ by a pixel else. Raises ImageError where nothing of a side is left.
     """
     sides = np.array((width, height), np.float32)
     scales = np.array(canvas, np.float32) / sides
     fitted = np.ceil(sides * scales.max()) if resize == "fill" else sides * scales.min()
     across, down = int(fitted[0]), int(fitted[1])
+    if min(across, down) < 1:
+        raise ImageError(
+            f"Each side must keep at least 1 pixel on the canvas: {width}×{height} fitted into {canvas[0]}×{canvas[1]} "
+            f"becomes {across}×{down}. Cut the image, or use resize='fill'."
+        )
     if resize == "fill":
         return -((across - canvas[0]) // 2), -((down - canvas[1]) // 2), across, down
     return (canvas[0] - across) // 2, (canvas[1] - down) // 2, across, down

@@ -17,12 +17,13 @@ from PIL import Image
 from importance.atomic import write_atomically
 from importance.samples import EncodedImage, Picture, Sample
 from transform.errors import VerificationError
-from transform.molmoe.pictures import ImageInput, open_image
+from transform.molmoe.pictures import ImageError, ImageInput, decode_image, open_image
 from transform.strict_json import read_json
 
 FILE, FOLDER = "pictures.json", "pictures"
 SIDE, QUALITY = 512, 80
 LOOKED_AT = 32
+JPEG = b"\xff\xd8\xff"
 DIFFERENT = 1.1  # ratio of two aspects
 
 
@@ -78,12 +79,11 @@ def _read(directory: Path, n: int, entry: object) -> Kept:
         raise _damaged(directory, f"picture {n}")
     try:
         jpeg = (directory / FOLDER / f"{n}.jpg").read_bytes()
-        with Image.open(io.BytesIO(jpeg)) as opened:
-            if opened.format != "JPEG" or max(opened.size) > SIDE:
-                raise _damaged(directory, f"picture {n}")
-            opened.load()
-    except OSError as error:
+        whole = jpeg.startswith(JPEG) and max(decode_image(jpeg).shape[:2]) <= SIDE
+    except (OSError, ImageError) as error:
         raise _damaged(directory, f"picture {n}") from error
+    if not whole:
+        raise _damaged(directory, f"picture {n}")
     return Kept(name, width, height, jpeg)
 
 
