@@ -187,6 +187,12 @@ def test_a_bench_record_is_one_setting(molmo: Path, tmp_path: Path) -> None:
     other.write_text(json.dumps(bench_record(molmo, machine={"cpu": "Another", "threads": 1})))
     with pytest.raises(KnobError, match="one machine's measurements"):
         read_timings([path, other])
+    with pytest.raises(KnobError, match="must be above 0"):
+        calibrate([replace(point, seconds={"prefill": 0.0, "decode": 1.0})], 8, "x", "cpu", 1e9)
+    asked = {"crops": 3, "image_tokens": 384, "prompt_tokens": 0, "new_tokens": 9}
+    other.write_text(json.dumps(bench_record(molmo, workload=asked)))
+    with pytest.raises(KnobError, match="whole numbers from 1"):
+        read_timings([other])
     other.write_text(json.dumps(bench_record(molmo, workload={"crops": "3"})))
     with pytest.raises(VerificationError, match="workload"):
         read_timings([other])

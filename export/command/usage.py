@@ -80,13 +80,13 @@ class Expected:
             "work": vars(work),
         }
 
-    def _counts(self, name: str) -> dict[str, float]:
+    def _counts(self, name: str) -> dict[str, int]:
         """Of the stage as it was estimated."""
         from export.cost.part import flops
 
         without = name == "vision" and not self.estimate.with_cut
         stage = self.counted.vision if without else self.counted.stage(name)
-        return {"flops": flops(stage), "traffic_bytes": sum(part.bytes for part in stage)}
+        return {"flops": flops(stage), "traffic_bytes": round(sum(part.bytes for part in stage))}
 
     def show(self, console: Console) -> None:
         """A row per stage."""

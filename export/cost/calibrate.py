@@ -77,6 +77,9 @@ def calibrate(points: Sequence[Measured], count: int, name: str, provider: str, 
 
     memory: bytes of the machine, which no latency tells.
     """
+    instant = [point.name for point in points if min(point.seconds.values()) <= 0]
+    if instant:
+        raise KnobError(f"a measured time must be above 0, {instant[0]} has one that isn't. Measure it again.")
     used = spread(points, count)
     timed = [_timed(point, stage, provider) for point in used for stage in STAGES if stage in point.seconds]
     fitted = fit(timed)

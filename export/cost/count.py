@@ -112,13 +112,13 @@ def count_tokens(plan: Plan, tokens: Tokens) -> Counted:
             f"a workload must fit the model's {most} positions: its prompt takes {tokens.positions} and its answer "
             f"{tokens.new}. Shorten them, or give a smaller --tokens."
         )
-    memory = {}
+    memory, weights = {}, plan.bytes
     if tokens.crops:
-        memory["vision"] = plan.bytes + vision_bytes(stored, tokens.crops, tokens.features)
+        memory["vision"] = weights + vision_bytes(stored, tokens.crops, tokens.features)
     prompt, last = tokens.positions, tokens.positions + max(tokens.new - 1, 0)
-    memory["prefill"] = plan.bytes + kv_bytes(stored, prompt) + decoder_bytes(stored, prompt, prompt)
+    memory["prefill"] = weights + kv_bytes(stored, prompt) + decoder_bytes(stored, prompt, prompt)
     # a step writes the new cache beside the old one
-    memory["decode"] = plan.bytes + 2 * kv_bytes(stored, last) + decoder_bytes(stored, 1, last)
+    memory["decode"] = weights + 2 * kv_bytes(stored, last) + decoder_bytes(stored, 1, last)
     return Counted(
         tokens,
         () if tokens.cut is None else (tokens.cut.part,),

@@ -109,6 +109,8 @@ def _of_bench(path: Path) -> Timings:
         )
     again = "Run the bench again."
     asked = parse_record(_Asked, _asked(record.get("workload")), f"{path}: workload", again)
+    if min(asked.crops, asked.image_tokens) < 0 or min(asked.prompt_tokens, asked.new_tokens) < 1:
+        raise KnobError(f"{path}: a workload has whole numbers from 1, and crops from 0, got {asked}. {again}")
     took = parse_record(_Took, _times(graphs), f"{path}: {GRAPHS}", again)
     where = parse_record(_Where, _named(record.get("machine")), f"{path}: machine", again)
     directory = Path(str(record.get("directory")))
