@@ -29,6 +29,7 @@ from tests.bench_onnx import bars as onnx_bars
 from tests.bench_opening import bars as opening_bars
 from tests.bench_page import FIGURES, PAGE, render
 from tests.bench_pick import bench_pick
+from tests.bench_pictures import bars as picture_bars
 from tests.bench_report import bench_report
 from tests.bench_scoring import bars as scoring_bars
 from tests.bench_sweep import bars as sweep_bars
@@ -194,6 +195,7 @@ def main() -> None:
         *([] if options.quick else onnx_bars(work, runs)),
         *opening_bars(work),
         *([] if options.quick else cost_bars(work)),
+        *picture_bars(work),
         *scoring_bars(work, runs, options.quick),
         *([] if options.quick else full_size_bars(work)),
         *([] if options.quick else sweep_bars(work)),

@@ -15,6 +15,7 @@ import pytest
 
 import importance.evaluate
 import importance.score
+from export.family.family import MemberError, export_family, member_name
 from export.sweep.answers import read_answers
 from export.sweep.folder import held
 from export.sweep.latency import time_decoder
@@ -28,7 +29,7 @@ from tests.support.families import write_scores
 from tests.support.paths import ROOT
 from tests.support.speakers import drawn_samples, speaking_molmo
 from transform.knobs import Knobs
-from transform.plan import make_plan
+from transform.plan import Plan, make_plan
 from transform.read import read_checkpoint
 
 GRID = "k=1,4 blocks=3,4 tokens=288,432"
@@ -236,6 +237,21 @@ def test_a_decoder_that_can_not_be_timed_is_named_and_the_others_are(
     assert {p.name for p in table.points if "latency" in p.errors} == {"k1-b3-t288"}
     assert "text-k1-b3.onnx" in table.point("k1-b3-t288").errors["latency"]
     assert table.data is None
+    assert all("qa" in p.latency for p in table.points if not p.errors)
+
+
+def test_a_decoder_that_can_not_be_proven_is_left_out_alone(
+    model: Path, scores: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def strict(plan: Plan, members: Sequence[Plan], out: Path, **rest: Any) -> Any:
+        if any(member_name(member.target) == "k1-b3" for member in members):
+            raise MemberError("k1-b3", "differs")
+        return export_family(plan, members, out, **rest)
+
+    monkeypatch.setattr("export.sweep.families.export_family", strict)
+    assert swept(tmp_path / "s", model, scores, None, grid="k=1,4 blocks=3 tokens=288").code == 0
+    table = read_table(tmp_path / "s")
+    assert {p.name: p.errors for p in table.points if p.errors} == {"k1-b3-t288": {"latency": "member k1-b3: differs"}}
     assert all("qa" in p.latency for p in table.points if not p.errors)
 
 

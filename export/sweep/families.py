@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from export.family.family import export_family, member_name
+from export.family.family import MemberError, export_family, member_name
 from export.files.check import check_files, check_members
 from export.files.verification import SKIPPED
 from export.run.family_file import read_family
@@ -23,14 +23,15 @@ class Families:
     verify: bool
     trusted: bool
 
-    def of(self, settings: Sequence[Planned], say: Say) -> Path:
-        """The family of settings over the same weights, written where it isn't there whole; raises KnobcastError."""
+    def of(self, settings: Sequence[Planned], say: Say) -> tuple[Path, dict[str, str]]:
+        """(the family of settings over the same weights, written where it isn't there whole; {decoder's file: why it
+        is left out}); raises KnobcastError where there is none."""
         form, dtype = settings[0].weights
         out = self.directory / f"family-{form}-{dtype}"
         if out.exists() and self.trusted:
             try:
                 self._check(out, settings)
-                return out
+                return out, {}
             except KnobcastError as error:
                 say(f"{out.name} is written again: {error}")
         base = settings[0].plan
@@ -39,10 +40,17 @@ class Families:
         for plan in (each.plan for each in settings):
             own = replace(knobs, k=plan.knobs.k, keep=plan.keep_blocks)
             members[member_name(plan.target)] = make_plan(plan.source, own)
-        export_family(
-            make_plan(base.source, knobs), tuple(members.values()), out, verify=self.verify, force=out.exists(), say=say
-        )
-        return out
+        plan, failed = make_plan(base.source, knobs), {}
+        while True:
+            try:
+                export_family(plan, tuple(members.values()), out, verify=self.verify, force=out.exists(), say=say)
+            except MemberError as error:  # it must not take the others along
+                failed[f"text-{error.member}.onnx"] = str(error)
+                del members[error.member]
+                if not members:
+                    raise
+            else:
+                return out, failed
 
     def _check(self, out: Path, settings: Sequence[Planned]) -> None:
         family = read_family(out)

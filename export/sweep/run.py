@@ -137,14 +137,16 @@ class Runner:
                 continue
             try:
                 # without a clock the weights alone are needed
-                family = self.families.of(members if self.sweep.clock else members[:1], self.say)
+                family, failed = self.families.of(members if self.sweep.clock else members[:1], self.say)
                 written = read_checkpoint(family)
             except KnobcastError as error:
                 self._fail(members, ([] if own else ["quality"]) + ["latency"], str(error))
                 continue
             if not own:
                 self._ask(members, written)
-            self._time(members, family)
+            for graph, reason in failed.items():
+                self._fail([member for member in members if graph_of(member) == graph], ["latency"], reason)
+            self._time([member for member in members if graph_of(member) not in failed], family)
             table = self._write()
         return table
 
