@@ -147,6 +147,7 @@ VERBS = {
     "bench": (("bench", "VARIANT", "--dry-run"), True),
     "plan": (("plan", "SOURCE", "--k", "4", "--blocks", "3", "--device", "rtx-4060-laptop"), True),
     "merge": (("merge", "SOURCE/scores.json", "SOURCE/scores.json", "--model", "SOURCE", "--out", "OUT"), True),
+    "pick": (("pick", "SWEEP", "--at", "qa", "--latency-ms", "0.9x"), True),
     "report": (("report", "SWEEP", "--no-plots"), True),
     "tile": (("tile", "PICTURE", "--out", "OUT"), True),
     "calibrate": (("calibrate", "OUT.toml", "--from", "BENCH"), True),
@@ -155,6 +156,7 @@ VERBS = {
     "evaluate": (("evaluate", "SOURCE", "--data", "DATA"), False),
     "score": (("score", "SOURCE", "--data", "DATA", "--out", "OUT"), False),
     "search": (("search", "SOURCE", "--data", "DATA", "--strategy", "exact", "--out", "OUT"), False),
+    "sweep": (("sweep", "SOURCE", "--data", "DATA", "--grid", "k=4", "--out", "OUT"), False),
     "share": (("share", "SOURCE", "--data", "DATA", "--mean-k", "4", "--out", "OUT"), False),
     "derive": (("derive", "VARIANT", "--k", "2"), False),
     "layout": (("layout", "VARIANT", "--for", "triton", "--out", "OUT"), False),
@@ -173,12 +175,10 @@ def test_a_verb_works_or_says_what_it_lacks(install: str, variant: Path, tmp_pat
     (tmp_path / "sweep").mkdir()
     synthetic_sweep(tmp_path / "sweep")
     Image.new("RGB", (40, 30)).save(tmp_path / "p.png")
-    places = {"VARIANT": variant, "SOURCE": resolve(None), "DATA": tmp_path / "data.jsonl", "OUT": tmp_path / "out",
-              "SWEEP": tmp_path / "sweep", "PICTURE": tmp_path / "p.png"}  # fmt: skip
     (tmp_path / "bench.json").write_text(json.dumps(bench_record(variant, top_k=[4] * 3)))
     places = {
         "VARIANT": variant, "SOURCE": resolve(None), "DATA": tmp_path / "data.jsonl", "OUT": tmp_path / "out",
-        "BENCH": tmp_path / "bench.json",
+        "BENCH": tmp_path / "bench.json", "SWEEP": tmp_path / "sweep", "PICTURE": tmp_path / "p.png",
     }  # fmt: skip
     given = [next((word.replace(n, str(p)) for n, p in places.items() if word.startswith(n)), word) for word in words]
     done = knobcast(install, *given)
