@@ -117,9 +117,9 @@ $(SMALL)/.installed: pyproject.toml $(shell find transform export importance -na
 # onnxruntime-genai pulls in the CPU onnxruntime, which would overwrite onnxruntime-gpu's files: a place of its own.
 genai-env: $(GENAI)/.installed
 
-$(GENAI)/.installed:
+$(GENAI)/.installed: docs/clients/genai/requirements.txt
 	$(PYTHON) -m venv $(GENAI)
-	$(GENAI)/bin/pip install $(QUIET) "onnxruntime-genai>=0.14,<0.19" "numpy>=2,<3" "safetensors>=0.6,<1"
+	$(GENAI)/bin/pip install $(QUIET) -r $< "safetensors>=0.6,<1"
 	@touch $@
 
 # transformers.js for the tests under node. Without the flag onnxruntime-node fetches CUDA libraries as well.

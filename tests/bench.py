@@ -27,6 +27,7 @@ from tests.bench_full_size import bars as full_size_bars
 from tests.bench_onnx import bars as onnx_bars
 from tests.bench_opening import bars as opening_bars
 from tests.bench_page import FIGURES, PAGE, render
+from tests.bench_pictures import bars as picture_bars
 from tests.bench_scoring import bars as scoring_bars
 from tests.support.full_size import measure_emission, released_config, write_sparse_molmoe
 
@@ -189,6 +190,7 @@ def main() -> None:
         *family_bars(work, runs),
         *([] if options.quick else onnx_bars(work, runs)),
         *opening_bars(work),
+        *picture_bars(work),
         *scoring_bars(work, runs, options.quick),
         *([] if options.quick else full_size_bars(work)),
     ]

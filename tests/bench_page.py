@@ -73,6 +73,11 @@ ABOUT = {
         "Seconds of a processor; the baseline lets onnxruntime plan which buffers to use again.",
     ),
     "open_text_int4": ("Opening the embedded variant's decoder, `int4` form", "The same in 4 bits."),
+    "cut_12_megapixels": (
+        "Cutting a photo of 12 megapixels into 2 crops",
+        "`preprocess.onnx`, seconds of a processor; the baseline is the Python code. The photo's size is in float32.",
+    ),
+    "cut_12_megapixels_in_12": ("The same photo, up to 12 crops", "As MolmoE-1B cuts it."),
 }
 # A key, what it is called, its unit. The first that matches the whole key counts.
 WORDS = [
@@ -85,6 +90,9 @@ WORDS = [
     ("cp_sync_seconds", "`cp` and `sync`", "s"),
     ("plain_loop_seconds", "the plain loop", "s"),
     (r"plain_loop_seconds_from_(\d+)_sets", r"the plain loop, from \1 sets", "s"),
+    ("python_seconds", "the Python code", "s"),
+    ("picture_mb", "the photo", "MiB"),
+    ("peak_ratio", "peak memory, to the photo", ""),
     ("planned_seconds", "with the plan", "s"),
     ("main_job_seconds", "the main job", "s"),
     ("added", "added to the rest of the main job", ""),

@@ -22,7 +22,8 @@ class Form:
     `compute`: the dtype of its graphs. `stored`: the dtype of its weights, None: as the setting asks. `bits`: of the
     codes that attention, head and experts are quantised to, None: they stay floats. `experts`: the operator that
     computes a block's experts. `providers`: words of `--provider` that can run it, the usual one first. `tolerance`: of
-    the experts' results in the operator checks, as a part of the largest value. `oldest`: onnxruntime that runs it.
+    the experts' results in the operator checks, as a part of the largest value. `oldest`: onnxruntime that runs it;
+    `vision_oldest`: that runs its vision graph.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Form:
     checked_by: Checker
     tolerance: float
     oldest: str
+    vision_oldest: str
 
     @property
     def usual_provider(self) -> str:
@@ -59,21 +61,25 @@ class Form:
 FORMS = (
     Form(
         "cpu", compute="float32", stored=None, bits=None, stacked=False, fused=False, experts="Gemm per expert",
-        providers=("cpu", "cuda", "tensorrt"), checked_by="onnxruntime", tolerance=1e-5, oldest="1.15",
+        providers=("cpu", "cuda", "tensorrt"), checked_by="onnxruntime", tolerance=1e-5, oldest="1.14",
+        vision_oldest="1.12",
     ),
     # No GPU was there to try an older onnxruntime than this project itself asks for.
     Form(
         "cuda", compute="float16", stored="float16", bits=None, stacked=True, fused=True, experts="MoE",
         providers=("cuda", "tensorrt"), checked_by="numpy", tolerance=5e-3, oldest="1.25",
+        vision_oldest="1.25",
     ),
     # Codes and scales are laid out for the CPU's QMoE; the CUDA one reads another order.
     Form(
         "int4", compute="float32", stored=None, bits=4, stacked=False, fused=True, experts="QMoE",
         providers=("cpu",), checked_by="onnxruntime", tolerance=1e-5, oldest="1.25",
+        vision_oldest="1.14",
     ),
     Form(
         "int8", compute="float32", stored=None, bits=8, stacked=False, fused=True, experts="QMoE",
         providers=("cpu",), checked_by="onnxruntime without repacking", tolerance=3e-2, oldest="1.25",  # 1e-2 was seen
+        vision_oldest="1.14",
     ),
 )  # fmt: skip
 NAMES = tuple(form.name for form in FORMS)

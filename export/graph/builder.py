@@ -20,8 +20,10 @@ from transform.errors import CheckpointError
 from transform.forms import REFERENCE, Form
 from transform.knobs import DTYPES
 
-OPSET = 18  # ordinary ai.onnx operators only, old enough for every onnxruntime in use
-IR_VERSION = 9
+# Of the ordinary operators, as early as runs as fast; IR 8 is what onnxruntime 1.14 reads besides.
+OPSET = 18  # Split takes truth values from here on: onnxruntime 1.14
+EARLIER = 17  # LayerNormalization is in it: onnxruntime 1.12
+IR_VERSION = 8
 CONTRIB = "com.microsoft"  # onnxruntime's own operators, for the fused forms
 FLOAT, FLOAT16, INT64, BOOL = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64, TensorProto.BOOL
 DOUBLE, UINT8 = TensorProto.DOUBLE, TensorProto.UINT8
@@ -38,8 +40,8 @@ Shape = Sequence[int | str]
 class Graph:
     """One graph under construction; values are strings, as ONNX has them."""
 
-    def __init__(self, name: str, form: Form = REFERENCE, fixed: bool = False) -> None:
-        self.name = name
+    def __init__(self, name: str, form: Form = REFERENCE, fixed: bool = False, opset: int = OPSET) -> None:
+        self.name, self.opset = name, opset
         self.fixed = fixed  # all sizes are known: those that onnx can't infer are written down
         self.compute = TYPES[DTYPES[form.compute]]
         self.fused = form.fused  # onnxruntime's own operators may be used
@@ -192,7 +194,7 @@ class Graph:
         graph = helper.make_graph(
             self._nodes, self.name, self._inputs, self._outputs, initializer=list(self._initializers.values())
         )
-        opsets = [helper.make_opsetid("", OPSET)]
+        opsets = [helper.make_opsetid("", self.opset)]
         if any(node.domain == CONTRIB for node in self._nodes):
             opsets.append(helper.make_opsetid(CONTRIB, 1))
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="knobcast")

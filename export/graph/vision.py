@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from export.graph.attention import scaled_products
-from export.graph.builder import CONTRIB, FLOAT, INT64, Graph
+from export.graph.builder import CONTRIB, EARLIER, FLOAT, INT64, Graph
 from export.graph.norm import layer_norm
 from transform.architectures import lookup, shown
 from transform.arrays import Array
@@ -89,7 +89,7 @@ def vision_graph(checkpoint: Checkpoint, crops: int | None, form: Form = REFEREN
     tower = read_tower(checkpoint)
     patches = tower.grid**2
     count: int | str = "crops" if crops is None else crops
-    g = Graph("vision", form, fixed=kept is not None)
+    g = Graph("vision", form, fixed=kept is not None, opset=EARLIER)
     images = g.input("images", FLOAT, [count, patches, tower.patch_values])
     masks = g.input("image_masks", FLOAT, [count, patches])
     wanted = g.input("feature_index", INT64, ["features"]) if kept is None else g.constant(kept.astype(np.int64))
@@ -107,7 +107,7 @@ def vision_graph(checkpoint: Checkpoint, crops: int | None, form: Form = REFEREN
 
     # A crop that holds -1.0 anywhere is batch padding. Decided on float32 pixels: in 16 bits real ones round to it.
     padding = g.op("Cast", g.op("Equal", images, g.float32(-1.0)), to=g.compute)
-    real = g.op("Sub", g.float(1.0), g.op("ReduceMax", padding, g.ints(1, 2), keepdims=1))  # [c, 1, 1]
+    real = g.op("Sub", g.float(1.0), g.op("ReduceMax", padding, axes=[1, 2], keepdims=1))  # [c, 1, 1]
     features = g.op("Mul", features, g.op("Gather", real, crop, axis=0))
     features = _add_pad_embedding(g, checkpoint, features, masks, places)
     pooled = _pool(g, checkpoint, tower, features)
@@ -201,7 +201,7 @@ def _pool(g: Graph, checkpoint: Checkpoint, tower: Tower, features: str) -> str:
         return g.linear(value, checkpoint.tensor(f"pool.{part}.weight"), checkpoint.tensor(f"pool.{part}.bias"))
 
     inner, outer = checkpoint.tensor("pool.q.weight").shape
-    query = g.op("ReduceMean", features, g.ints(1), keepdims=0)
+    query = g.op("ReduceMean", features, axes=[1], keepdims=0)
     flat = g.op("Reshape", features, g.ints(-1, outer))
     q, k, v = linear(query, "q"), linear(flat, "k"), linear(flat, "v")
     size = tower.pool[0] * tower.pool[1]

@@ -13,8 +13,11 @@ from safetensors.numpy import save
 from export.derive import load_graph
 from export.derive.surgery import operate
 from export.files.integrity import check_graph_bounds
+from export.files.io_spec import signature
 from export.gate.golden import FILE as GOLDEN
 from export.gate.golden_file import load_golden
+from export.layout.moved import plan_move, write_move
+from export.layout.triton import config_pbtxt
 from export.run.graph_facts import check_ranges, read_facts
 from export.run.io_file import read_io
 from importance.choose import choose_blocks
@@ -75,6 +78,7 @@ def targets(folder: Path) -> tuple[Target, ...]:
         _graph("verify", _copied(seeing, folder / "verify"), "vision.onnx", lambda at: check_graph_bounds(at.parent)),
         _graph("derive", _copied(text, folder / "derive"), "text.onnx", lambda at: _operated(at, [0])),
         _graph("derive k", _copied(seeing, folder / "derive-k"), "text.onnx", lambda at: _operated(at)),
+        _graph("layout", _copied(seeing, folder / "layout"), "preprocess.onnx", _laid_out),
         _file("io.json", seeing, "io.json", in_json, read_io),
         Target(
             "golden",
@@ -96,6 +100,13 @@ def _graph(name: str, directory: Path, file: str, run: Callable[[Path], object])
 
 def _operated(graph: Path, drop: list[int] | None = None) -> object:
     return operate(load_graph(graph), 1, None, drop)
+
+
+def _laid_out(graph: Path) -> object:
+    """For Triton: read, carried, its inputs and outputs in words."""
+    moved = plan_move(graph, "1/model.onnx")
+    write_move(moved, graph.parent / "out", lambda _: None)
+    return config_pbtxt("preprocess", {**signature(graph)}, "cpu", {}, folds=moved.facts.sixteen_bit)
 
 
 def _copied(source: Path, target: Path) -> Path:
