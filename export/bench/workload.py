@@ -117,7 +117,7 @@ def make_workload(
             f"{length + new_tokens}. Lower --prompt-tokens or --new-tokens."
         )
     count = length - len(opening)
-    words, source = _words(directory, io, count)
+    words, source = text_ids(directory, io, count)
     return Workload(np.array([[*opening, *words]], np.int64), new_tokens, picture, source)
 
 
@@ -133,7 +133,7 @@ def _arrays(seen: Picture, patch: int) -> dict[str, Array]:
     }
 
 
-def _words(directory: Path, io: Io, count: int) -> tuple[list[int], str]:
+def text_ids(directory: Path, io: Io, count: int) -> tuple[list[int], str]:
     """`count` ids of TEXT, over and over; drawn ones where there is no tokenizer."""
     known = io["special_ids"]
     special = {known["bos"], *known["eos"], *(known[role] for role in ROLES if role in known)}
