@@ -87,7 +87,7 @@ def write(
     """Weights, config, travelling code and graphs into the folder `stage`; returns the checkpoint that it now holds."""
     say("weights")
     if plan.packing:
-        write_packed(travelling(plan), stage, *plan.packing, progress=progress)
+        write_packed(travelling(plan), stage, plan.packing, progress)
     else:
         write_checkpoint(travelling(plan), stage, progress)
     if plan.vision:

@@ -20,9 +20,10 @@ class Form:
     """One row of FORMS.
 
     `compute`: the dtype of its graphs. `stored`: the dtype of its weights, None: as the setting asks. `bits`: of the
-    codes that attention, head and experts are quantised to, None: they stay floats. `experts`: the operator that
-    computes a block's experts. `providers`: words of `--provider` that can run it, the usual one first. `tolerance`: of
-    the experts' results in the operator checks, as a part of the largest value. `oldest`: onnxruntime that runs it.
+    codes that attention, head and experts are quantised to, `table_bits` and `vision_bits`: of those of the embedding
+    tables and of the vision side's matrices, None: they stay floats. `experts`: the operator that computes a block's
+    experts. `providers`: words of `--provider` that can run it, the usual one first. `tolerance`: of the experts'
+    results in the operator checks, as a part of the largest value. `oldest`: onnxruntime that runs it.
     """
 
     name: str
@@ -36,6 +37,8 @@ class Form:
     checked_by: Checker
     tolerance: float
     oldest: str
+    table_bits: int | None = None
+    vision_bits: int | None = None
 
     @property
     def usual_provider(self) -> str:
@@ -70,10 +73,12 @@ FORMS = (
     Form(
         "int4", compute="float32", stored=None, bits=4, stacked=False, fused=True, experts="QMoE",
         providers=("cpu",), checked_by="onnxruntime", tolerance=1e-5, oldest="1.25",
+        table_bits=4, vision_bits=8,
     ),
     Form(
         "int8", compute="float32", stored=None, bits=8, stacked=False, fused=True, experts="QMoE",
         providers=("cpu",), checked_by="onnxruntime without repacking", tolerance=3e-2, oldest="1.25",  # 1e-2 was seen
+        table_bits=8, vision_bits=8,
     ),
 )  # fmt: skip
 NAMES = tuple(form.name for form in FORMS)

@@ -75,7 +75,7 @@ def ranking_words(ranking: Source) -> str:
 
 def _stored(plan: Plan) -> str:
     if plan.packing:
-        return f"{plan.packing[0]}-bit codes and scales"
+        return f"codes and scales: {plan.packing}"
     return f"{plan.dtype} dtype"
 
 

@@ -141,6 +141,8 @@ class Graph:
 
     def rows(self, table: Tensor, indices: str) -> str:
         """Rows of a stored table [rows, width] in the graph's type."""
+        if table.pack is not None:
+            return self._packed_rows(table, table.pack, indices)
         found = self.op("Gather", self.stored(table), indices, axis=0)
         return found if TYPES[table.stored] == self.compute else self.op("Cast", found, to=self.compute)
 
@@ -160,7 +162,7 @@ class Graph:
     def linear(self, x: str, weight: Tensor, bias: Tensor | None = None) -> str:
         """x W^T (+ b) for x [n, in] and W [out, in]: the stored layout, so that no weight is ever transposed."""
         if weight.pack is not None:
-            return self._packed_linear(x, weight, weight.pack)
+            return self._packed_linear(x, weight, weight.pack, bias)
         operands = [x, self.weight(weight)] + ([self.weight(bias)] if bias else [])
         return self.op("Gemm", *operands, transB=1)
 
@@ -185,8 +187,18 @@ class Graph:
         """Write the file."""
         path.write_bytes(self.serialised())
 
-    def _packed_linear(self, x: str, weight: Tensor, pack: Pack) -> str:
+    def _packed_rows(self, table: Tensor, pack: Pack, indices: str) -> str:
+        sizes = {"bits": pack.bits, "block_size": pack.block, "gather_axis": 0, "quantize_axis": 1}
+        rows, width = table.shape
+        codes = self.stored(pack.codes._replace(shape=(rows, pack.codes.nbytes // rows)))  # it takes rows, not blocks
+        found = self.op("GatherBlockQuantized", codes, indices, self.weight(pack.scales), domain=CONTRIB, **sizes)
+        if width % pack.block:  # the operator gives the last block's padding too
+            found = self.op("Slice", found, self.ints(0), self.ints(width), self.ints(-1))
+        return found
+
+    def _packed_linear(self, x: str, weight: Tensor, pack: Pack, bias: Tensor | None) -> str:
         operands = [x, self.stored(pack.codes), self.stored(pack.scales)]
+        operands += ["", "", self.weight(bias)] if bias else []
         rows, columns = weight.shape
         # accuracy_level 1: the activations stay float32
         sizes = {"N": rows, "K": columns, "bits": pack.bits, "block_size": pack.block, "accuracy_level": 1}
