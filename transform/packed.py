@@ -18,7 +18,7 @@ from transform.arrays import Array
 from transform.checkpoint import PACKED, Checkpoint, Pack, Tensor, agrees, check_tensors
 from transform.copying import RangeCopier, write_at
 from transform.errors import CheckpointError
-from transform.packed_layout import BLOCK, FILES, MATRICES, Stack, check_format, entries, stacks
+from transform.packed_layout import BLOCK, FILES, MATRICES, SCALES, Stack, check_format, entries, stacks
 from transform.packing import decode, encode
 from transform.progress import Progress
 from transform.safetensors_header import Entry, read_header
@@ -125,10 +125,10 @@ def read_packed(directory: Path, config: Record) -> Checkpoint:
     path = directory / FILES[bits]
     held = {e.name: Tensor(e.name, e.dtype, e.shape, path, e.start, e.nbytes, e.dtype) for e in read_header(path)}
     checkpoint = Checkpoint(directory, config, _floats(directory, config, held, path), side_files(directory))
-    wanted = entries(checkpoint, bits, block)
+    wanted = entries(checkpoint, bits, block, scales := _scales_of(checkpoint, held))
     _compare(wanted, held, path.name)
     tensors = dict(checkpoint.tensors)
-    for stack in stacks(checkpoint, block):
+    for stack in stacks(checkpoint, block, scales):
         codes, scales = held[f"{stack.stem}.codes"], held[f"{stack.stem}.scales"]
         share = (codes.nbytes + scales.nbytes) // len(stack.members)
         for at, name in enumerate(stack.members):
@@ -159,6 +159,12 @@ def _floats(directory: Path, config: Mapping[str, object], held: Mapping[str, Te
         elif name in held:
             tensors[name] = held[name]
     return tensors
+
+
+def _scales_of(checkpoint: Checkpoint, held: Mapping[str, Tensor]) -> str:
+    """The dtype of all matrices' scales, as those of the head have it."""
+    found = held.get(f"{checkpoint.name('head')}.scales")
+    return found.dtype if found is not None and found.dtype in _KINDS else SCALES
 
 
 def _numbers(name: str, symbols: tuple[str, ...], bound: Mapping[str, int]) -> tuple[int, ...]:

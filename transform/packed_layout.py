@@ -17,6 +17,7 @@ from transform.safetensors_header import ITEM_BYTES, Entry
 BLOCK = 32  # values per scale
 BITS = (4, 8)
 BLOCKS = (16, 32, 64, 128, 256)  # what the kernels accept
+SCALES = "F16"  # 4.5 bits a weight in blocks of 32; earlier versions wrote the matrices' in F32
 FILES = {4: "model-int4.safetensors", 8: "model-int8.safetensors"}
 MATRICES = ("attention.qkv", "attention.q", "attention.k", "attention.v", "attention.out", "head")
 _EXPERTS = {"gate_up": ("gate", "up"), "down": ("down",)}  # stem of a pair -> the parts whose rows alternate in it
@@ -33,12 +34,16 @@ class Stack(NamedTuple):
     scale_dtype: str
 
 
-def stacks(checkpoint: Checkpoint, block: int) -> Iterator[Stack]:
-    """What is packed of a checkpoint, by its names and shapes; raises CheckpointError where a width doesn't fit."""
+def stacks(checkpoint: Checkpoint, block: int, scales: str = SCALES) -> Iterator[Stack]:
+    """What is packed of a checkpoint, by its names and shapes; raises CheckpointError where a width doesn't fit.
+
+    `scales`: their dtype where it is to be chosen: those of a matrix that is quantised already stay as they are.
+    """
     for name, (role, _) in checkpoint.expected().items():
         if role in MATRICES:
-            rows, columns = checkpoint.tensors[name].shape
-            yield Stack(name, (name,), 1, (rows,), columns, "F32")
+            tensor = checkpoint.tensors[name]
+            rows, columns = tensor.shape
+            yield Stack(name, (name,), 1, (rows,), columns, tensor.pack.scales.stored if tensor.pack else scales)
     settings = checkpoint.settings
     for i in range(settings.layers):
         for stem, parts in _EXPERTS.items():
@@ -50,13 +55,13 @@ def stacks(checkpoint: Checkpoint, block: int) -> Iterator[Stack]:
                 )
             names = tuple(checkpoint.name(f"expert.{p}", i, e) for e in range(settings.experts) for p in parts)
             leading = (settings.experts, rows * len(parts))
-            yield Stack(f"blocks.{i}.experts.{stem}", names, len(parts), leading, columns, "F16")
+            yield Stack(f"blocks.{i}.experts.{stem}", names, len(parts), leading, columns, SCALES)
 
 
-def entries(checkpoint: Checkpoint, bits: int, block: int) -> dict[str, Entry]:
+def entries(checkpoint: Checkpoint, bits: int, block: int, scales: str = SCALES) -> dict[str, Entry]:
     """The file's tensors, `start` counted from the end of the header; wider types first, so that all are aligned."""
     check_format(bits, block)
-    packing = list(stacks(checkpoint, block))
+    packing = list(stacks(checkpoint, block, scales))
     _ensure_whole(checkpoint, packing)
     packed = {name for stack in packing for name in stack.members}
     found: list[tuple[str, str, tuple[int, ...]]] = []

@@ -186,7 +186,8 @@ class Graph:
         path.write_bytes(self.serialised())
 
     def _packed_linear(self, x: str, weight: Tensor, pack: Pack) -> str:
-        operands = [x, self.stored(pack.codes), self.stored(pack.scales)]
+        # float16 scales are widened once, at load
+        operands = [x, self.stored(pack.codes), self.weight(pack.scales)]
         rows, columns = weight.shape
         # accuracy_level 1: the activations stay float32
         sizes = {"N": rows, "K": columns, "bits": pack.bits, "block_size": pack.block, "accuracy_level": 1}
