@@ -9,18 +9,21 @@ reading are `packed.py`'s, the arithmetic is `packing.py`'s.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from transform.checkpoint import PACKED, Checkpoint
 from transform.errors import CheckpointError
 from transform.forms import Form
+from transform.knobs import DTYPES
 from transform.passes import broken_word
 from transform.safetensors_header import ITEM_BYTES, Entry
 from transform.strict_json import Record
 
+Choice = TypeVar("Choice", int, str)
 BLOCK = 32  # values per scale
 BITS = (4, 8)
 BLOCKS = (16, 32, 64, 128, 256)  # what the kernels accept
+SCALES = ("float16", "float32")  # the first: 4.5 bits a weight in blocks of 32; earlier versions wrote the other
 FILES = {4: "model-int4.safetensors", 8: "model-int8.safetensors"}
 MATRICES = ("attention.qkv", "attention.q", "attention.k", "attention.v", "attention.out", "head")
 TABLES = ("embedding", "embedding.extra")
@@ -28,6 +31,8 @@ VISION = (
     "vision.patch", *(f"vision.{part}.weight" for part in ("q", "k", "v", "out", "fc1", "fc2")),
     *(f"pool.{part}.weight" for part in ("q", "k", "v", "out")), "projector.gate", "projector.up", "projector.down",
 )  # fmt: skip
+_KEYS = {"quant_method", "bits", "block_size", "embedding_bits", "vision_bits", "scale_dtype"}  # of a config's entry
+_UNSAID = "float32"  # scales where a config says nothing of them
 _EXPERTS = {"gate_up": ("gate", "up"), "down": ("down",)}  # stem of a pair -> the parts whose rows alternate in it
 
 
@@ -36,17 +41,20 @@ class Packing:
     """How a checkpoint is quantised: what its config.json says under `quantization_config`.
 
     `bits`: of attention, head and experts, 4 or 8; `block`: values per scale; `tables` and `vision`: bits of the
-    embedding tables and of the vision side's matrices, None where these stay floats.
+    embedding tables and of the vision side's matrices, None where these stay floats; `scales`: the dtype of all scales
+    but the experts', which are float16.
     """
 
     bits: int
     block: int = BLOCK
     tables: int | None = None
     vision: int | None = None
+    scales: str = SCALES[0]
 
     def __post_init__(self) -> None:
         _chosen(self.bits, BITS, "bits")
         _chosen(self.block, BLOCKS, "values per scale")
+        _chosen(self.scales, SCALES, "scales")
         for bits in (self.tables, self.vision):
             if bits is not None:
                 _chosen(bits, BITS, "bits")
@@ -60,7 +68,8 @@ class Packing:
     def as_config(self) -> Record:
         """The config's entry; what stays floats isn't named."""
         said = {"bits": self.bits, "block_size": self.block, "embedding_bits": self.tables, "vision_bits": self.vision}
-        return {"quant_method": PACKED, **{key: value for key, value in said.items() if value is not None}}
+        said = {key: value for key, value in said.items() if value is not None}
+        return {"quant_method": PACKED, **said, **({} if self.scales == _UNSAID else {"scale_dtype": self.scales})}
 
     def __str__(self) -> str:
         """`4 bits (attention, head, experts) and 8 bits (vision side), in blocks of 32`."""
@@ -86,19 +95,22 @@ def packing_of(config: Mapping[str, object]) -> Packing | None:
     about = config.get("quantization_config")
     if not isinstance(about, dict) or about.get("quant_method") != PACKED:
         return None
-    if unknown := about.keys() - {"quant_method", "bits", "block_size", "embedding_bits", "vision_bits"}:
+    if unknown := about.keys() - _KEYS:
         names = ", ".join(sorted(unknown))
         raise CheckpointError(f"config.json: quantization_config holds unknown keys ({names}). Export it again.")
-    others = [_chosen(about[key], BITS, "bits") if key in about else None for key in ("embedding_bits", "vision_bits")]
-    bits = _chosen(about.get("bits"), BITS, "bits")
-    return Packing(bits, _chosen(about.get("block_size"), BLOCKS, "values per scale"), *others)
+    tables, vision = (
+        _chosen(about[key], BITS, "bits") if key in about else None for key in ("embedding_bits", "vision_bits")
+    )
+    bits, block = _chosen(about.get("bits"), BITS, "bits"), _chosen(about.get("block_size"), BLOCKS, "values per scale")
+    return Packing(bits, block, tables, vision, _chosen(about.get("scale_dtype", _UNSAID), SCALES, "scales"))
 
 
-def _chosen(value: object, choices: tuple[int, ...], what: str) -> int:
-    if type(value) is not int or value not in choices:
-        words = ", ".join(map(str, choices))
-        raise CheckpointError(f"quantised weights must have {words} {what}, got {value!r}. Export it again.")
-    return value
+def _chosen(value: object, choices: tuple[Choice, ...], what: str) -> Choice:
+    for choice in choices:
+        if type(value) is type(choice) and value == choice:
+            return choice
+    words = ", ".join(map(str, choices))
+    raise CheckpointError(f"quantised weights must have {words} {what}, got {value!r}. Export it again.")
 
 
 class Stack(NamedTuple):
@@ -120,7 +132,7 @@ def stacks(checkpoint: Checkpoint, packing: Packing) -> Iterator[Stack]:
         bits = packing.bits_of(role)
         if bits is not None:
             rows, columns = checkpoint.tensors[name].shape
-            yield Stack(name, (name,), 1, (rows,), columns, bits, "F32")
+            yield Stack(name, (name,), 1, (rows,), columns, bits, DTYPES[packing.scales])
     settings = checkpoint.settings
     for i in range(settings.layers):
         for stem, parts in _EXPERTS.items():

@@ -24,7 +24,8 @@ from transform.arrays import Array
 from transform.checkpoint import Checkpoint, Pack, Tensor
 from transform.errors import VerificationError
 from transform.forms import Form
-from transform.packed_layout import BLOCK
+from transform.knobs import DTYPES
+from transform.packed_layout import BLOCK, SCALES
 from transform.packing import encode
 
 STORED = {"F32": np.float32, "F16": np.float16, "BF16": bfloat16, "U8": np.uint8}
@@ -80,7 +81,7 @@ class Rig:
 
     def packed(self, name: str, values: Array, bits: int) -> tuple[Tensor, Array]:
         """A matrix [N, K] with codes and scales of its own, and the values that these mean (float64)."""
-        pack, meant = self.pack(name, values, bits, "F32")
+        pack, meant = self.pack(name, values, bits, DTYPES[SCALES[0]])
         return Tensor(name, "F32", values.shape, pack.codes.file, 0, 0, f"I{bits}", pack), meant
 
     def run(self, graph: Graph, x: Array, change: Callable[[Any], None] = lambda _: None) -> list[Array]:

@@ -197,7 +197,8 @@ class Graph:
         return found
 
     def _packed_linear(self, x: str, weight: Tensor, pack: Pack, bias: Tensor | None) -> str:
-        operands = [x, self.stored(pack.codes), self.stored(pack.scales)]
+        # float16 scales are widened once, at load
+        operands = [x, self.stored(pack.codes), self.weight(pack.scales)]
         operands += ["", "", self.weight(bias)] if bias else []
         rows, columns = weight.shape
         # accuracy_level 1: the activations stay float32
