@@ -26,6 +26,7 @@ from tests.bench_family import bars as family_bars
 from tests.bench_full_size import bars as full_size_bars
 from tests.bench_onnx import bars as onnx_bars
 from tests.bench_opening import bars as opening_bars
+from tests.bench_packed import bars as packed_bars
 from tests.bench_page import FIGURES, PAGE, render
 from tests.bench_scoring import bars as scoring_bars
 from tests.support.full_size import measure_emission, released_config, write_sparse_molmoe
@@ -191,6 +192,7 @@ def main() -> None:
         *opening_bars(work),
         *scoring_bars(work, runs, options.quick),
         *([] if options.quick else full_size_bars(work)),
+        *([] if options.quick else packed_bars()),
     ]
     unknown = set(options.only) - {name for name, _ in bars}
     if unknown:

@@ -42,7 +42,7 @@ def bench_bytes() -> dict[str, Any]:
             if packing is not None:
                 alone = Packing(packing.bits, packing.block)
                 found[f"{form.name}_over_bfloat16"] = round(packed_bytes(kept, packing) / weight_bytes(kept), 4)
-                found[f"{form.name}_decoder_alone"] = round(packed_bytes(kept, alone) / weight_bytes(kept), 4)
+                found[f"{form.name}_decoder_over_bfloat16"] = round(packed_bytes(kept, alone) / weight_bytes(kept), 4)
     return found | {"bar": "int4_over_bfloat16 <= 0.30"}
 
 
@@ -55,24 +55,31 @@ def bench_accuracy() -> dict[str, Any]:
     int4, int8 = (packing_for(form_named(name), read_checkpoint(TARGET)) for name in ("int4", "int8"))
     assert int4 is not None
     assert int8 is not None
-    settings = {
-        "int4_decoder_alone": Packing(4, int4.block),
-        "int4_and_tables_4": Packing(4, int4.block, tables=4),
-        "int4_and_tables_8": Packing(4, int4.block, tables=8),
-        "int4_and_vision_8": Packing(4, int4.block, vision=8),
-        "int4": int4,
-        "int8": int8,
+    parts = {
+        "decoder": Packing(4, int4.block),
+        "decoder_and_tables": Packing(4, int4.block, tables=4),
+        "decoder_and_tables_8": Packing(4, int4.block, tables=8),
+        "decoder_and_vision": Packing(4, int4.block, vision=8),
     }
-    floats = scores(samples, None)
-    found: dict[str, Any] = {"questions": len(samples), "floats": round(sum(floats) / len(floats), 4)}
     pictures = [str(sample.images[0]) for sample in samples]
-    for name, packing in settings.items():
+    floats = scores(samples, None)
+    found: dict[str, Any] = {"questions": len(samples), "floats_right": _share(floats)}
+    decoder: list[float] = []
+    for name, packing in {**parts, "int4": int4, "int8": int8}.items():
         ours = scores(samples, packing)
-        drop = paired_drop(floats, ours, pictures)
-        found[name] = round(sum(ours) / len(ours), 4)
-        found[f"{name}_loses"] = round(float(drop.mean[0]), 4)
-        found[f"{name}_plus_minus"] = round(_TWO_SIDED * float(drop.stderr[0]), 4)
+        decoder = decoder or ours
+        found[f"{name}_right"] = _share(ours)
+        for against, theirs in (("floats", floats), ("decoder", decoder)):
+            if name != "int8" or against == "floats":
+                drop = paired_drop(theirs, ours, pictures)
+                found[f"{name}_loses_to_{against}"] = round(float(drop.mean[0]), 4)
+                found[f"{name}_to_{against}_interval"] = round(_TWO_SIDED * float(drop.stderr[0]), 4)
+    del found["decoder_loses_to_decoder"], found["decoder_to_decoder_interval"]
     return found
+
+
+def _share(values: list[float]) -> float:
+    return round(sum(values) / len(values), 4)
 
 
 def scores(samples: list[Sample], packing: Packing | None) -> list[float]:

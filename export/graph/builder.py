@@ -189,12 +189,9 @@ class Graph:
 
     def _packed_rows(self, table: Tensor, pack: Pack, indices: str) -> str:
         sizes = {"bits": pack.bits, "block_size": pack.block, "gather_axis": 0, "quantize_axis": 1}
-        rows, width = table.shape
+        rows = table.shape[0]
         codes = self.stored(pack.codes._replace(shape=(rows, pack.codes.nbytes // rows)))  # it takes rows, not blocks
-        found = self.op("GatherBlockQuantized", codes, indices, self.weight(pack.scales), domain=CONTRIB, **sizes)
-        if width % pack.block:  # the operator gives the last block's padding too
-            found = self.op("Slice", found, self.ints(0), self.ints(width), self.ints(-1))
-        return found
+        return self.op("GatherBlockQuantized", codes, indices, self.weight(pack.scales), domain=CONTRIB, **sizes)
 
     def _packed_linear(self, x: str, weight: Tensor, pack: Pack, bias: Tensor | None) -> str:
         # float16 scales are widened once, at load
