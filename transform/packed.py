@@ -18,7 +18,8 @@ from transform.arrays import Array
 from transform.checkpoint import PACKED, Checkpoint, Pack, Tensor, agrees, check_tensors
 from transform.copying import RangeCopier, write_at
 from transform.errors import CheckpointError
-from transform.packed_layout import BLOCK, FILES, MATRICES, SCALES, Stack, check_format, entries, stacks
+from transform.forms import ACTIVATIONS
+from transform.packed_layout import BLOCK, FILES, MATRICES, SCALES, Stack, activations_of, check_format, entries, stacks
 from transform.packing import decode, encode
 from transform.progress import Progress
 from transform.safetensors_header import Entry, read_header
@@ -32,7 +33,12 @@ _AT_ONCE = 1 << 20  # values of source
 
 
 def write_packed(
-    checkpoint: Checkpoint, directory: Path, bits: int, block: int = BLOCK, progress: Progress = nothing
+    checkpoint: Checkpoint,
+    directory: Path,
+    bits: int,
+    block: int = BLOCK,
+    progress: Progress = nothing,
+    activations: str = ACTIVATIONS[0],
 ) -> None:
     """Write a planned checkpoint, quantised, into the empty `directory`: weights, config, side files.
 
@@ -63,7 +69,9 @@ def write_packed(
                     RangeCopier(source, out.fileno(), progress).copy(tensor.start, starts[tensor.name], tensor.nbytes)
                 else:
                     convert(tensor, source, out.fileno(), starts[tensor.name], progress)
-    about = {"quant_method": PACKED, "bits": bits, "block_size": block}
+    about: Record = {"quant_method": PACKED, "bits": bits, "block_size": block}
+    if activations != ACTIVATIONS[0]:
+        about["activations"] = activations
     write_json(directory / "config.json", {**checkpoint.config, "quantization_config": about})
     copy_side_files(checkpoint.path, checkpoint.side_files, directory)
 
@@ -119,16 +127,18 @@ def read_packed(directory: Path, config: Record) -> Checkpoint:
     about = dict(config["quantization_config"])
     bits, block = about.pop("bits", None), about.pop("block_size", None)
     check_format(bits, block)
+    activations_of(config)
+    about.pop("activations", None)
     if about.keys() != {"quant_method"}:
         unknown = ", ".join(sorted(about.keys() - {"quant_method"}))
         raise CheckpointError(f"config.json: quantization_config holds unknown keys ({unknown}). Export it again.")
     path = directory / FILES[bits]
     held = {e.name: Tensor(e.name, e.dtype, e.shape, path, e.start, e.nbytes, e.dtype) for e in read_header(path)}
     checkpoint = Checkpoint(directory, config, _floats(directory, config, held, path), side_files(directory))
-    wanted = entries(checkpoint, bits, block, scales := _scales_of(checkpoint, held))
+    wanted = entries(checkpoint, bits, block, kind := _scales_of(checkpoint, held))
     _compare(wanted, held, path.name)
     tensors = dict(checkpoint.tensors)
-    for stack in stacks(checkpoint, block, scales):
+    for stack in stacks(checkpoint, block, kind):
         codes, scales = held[f"{stack.stem}.codes"], held[f"{stack.stem}.scales"]
         share = (codes.nbytes + scales.nbytes) // len(stack.members)
         for at, name in enumerate(stack.members):

@@ -6,11 +6,13 @@ it is planned. Writing and reading are `packed.py`'s, the arithmetic is `packing
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from transform.checkpoint import Checkpoint
+from transform.architectures import lookup
+from transform.checkpoint import PACKED, Checkpoint
 from transform.errors import CheckpointError
+from transform.forms import ACTIVATIONS
 from transform.passes import broken_word
 from transform.safetensors_header import ITEM_BYTES, Entry
 
@@ -95,6 +97,18 @@ def _ensure_whole(checkpoint: Checkpoint, packing: Sequence[Stack]) -> None:
 def packed_bytes(checkpoint: Checkpoint, bits: int, block: int = BLOCK) -> int:
     """Bytes that a float checkpoint's tensors will take when packed."""
     return sum(entry.nbytes for entry in entries(checkpoint, bits, block).values())
+
+
+def activations_of(config: Mapping[str, object]) -> str:
+    """What a checkpoint's quantised matrices are multiplied with, by its config; raises CheckpointError."""
+    ours = lookup(config, "quantization_config.quant_method") == PACKED
+    found = lookup(config, "quantization_config.activations") if ours else None
+    if found is None:
+        return ACTIVATIONS[0]
+    if found not in ACTIVATIONS:
+        words = " or ".join(ACTIVATIONS)
+        raise CheckpointError(f"config.json: activations must be {words}, got {str(found)[:40]!r}. Export it again.")
+    return str(found)
 
 
 def check_format(bits: object, block: object) -> None:
