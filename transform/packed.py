@@ -18,7 +18,8 @@ from transform.arrays import Array
 from transform.checkpoint import Checkpoint, Pack, Tensor, agrees, check_tensors
 from transform.copying import RangeCopier, write_at
 from transform.errors import CheckpointError
-from transform.packed_layout import FILES, Packing, Stack, entries, packing_of, stacks
+from transform.forms import ACTIVATIONS
+from transform.packed_layout import FILES, Packing, Stack, activations_of, entries, packing_of, stacks
 from transform.packing import decode, encode
 from transform.progress import Progress
 from transform.safetensors_header import Entry, read_header
@@ -31,7 +32,13 @@ _ALIGNMENT = 64
 _AT_ONCE = 1 << 20  # values of source
 
 
-def write_packed(checkpoint: Checkpoint, directory: Path, packing: Packing, progress: Progress = nothing) -> None:
+def write_packed(
+    checkpoint: Checkpoint,
+    directory: Path,
+    packing: Packing,
+    progress: Progress = nothing,
+    activations: str = ACTIVATIONS[0],
+) -> None:
     """Write a planned checkpoint, quantised, into the empty `directory`: weights, config, side files.
 
     Streams: holds a few rows at a time. `progress` is told the bytes of source read. Raises CheckpointError for what
@@ -61,7 +68,10 @@ def write_packed(checkpoint: Checkpoint, directory: Path, packing: Packing, prog
                     RangeCopier(source, out.fileno(), progress).copy(tensor.start, starts[tensor.name], tensor.nbytes)
                 else:
                     convert(tensor, source, out.fileno(), starts[tensor.name], progress)
-    write_json(directory / "config.json", {**checkpoint.config, "quantization_config": packing.as_config()})
+    about = packing.as_config()
+    if activations != ACTIVATIONS[0]:
+        about["activations"] = activations
+    write_json(directory / "config.json", {**checkpoint.config, "quantization_config": about})
     copy_side_files(checkpoint.path, checkpoint.side_files, directory)
 
 
@@ -116,6 +126,7 @@ def read_packed(directory: Path, config: Record) -> Checkpoint:
     """
     packing = packing_of(config)
     assert packing is not None
+    activations_of(config)
     path = directory / FILES[packing.bits]
     held = {e.name: Tensor(e.name, e.dtype, e.shape, path, e.start, e.nbytes, e.dtype) for e in read_header(path)}
     checkpoint = Checkpoint(directory, config, _floats(directory, config, packing, held, path), side_files(directory))

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
+from transform.architectures import lookup
 from transform.checkpoint import PACKED, Checkpoint
 from transform.errors import CheckpointError
-from transform.forms import Form
+from transform.forms import ACTIVATIONS, Form
 from transform.knobs import DTYPES
 from transform.passes import broken_word
 from transform.safetensors_header import ITEM_BYTES, Entry
@@ -31,7 +32,7 @@ VISION = (
     "vision.patch", *(f"vision.{part}.weight" for part in ("q", "k", "v", "out", "fc1", "fc2")),
     *(f"pool.{part}.weight" for part in ("q", "k", "v", "out")), "projector.gate", "projector.up", "projector.down",
 )  # fmt: skip
-_KEYS = {"quant_method", "bits", "block_size", "embedding_bits", "vision_bits", "scale_dtype"}  # of a config's entry
+_KEYS = {"quant_method", "bits", "block_size", "embedding_bits", "vision_bits", "scale_dtype", "activations"}
 _UNSAID = "float32"  # scales where a config says nothing of them
 _EXPERTS = {"gate_up": ("gate", "up"), "down": ("down",)}  # stem of a pair -> the parts whose rows alternate in it
 
@@ -183,3 +184,15 @@ def _ensure_whole(checkpoint: Checkpoint, stacked: Sequence[Stack]) -> None:
 def packed_bytes(checkpoint: Checkpoint, packing: Packing) -> int:
     """Bytes that a float checkpoint's tensors will take when packed."""
     return sum(entry.nbytes for entry in entries(checkpoint, packing).values())
+
+
+def activations_of(config: Mapping[str, object]) -> str:
+    """What a checkpoint's quantised matrices are multiplied with, by its config; raises CheckpointError."""
+    ours = lookup(config, "quantization_config.quant_method") == PACKED
+    found = lookup(config, "quantization_config.activations") if ours else None
+    if found is None:
+        return ACTIVATIONS[0]
+    if found not in ACTIVATIONS:
+        words = " or ".join(ACTIVATIONS)
+        raise CheckpointError(f"config.json: activations must be {words}, got {str(found)[:40]!r}. Export it again.")
+    return str(found)

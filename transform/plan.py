@@ -15,7 +15,7 @@ from transform.hub_cache import hub_id, name_of, revision_of
 from transform.image_settings import max_crops, variant_policy
 from transform.knobs import DTYPES, Knobs, canonical_name, parse_tokens
 from transform.molmoe import tiling
-from transform.packed_layout import Packing, packed_bytes, packing_for, packing_of
+from transform.packed_layout import Packing, activations_of, packed_bytes, packing_for, packing_of
 from transform.plan_facts import PlanFacts, VisionFacts
 from transform.stack import is_stacked, stack_experts
 from transform.tokenizer_file import tokenizer_warnings
@@ -85,7 +85,18 @@ class Plan:
         policy = (self.vision.resize, self.vision.rule) if self.vision else ()
         words = (self.form.name, self.knobs.dtype, *policy)
         usual = (self.source_form.name, "source", *DEFAULT_POLICY)
-        return tuple(word for word in words if word not in usual)
+        rounded = ("a8",) if self.activations == "int8" else ()
+        return (*(word for word in words if word not in usual), *rounded)
+
+    @property
+    def activations(self) -> str | None:
+        """What quantised matrices are multiplied with: what is said, else as the source has it, else the usual; None
+        where no matrix is quantised."""
+        if not self.form.activations:
+            return None
+        if self.knobs.activations is not None:
+            return self.knobs.activations
+        return self.form.activations[0] if self.new_packing else activations_of(self.source.config)
 
     @property
     def dtype(self) -> str:
@@ -134,6 +145,7 @@ class Plan:
                 "tokens": self.knobs.tokens,
                 "dtype": self.knobs.dtype,
                 "form": self.form.name,
+                "activations": self.activations,
             },
             "blocks_kept": list(self.keep_blocks),
             "blocks_removed": list(self.removed),
@@ -189,6 +201,11 @@ def make_plan(source: Checkpoint, knobs: Knobs) -> Plan:
     source_form = form_of(source)
     form = source_form if knobs.form is None else form_named(knobs.form)
     _check_form(source, source_form, form, knobs.dtype)
+    if knobs.activations is not None and not form.activations:
+        raise KnobError(
+            f"activations are about quantised matrices, and the {form.name} form has none, got {knobs.activations}. "
+            "Leave them out, or give --form int4."
+        )
     target = cast(target, form.dtype(knobs.dtype))
     if form.stacked:
         target = stack_experts(target)

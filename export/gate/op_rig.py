@@ -23,7 +23,7 @@ from transform.architectures import Settings
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint, Pack, Tensor
 from transform.errors import VerificationError
-from transform.forms import Form
+from transform.forms import ACTIVATIONS, Form
 from transform.knobs import DTYPES
 from transform.packed_layout import BLOCK, SCALES
 from transform.packing import encode
@@ -192,10 +192,16 @@ def _clear_tokens(rig: Rig, norm: Array, router: Array, k: int) -> Array:
     return many[np.argsort(-lead)[:TOKENS]]
 
 
-def block_graph(checkpoint: Checkpoint, form: Form, rows: int | str = "n", experts: Any = mixture) -> Graph:
+def block_graph(
+    checkpoint: Checkpoint,
+    form: Form,
+    rows: int | str = "n",
+    experts: Any = mixture,
+    activations: str = ACTIVATIONS[0],
+) -> Graph:
     """norm, router, experts, residual sum, on x [rows, d]: both ends of the experts are values inside the graph."""
     settings = checkpoint.settings
-    g = Graph("block", form)
+    g = Graph("block", form, activations=activations)
     x = g.input("x", g.compute, [rows, settings.hidden])
     normed = rms_norm(g, x, checkpoint.tensor("mlp.norm"), settings.eps)
     g.output("y", g.op("Add", x, experts(g, checkpoint, 0, normed)), g.compute, [rows, settings.hidden])
@@ -218,10 +224,10 @@ def rows_graph(table: Tensor, form: Form) -> Graph:
     return g
 
 
-def linear_graph(weight: Tensor, form: Form, bias: Tensor | None = None) -> Graph:
+def linear_graph(weight: Tensor, form: Form, bias: Tensor | None = None, activations: str = ACTIVATIONS[0]) -> Graph:
     """One product x W^T (+ b)."""
     rows, columns = weight.shape
-    g = Graph("linear", form)
+    g = Graph("linear", form, activations=activations)
     x = g.input("x", g.compute, ["n", columns])
     g.output("y", g.linear(x, weight, bias), g.compute, ["n", rows])
     return g

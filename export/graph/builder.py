@@ -17,7 +17,7 @@ from export.graph.shapes import fused_shapes
 from transform.arrays import Array
 from transform.checkpoint import Pack, Tensor
 from transform.errors import CheckpointError
-from transform.forms import REFERENCE, Form
+from transform.forms import ACTIVATIONS, REFERENCE, Form
 from transform.knobs import DTYPES
 
 OPSET = 18  # ordinary ai.onnx operators only, old enough for every onnxruntime in use
@@ -38,8 +38,12 @@ Shape = Sequence[int | str]
 class Graph:
     """One graph under construction; values are strings, as ONNX has them."""
 
-    def __init__(self, name: str, form: Form = REFERENCE, fixed: bool = False) -> None:
+    def __init__(
+        self, name: str, form: Form = REFERENCE, fixed: bool = False, activations: str = ACTIVATIONS[0]
+    ) -> None:
         self.name = name
+        # 4: each row that meets a quantised matrix is rounded to 8 bits; 1: it stays float32
+        self.accuracy = 4 if activations == "int8" else 1
         self.fixed = fixed  # all sizes are known: those that onnx can't infer are written down
         self.compute = TYPES[DTYPES[form.compute]]
         self.fused = form.fused  # onnxruntime's own operators may be used
@@ -198,8 +202,7 @@ class Graph:
         operands = [x, self.stored(pack.codes), self.weight(pack.scales)]
         operands += ["", "", self.weight(bias)] if bias else []
         rows, columns = weight.shape
-        # accuracy_level 1: the activations stay float32
-        sizes = {"N": rows, "K": columns, "bits": pack.bits, "block_size": pack.block, "accuracy_level": 1}
+        sizes = {"N": rows, "K": columns, "bits": pack.bits, "block_size": pack.block, "accuracy_level": self.accuracy}
         return self.op("MatMulNBits", *operands, domain=CONTRIB, **sizes)
 
     def _append(self, kind: str, inputs: Sequence[str], results: Sequence[str], **attributes: object) -> None:

@@ -25,8 +25,14 @@ def too_old(what: str, operators: Iterable[str], version: str) -> str | None:
     return None
 
 
-def too_old_for(form: Form, version: str) -> str | None:
-    """The same for the graphs of a form that don't exist yet."""
+def too_old_for(form: Form, version: str, activations: str | None = None) -> str | None:
+    """The same for the graphs of a form that don't exist yet, with these activations."""
+    oldest = form.oldest_with(activations)
+    if oldest != form.oldest and _numbers(version) < _numbers(oldest):
+        return (
+            f"The {form.name} form with {activations} activations needs {form.experts} as of onnxruntime {oldest}, "
+            f"this is {version}. Install onnxruntime {oldest} or later, or leave out --activations."
+        )
     return too_old(f"The {form.name} form", (f"com.microsoft::{form.experts}",), version)
 
 
