@@ -46,6 +46,13 @@ ABOUT = {
         "Scoring a model larger than memory",
         "`knobcast score --stream --metric nll` at full size in bfloat16: all 16 blocks, a picture with two questions.",
     ),
+    "sweep_75": (
+        "Measuring 75 settings together",
+        "`knobcast sweep` of the embedded model, accuracy and latency; the baseline evaluates and benchmarks one after "
+        "the other, timed on three. Seconds of a processor, one thread per process, proofs of the graphs included.",
+    ),
+    "pick": ("Choosing a setting", "`knobcast pick` on a finished sweep, beside `knobcast --help`; processor time."),
+    "report": ("A sweep as one page", "`knobcast report`: bytes of the page, processor time without and with plots."),
     "family_full_size": ("25 settings in one directory", "What `--family` adds to copying full-size weights."),
     "moe_layer_cpu": ("One layer of experts, `cpu` form", "MolmoE-1B's widths, one thread: time follows k."),
     "moe_layer_int4": ("One layer of experts, `int4` form", "The same weights in 4 bits."),
@@ -83,6 +90,16 @@ ABOUT = {
         "Seconds of a processor; the baseline lets onnxruntime plan which buffers to use again.",
     ),
     "open_text_int4": ("Opening the embedded variant's decoder, `int4` form", "The same in 4 bits."),
+    "cost_int4": (
+        "Estimated times against measured ones, `int4` form",
+        "75 settings of the embedded model, one thread; `knobcast calibrate` fits a device to 8 of them.",
+    ),
+    "cost_cpu": ("The same, `cpu` form", "The same settings over the weights as they are."),
+    "cut_12_megapixels": (
+        "Cutting a photo of 12 megapixels into 2 crops",
+        "`preprocess.onnx`, seconds of a processor; the baseline is the Python code. The photo's size is in float32.",
+    ),
+    "cut_12_megapixels_in_12": ("The same photo, up to 12 crops", "As MolmoE-1B cuts it."),
 }
 # A key, what it is called, its unit. The first that matches the whole key counts.
 WORDS = [
@@ -95,8 +112,12 @@ WORDS = [
     ("cp_sync_seconds", "`cp` and `sync`", "s"),
     ("plain_loop_seconds", "the plain loop", "s"),
     (r"plain_loop_seconds_from_(\d+)_sets", r"the plain loop, from \1 sets", "s"),
+    ("python_seconds", "the Python code", "s"),
+    ("picture_mb", "the photo", "MiB"),
+    ("peak_ratio", "peak memory, to the photo", ""),
     ("planned_seconds", "with the plan", "s"),
     ("main_job_seconds", "the main job", "s"),
+    ("help_seconds", "`knobcast --help`", "s"),
     ("added", "added to the rest of the main job", ""),
     ("ratio", "ratio to the baseline", ""),
     ("share", "share of the plain loop's block evaluations", ""),
@@ -138,9 +159,21 @@ WORDS = [
     ("block_evaluations_per_picture", "block evaluations per picture", ""),
     ("naive_block_evaluations_per_picture", "the plain loop's", ""),
     ("tokens_per_call", "tokens of a call", ""),
+    ("calibrated_on", "settings that the device was fitted to", ""),
+    ("median_error", "error of the estimated total, median", ""),
+    ("largest_error", "the largest", ""),
+    ("rank_correlation", "rank correlation of estimated and measured totals", ""),
+    ("median_error_of_unseen", "median error over the other settings", ""),
+    (r"median_error_of_(\w+)", r"median error of \1", ""),
+    ("failed", "settings without accuracy or latency", ""),
+    ("over_least", "to the least that the settings can share", ""),
+    ("cpu_seconds", "the sweep", "s"),
+    ("one_by_one_cpu_seconds", "one by one", "s"),
+    ("ratio_with_exports", "ratio where exporting each variant counts too", ""),
+    ("wall_minutes", "by the clock, in minutes", ""),
     ("mode", "verified", ""),
     ("onnxruntime", "version of onnxruntime", ""),
-    ("(tensors|sets|questions|calls|members|blocks|note|skipped)", r"\1", ""),
+    ("(tensors|sets|settings|questions|calls|members|blocks|note|skipped)", r"\1", ""),
 ]
 
 

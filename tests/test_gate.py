@@ -20,7 +20,7 @@ from export.gate.probe import TextProbe
 from export.gate.verify import verify_directory
 from export.graph.decoder import text_graph
 from export.graph.embedding import embedding_graph
-from export.graph.vision import Tower, vision_graph
+from export.graph.vision import vision_graph
 from export.numpy_run.graphs import check_rounding
 from export.variant import export_variant
 from transform.checkpoint import Checkpoint, Tensor
@@ -31,6 +31,7 @@ from transform.load import load_model
 from transform.plan import make_plan
 from transform.read import read_checkpoint
 from transform.top_k import set_top_k
+from transform.vision_tower import Tower
 
 
 @dataclass
