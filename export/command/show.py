@@ -75,7 +75,8 @@ def ranking_words(ranking: Source) -> str:
 
 def _stored(plan: Plan) -> str:
     if plan.packing:
-        return f"{plan.packing[0]}-bit codes and scales"
+        rounded = ", activations rounded to 8 bits" if plan.activations == "int8" else ""
+        return f"codes and scales: {plan.packing}{rounded}"
     return f"{plan.dtype} dtype"
 
 

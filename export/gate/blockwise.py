@@ -7,15 +7,16 @@ float32 rounding over all blocks in one graph.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
 from export.files.integrity import check_graph_bounds
 from export.files.verification import Verification
+from export.gate.activations import check_activations
 from export.gate.as_user import check_as_user
-from export.gate.checking import checking_graphs
+from export.gate.checking import checking_graphs, rounds_activations
 from export.gate.compare import TOLERANCE, exactly_equal, find_probe, onnx_vs_torch, other_k, run_text
 from export.gate.golden import check_graphs, record, torch_image
 from export.gate.image_probe import ImageProbe, image_probe
@@ -52,6 +53,7 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
     differences: dict[str, float] = {}
     graphs: dict[str, float] = {}
     fixed: dict[str, float] = {}
+    rounded: dict[str, float] = {}
     counts: dict[str, float] = {}
     for new, old in enumerate(plan.keep_blocks):
         say(f"block {old} ({new + 1} of {len(plan.keep_blocks)})")
@@ -72,6 +74,11 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
             if image is not None:
                 golden = record(model, probe.ids.numpy(), image)
                 keep_largest(graphs, check_graphs(block_graphs, golden, image, TOLERANCE))
+            if rounds_activations(block_graphs):
+                users = one_block_graphs(view, directory, plan.form, Graphs)
+                ids = probe.ids.numpy()
+                keep_largest(rounded, check_activations(users, ids, record(model, ids, None)["logits"]))
+                del users
             if block_graphs.io.get("static"):
                 found = verify_static_block(model, view, directory, probe.ids.numpy(), new == 0, TOLERANCE)
                 keep_largest(fixed, found)
@@ -91,6 +98,7 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
         other_k=other,
         graph_ranges=check_graph_bounds(directory) if onnx else {},
         onnx_vs_torch=graphs,
+        int8_activations=rounded,
         static_vs_torch=fixed,
         preprocess=check_preprocess(Graphs(directory)) if onnx and has_preprocess(directory) else {},
     )
@@ -139,14 +147,19 @@ def _copied(planned: Checkpoint, variant: Checkpoint, name: str) -> bool:
     return origin.dtype == origin.stored and variant.tensors[name].pack is None
 
 
-def one_block_graphs(view: Checkpoint, directory: Path, form: Form) -> Graphs:
-    """The graphs of one block over the variant's own weight files; io.json and the other graphs stay the variant's."""
+def one_block_graphs(
+    view: Checkpoint, directory: Path, form: Form, opened: Callable[..., Graphs] = checking_graphs
+) -> Graphs:
+    """The graphs of one block over the variant's own weight files; io.json and the other graphs stay the variant's.
+
+    `opened`: how, exactly or as users open them (`Graphs`).
+    """
     from export.graph.decoder import text_graph
 
     name = f".block-{GRAPH}"
     text_graph(view, form).write(directory / name)
     try:
-        graphs = checking_graphs(directory, text=name)
+        graphs = opened(directory, text=name)
         _ = graphs.text  # opened now: the file can go
     finally:
         (directory / name).unlink()
