@@ -1,6 +1,6 @@
 # The main job:  make export K=4 BLOCKS=12 TOKENS=432 [MODEL=…] [SCORES=…] [FORM=int4] [DTYPE=…] [STATIC=1024] [OUT=…] [FORCE=1]
 # Every target creates .venv and installs by itself when pyproject.toml changed or a package is gone.
-.PHONY: FORCE setup export score search test test-versions test-all check fix bench bench-variant faults fuzz gpu-check small-env genai-env js-env ort-envs nano nano-data nano-curves clean
+.PHONY: FORCE setup export score search sweep pick test test-versions test-all check fix bench bench-variant faults fuzz gpu-check small-env genai-env js-env browser-env ort-envs report nano nano-data nano-report nano-curves clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,6 +10,7 @@ EXTRAS := $(VENV)/.extras
 SMALL := .venv-small
 GENAI := .venv-genai
 JS := .venv-js
+BROWSER := .venv-browser
 ORT := .venv-ort
 # Run with the oldest and with the newest of every dependency: parity, generate, graphs, scoring, the main job.
 VERSIONS := versions molmoe_parity molmoe_auto molmoe_generate molmoe_traps preprocessing runtime cache_name calling \
@@ -73,7 +74,7 @@ test-versions: .venv-oldest/.installed .venv-newest/.installed
 .venv-oldest/.installed .venv-newest/.installed: .venv-%/.installed: pyproject.toml $(STAMP)
 	$(BIN)/python -m tests.versions.environments $*
 
-test-all: $(STAMP) $(EXTRAS) small-env $(GENAI)/.installed js-env ort-envs
+test-all: $(STAMP) $(EXTRAS) small-env $(GENAI)/.installed js-env browser-env ort-envs
 	$(BIN)/pytest -q -m extra
 
 check: $(STAMP)
@@ -87,6 +88,28 @@ fix: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench $(ARGS)
+
+# Every setting of a grid, measured:  make sweep DATA=questions.jsonl GRID="k=2,4,8 blocks=12,16" [MODEL=…] [SWEEP=DIR]
+# Without DATA the embedded model answers questions that are drawn for it. What is done isn't done again.
+GRID ?= k=2,4,8 blocks=12,16 tokens=288,432
+SWEEP ?= artifacts/sweep-$(if $(MODEL),$(notdir $(patsubst %/,%,$(MODEL))),molmoe-nano)
+DRAWN := artifacts/molmoe-nano/data/few
+sweep: $(STAMP)
+	@$(if $(DATA),,$(if $(MODEL),echo "error: make sweep MODEL=… needs DATA=…" >&2; exit 1,\
+	  test -f $(DRAWN)/test.jsonl || $(BIN)/python -m artifacts.nano.data $(DRAWN) 12))
+	@$(BIN)/knobcast sweep $(if $(MODEL),$(call quoted,$(MODEL))) --data $(if $(DATA),$(call quoted,$(DATA)),$(DRAWN)/test.jsonl) \
+	  --grid $(call quoted,$(GRID)) $(if $(SCORES),--scores $(call quoted,$(SCORES))) --out $(call quoted,$(SWEEP)) $(ARGS)
+
+# The variant for a device, with the evidence on one page:  make pick LATENCY=200 MEMORY=6000 ACCURACY=">=0.95x"
+# sweeps first (see above: MODEL, DATA, GRID, SWEEP), then chooses and writes the report.
+pick: sweep
+	@$(BIN)/knobcast pick $(call quoted,$(SWEEP)) $(if $(LATENCY),--latency-ms $(LATENCY)) $(if $(MEMORY),--memory-mb $(MEMORY)) \
+	  $(if $(ACCURACY),--accuracy $(call quoted,$(ACCURACY))) $(if $(AT),--at $(AT)) $(if $(OUT),--export $(call quoted,$(OUT))); \
+	  code=$$?; $(BIN)/knobcast report $(call quoted,$(SWEEP)) --force && exit $$code
+
+# A sweep as one page:  make report DIR=artifacts/sweep [OUT=report.html] [FORCE=1]
+report: $(STAMP)
+	@$(BIN)/knobcast report $(call quoted,$(DIR)) $(if $(OUT),--out $(call quoted,$(OUT))) $(if $(FORCE),--force) $(ARGS)
 
 # How fast a variant is, beside PyTorch on the same weights:  make bench-variant DIR=artifacts/… [ARGS="--threads 2"]
 bench-variant: $(STAMP)
@@ -107,7 +130,7 @@ gpu-check: $(STAMP)
 # What a device gets: onnxruntime and no torch (docs/device.md). No editable install: what isn't packaged is missed.
 small-env: $(SMALL)/.installed
 
-$(SMALL)/.installed: pyproject.toml $(shell find transform export importance -name '*.py' -o -name '*.json' 2>/dev/null)
+$(SMALL)/.installed: pyproject.toml $(shell find transform export importance -name '*.py' -o -name '*.json' -o -name '*.css' -o -name '*.js' 2>/dev/null)
 	rm -rf $(SMALL) build
 	$(PYTHON) -m venv $(SMALL)
 	$(SMALL)/bin/pip install $(QUIET) ".[run]"
@@ -117,9 +140,9 @@ $(SMALL)/.installed: pyproject.toml $(shell find transform export importance -na
 # onnxruntime-genai pulls in the CPU onnxruntime, which would overwrite onnxruntime-gpu's files: a place of its own.
 genai-env: $(GENAI)/.installed
 
-$(GENAI)/.installed:
+$(GENAI)/.installed: docs/clients/genai/requirements.txt
 	$(PYTHON) -m venv $(GENAI)
-	$(GENAI)/bin/pip install $(QUIET) "onnxruntime-genai>=0.14,<0.19" "numpy>=2,<3" "safetensors>=0.6,<1"
+	$(GENAI)/bin/pip install $(QUIET) -r $< "safetensors>=0.6,<1"
 	@touch $@
 
 # transformers.js for the tests under node. Without the flag onnxruntime-node fetches CUDA libraries as well.
@@ -131,6 +154,21 @@ $(JS)/.installed: tests/transformersjs/package.json
 	mkdir -p $(JS)
 	cp $< $(JS)/
 	ONNXRUNTIME_NODE_INSTALL=skip npm install --prefix $(JS) --no-audit --no-fund --no-package-lock --loglevel=error
+	@touch $@
+
+# Chromium, a driver and an accessibility checker for the report's tests. The browser is Debian's, where we may install.
+browser-env:
+	@command -v chromium >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1 \
+	  && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; } \
+	  || echo "no chromium, and it can't be installed here: the report's tests in a browser are skipped"
+	@if command -v npm >/dev/null 2>&1; then $(MAKE) --no-print-directory $(BROWSER)/.installed; \
+	  else echo "no npm: axe-core is not installed, the report's tests in a browser are skipped"; fi
+
+$(BROWSER)/.installed: tests/browser/package.json
+	$(PYTHON) -m venv $(BROWSER)
+	$(BROWSER)/bin/pip install $(QUIET) "playwright>=1.50,<2"
+	cp $< $(BROWSER)/
+	npm install --prefix $(BROWSER) --no-audit --no-fund --no-package-lock --loglevel=error
 	@touch $@
 
 # Several onnxruntimes for the tests: with a Python of their own, and two alone, to stand before the installed one.
@@ -165,8 +203,12 @@ nano: $(STAMP)
 nano-data: $(STAMP)
 	$(BIN)/python -m artifacts.nano.data
 
+# docs/report.html, from a sweep of 75 settings: minutes, on a quiet machine. The picture needs chromium.
+nano-report: $(STAMP)
+	$(BIN)/python -m artifacts.nano.report
+
 nano-curves: $(STAMP) nano-data
 	$(BIN)/python -m artifacts.nano.curves
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest $(SMALL) $(GENAI) $(JS) $(ORT) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest .venv-newest $(SMALL) $(GENAI) $(JS) $(BROWSER) $(ORT) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -13,6 +13,7 @@ from pathlib import Path
 from export.files.card import write_card
 from export.files.integrity import write_sums
 from export.files.manifest import write_manifest
+from export.files.measured import Measured
 from export.files.verification import Verification
 from export.graph.static import write_static
 from export.run.static_plan import StaticPlan
@@ -41,16 +42,18 @@ def export_variant(
     progress: Progress = lambda _: None,
     static: StaticPlan | None = None,
     ranking: Source | None = None,
+    measured: Measured | None = None,
 ) -> Record:
     """Write the variant to `out` and return its manifest; on any error `out` is as it was.
 
-    `static` adds the graphs of fixed sizes. `ranking`: what the blocks were chosen by, for the card.
+    `static` adds the graphs of fixed sizes. `ranking`: what the blocks were chosen by, for the card; `measured`: what a
+    sweep measured of this setting, for card and manifest.
     """
     check(plan, out, onnx=onnx, verify=verify, force=force)
     with staged(out, force) as stage:
         written = write(plan, stage, onnx=onnx, static=static, say=say, progress=progress)
         verification = prove(plan, written, onnx=onnx, say=say) if verify else None
-        return seal(plan, written, verification, onnx=onnx, ranking=ranking, say=say)
+        return seal(plan, written, verification, onnx=onnx, ranking=ranking, measured=measured, say=say)
 
 
 def check(plan: Plan, out: Path, *, onnx: bool = True, verify: bool = True, force: bool = False) -> None:
@@ -88,7 +91,7 @@ def write(
     say("weights")
     if plan.packing:
         activations = plan.activations or plan.form.activations[0]
-        write_packed(travelling(plan), stage, *plan.packing, progress=progress, activations=activations)
+        write_packed(travelling(plan), stage, plan.packing, progress, activations)
     else:
         write_checkpoint(travelling(plan), stage, progress)
     if plan.vision:
@@ -116,6 +119,7 @@ def seal(
     onnx: bool = True,
     card: Sequence[str] = (),
     ranking: Source | None = None,
+    measured: Measured | None = None,
     say: Say = lambda _: None,
 ) -> Record:
     """Card, with more lines at its end, sums and manifest: nothing may be added afterwards. Returns the manifest.
@@ -123,9 +127,9 @@ def seal(
     `verification` None: nothing was proven, and no sums are taken.
     """
     say("card, sums, manifest")
-    write_card(written.path, plan, verification, onnx, card, ranking)
+    write_card(written.path, plan, verification, onnx, card, ranking, measured)
     sums = write_sums(written.path) if verification else "not computed"
-    return write_manifest(written, plan, verification, sums)
+    return write_manifest(written, plan, verification, sums, measured)
 
 
 def travelling(plan: Plan) -> Checkpoint:

@@ -113,6 +113,11 @@ def run_jobs(
     return cast("list[R]", [found[text] for text in wanted])
 
 
+def damaged_results(store: Path) -> list[str]:
+    """The names of kept results that aren't whole any more, which `run_jobs` computes again."""
+    return [path.name for path in sorted(Path(store).glob("*.json")) if not _is_whole(path)]
+
+
 def work(function: Callable[[Object], Mapping[str, object]], text: str, store: str) -> Outcome:
     """One job, in the process that computes it: what `run_jobs` submits.
 
@@ -262,13 +267,24 @@ def _digest(text: str) -> str:
 
 def _load(folder: Path, text: str) -> Object | None:
     """The kept result of a job; None where there is none, or a file that is damaged or of another job."""
+    found = _read(folder / f"{_digest(text)}.json")
+    return found[1] if found and found[0] == text else None
+
+
+def _is_whole(path: Path) -> bool:
+    found = _read(path)
+    return found is not None and path.name == f"{_digest(found[0])}.json"
+
+
+def _read(path: Path) -> tuple[str, Object] | None:
+    """(job, result) of a file; None where it is damaged or absent."""
     try:
-        raw = json.loads((folder / f"{_digest(text)}.json").read_text("utf-8"))
-        result: Object = raw["result"]
-        right = _canonical(raw["spec"], "") == text and raw["sha256"] == _digest(_canonical(result, ""))
+        raw = json.loads(path.read_text("utf-8"))
+        text, result = _canonical(raw["spec"], ""), raw["result"]
+        right = raw["sha256"] == _digest(_canonical(result, ""))
     except (OSError, ValueError, TypeError, KeyError, RecursionError, JobsError):
         return None
-    return result if right else None
+    return (text, result) if right else None
 
 
 def _keep(folder: Path, text: str, result: Object) -> None:

@@ -239,6 +239,15 @@ class Scorer:
             losses[:, members] = unpack(result["losses"])
         return losses
 
+    def answers(self, configs: Sequence[Config]) -> list[list[str]]:
+        """[len(configs)][samples]: the greedy answer of each configuration, as `evaluate` finds it."""
+        found = [[""] * len(self.setting.samples) for _ in configs]
+        for members, result in self._results("answers", configs=configs):
+            for row, texts in zip(found, result["answers"], strict=True):
+                for member, text in zip(members, texts, strict=True):
+                    row[member] = text
+        return found
+
     def scores(self) -> Scores:
         """One score per block, with standard errors and 95 % intervals."""
         kind = self.setting.chosen.kind

@@ -52,6 +52,8 @@ def run_shard(raw: dict[str, object]) -> Result:
         engine = Engine(shard.blocks, spec.full, spec.tokens_per_call, spec.live_bytes, objective.remembers)
         losses = measure(engine, shard.chunks(spec), spec.configs, objective, spec.streamed)
         return {"losses": pack(losses), "report": engine.report.as_dict()}
+    if spec.kind == "answers":
+        return _answered(spec, shard)
     found = metric(spec.metric)
     if spec.kind == "gradient":
         values, counts = found.module.taylor(shard.blocks, spec.full, shard.chunks(spec))
@@ -60,6 +62,26 @@ def run_shard(raw: dict[str, object]) -> Result:
     report = observe(shard.blocks, spec.full, shard.chunks(spec), [watcher], spec.streamed)
     values = [watcher.values[block] for block in sorted(watcher.values)]
     return {"values": pack(np.array(values)), "report": report.as_dict()}
+
+
+def _answered(spec: Spec, shard: "_Shard") -> Result:
+    """What every configuration answers, as `evaluate` finds it; configurations that are equal are computed once."""
+    ends = shard.prepared.prompts.ends(shard.model)
+    greedy = Generated(shard.blocks, lambda _ids, _sample: 1.0, shard.model, ends, spec.max_new_tokens)
+    asked = list(dict.fromkeys(spec.configs))
+    texts: list[list[str]] = [[""] * len(shard.samples) for _ in asked]
+
+    def read(state: State, logits: Tensor) -> None:
+        greedy.read(state, logits)
+        for sample, ids in greedy.answers.items():
+            text = shard.prepared.prompts.text(ids)
+            for config in state.configs:
+                texts[config][sample] = text
+
+    engine = Engine(shard.blocks, spec.full, spec.tokens_per_call, spec.live_bytes, remember=True)
+    engine.run(shard.chunks(spec), asked, read)
+    row = {config: n for n, config in enumerate(asked)}
+    return {"answers": [texts[row[config]] for config in spec.configs], "report": engine.report.as_dict()}
 
 
 class _Shard:
@@ -82,7 +104,7 @@ class _Shard:
     def chunks(self, spec: Spec) -> Iterable[Chunk]:
         """In the order of the pictures."""
         decoded = spec.max_new_tokens if spec.metric == "accuracy" else 1
-        apart = spec.kind != "losses"
+        apart = not spec.of_configs
         return pack_chunks(self.model, self.prepared, self.references, new_tokens=decoded, apart=apart)
 
     def objective(self, spec: Spec) -> Objective:
@@ -223,6 +245,13 @@ def _processor(path: str) -> Processor:
 
 
 _HELD: "OrderedDict[str, _Shard]" = OrderedDict()  # of this process, the one used last at the end
+
+
+def forget() -> None:
+    """Free what jobs of this process have kept for others: models, samples, embedded pictures."""
+    _HELD.clear()
+    for kept in (_model, _samples, _processor):
+        kept.cache_clear()
 
 
 def _shard(spec: Spec) -> _Shard:

@@ -19,9 +19,11 @@ class Data(TypedDict):
 
 
 class Result(TypedDict, total=False):
-    """losses: packed [configs, samples]; values: packed [blocks, rows], or [blocks, chunks] with `counts`."""
+    """losses: packed [configs, samples]; answers: texts [configs][samples]; values: packed [blocks, rows], or [blocks,
+    chunks] with `counts`."""
 
     losses: str
+    answers: list[list[str]]
     values: str
     counts: list[int]  # samples of each chunk
     report: Required[dict[str, int]]  # the engine's
@@ -29,7 +31,8 @@ class Result(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Spec:
-    """Everything that a result depends on. kind: `losses` of `configs`, or `observe` or `gradient` with `options`."""
+    """Everything that a result depends on. kind: `losses` or `answers` of `configs`, or `observe` or `gradient` with
+    `options`."""
 
     kind: str
     model: str
@@ -51,6 +54,11 @@ class Spec:
     options: Mapping[str, float | None] = field(default_factory=dict)
     version: int = 1
 
+    @property
+    def of_configs(self) -> bool:
+        """Whether configurations are measured, and not the full model alone."""
+        return self.kind in ("losses", "answers")
+
     @classmethod
     def parse(cls, raw: Record) -> "Spec":
         """What `as_dict` gave, behind JSON."""
@@ -59,5 +67,5 @@ class Spec:
 
     def as_dict(self) -> dict[str, object]:
         """For `run_jobs`, which keeps results by it: what a kind doesn't have isn't named."""
-        absent = "options" if self.kind == "losses" else "configs"
+        absent = "options" if self.of_configs else "configs"
         return {name: value for name, value in asdict(self).items() if name != absent}

@@ -22,12 +22,18 @@ from typing import Any
 
 import numpy as np
 
+from tests.bench_cost import bars as cost_bars
 from tests.bench_family import bars as family_bars
 from tests.bench_full_size import bars as full_size_bars
 from tests.bench_onnx import bars as onnx_bars
 from tests.bench_opening import bars as opening_bars
+from tests.bench_packed import bars as packed_bars
 from tests.bench_page import FIGURES, PAGE, render
+from tests.bench_pick import bench_pick
+from tests.bench_pictures import bars as picture_bars
+from tests.bench_report import bench_report
 from tests.bench_scoring import bars as scoring_bars
+from tests.bench_sweep import bars as sweep_bars
 from tests.support.full_size import measure_emission, released_config, write_sparse_molmoe
 
 ROOT = Path(__file__).parent.parent
@@ -189,8 +195,14 @@ def main() -> None:
         *family_bars(work, runs),
         *([] if options.quick else onnx_bars(work, runs)),
         *opening_bars(work),
+        *([] if options.quick else cost_bars(work)),
+        *picture_bars(work),
         *scoring_bars(work, runs, options.quick),
         *([] if options.quick else full_size_bars(work)),
+        *([] if options.quick else packed_bars()),
+        *([] if options.quick else sweep_bars(work)),
+        ("pick", lambda: bench_pick(work)),
+        ("report", lambda: bench_report(work)),
     ]
     unknown = set(options.only) - {name for name, _ in bars}
     if unknown:

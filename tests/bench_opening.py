@@ -13,10 +13,12 @@ from typing import Any
 import onnxruntime
 
 from export.gate.as_user import check_as_user
-from export.run.providers import SESSION_ATTRIBUTES
+from export.run.providers import CPU, SESSION_ATTRIBUTES
 from export.run.session import open_session
+from export.run.session_options import session_options
 from export.variant import export_variant
 from tests.support.paths import ROOT
+from transform.forms import form_named
 from transform.knobs import Knobs
 from transform.plan import make_plan
 from transform.read import read_checkpoint
@@ -55,6 +57,30 @@ def bench_opening(work: Path, form: str) -> dict[str, Any]:
         "planned_seconds": round(theirs, 3),
         "ratio": round(ours / theirs, 2),
         "bar": "ratio <= 0.65",
+    }
+
+
+def bench_opening_against_int4(work: Path) -> dict[str, Any]:
+    """`text.onnx` in 16 bits against int4's, opened as `io.json` says and with onnxruntime's default options."""
+    paths = {form: variant(work, form, "against") / "text.onnx" for form in ("cpu", "int4")}
+    defaults = onnxruntime.SessionOptions()
+    defaults.log_severity_level, defaults.intra_op_num_threads = 3, 1
+    ways: dict[str, Callable[[str], object]] = {
+        "io_json": lambda form: open_session(paths[form], session_options(form_named(form)), threads=1),
+        "default": lambda form: onnxruntime.InferenceSession(str(paths[form]), defaults, providers=[CPU]),
+    }
+    seconds: dict[tuple[str, str], list[float]] = {(way, form): [] for way in ways for form in paths}
+    for _ in range(TURNS):
+        for way, form in seconds:
+            start = time.process_time()
+            ways[way](form)
+            seconds[way, form].append(time.process_time() - start)
+    found = {place: statistics.median(values) for place, values in seconds.items()}
+    return {
+        "onnxruntime": onnxruntime.__version__,
+        **{f"{form}_{way}_seconds": round(value, 3) for (way, form), value in found.items()},
+        **{f"{way}_ratio": round(found[way, "cpu"] / found[way, "int4"], 2) for way in ways},
+        "bar": "io_json_ratio <= 1.5, default_ratio <= 1.5",
     }
 
 
@@ -102,5 +128,6 @@ def bars(work: Path) -> list[tuple[str, Callable[[], dict[str, Any]]]]:
     return [
         ("open_text_cpu", lambda: bench_opening(work, "cpu")),
         ("open_text_int4", lambda: bench_opening(work, "int4")),
+        ("open_text_cpu_against_int4", lambda: bench_opening_against_int4(work)),
         ("user_process", lambda: bench_user_process(work)),
     ]

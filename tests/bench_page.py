@@ -46,6 +46,13 @@ ABOUT = {
         "Scoring a model larger than memory",
         "`knobcast score --stream --metric nll` at full size in bfloat16: all 16 blocks, a picture with two questions.",
     ),
+    "sweep_75": (
+        "Measuring 75 settings together",
+        "`knobcast sweep` of the embedded model, accuracy and latency; the baseline evaluates and benchmarks one after "
+        "the other, timed on three. Seconds of a processor, one thread per process, proofs of the graphs included.",
+    ),
+    "pick": ("Choosing a setting", "`knobcast pick` on a finished sweep, beside `knobcast --help`; processor time."),
+    "report": ("A sweep as one page", "`knobcast report`: bytes of the page, processor time without and with plots."),
     "family_full_size": ("25 settings in one directory", "What `--family` adds to copying full-size weights."),
     "moe_layer_cpu": ("One layer of experts, `cpu` form", "MolmoE-1B's widths, one thread: time follows k."),
     "moe_layer_int4": ("One layer of experts, `int4` form", "The same weights in 4 bits."),
@@ -64,6 +71,16 @@ ABOUT = {
         "k = 4, 12 of 16 blocks, 432 vision tokens, bfloat16; verified block by block as where memory is short.",
     ),
     "export_full_size_int4": ("The main job at full size, `int4` form", "The same in 4 bits."),
+    "packed_bytes_full_size": (
+        "Bytes of the quantised forms at full size",
+        "12 of 16 blocks, by headers alone; beside it the decoder's matrices packed and all else in bfloat16.",
+    ),
+    "packed_accuracy": (
+        "What quantising costs the embedded model",
+        "Its test questions, in PyTorch on the values that the codes stand for: the decoder alone in 4 bits, then with "
+        "the embedding tables (4 or 8 bits) or the vision side (8 bits); `int4` and `int8` have all of it. "
+        "Losses are paired, with half the width of their 95 % interval over pictures.",
+    ),
     "user_process": (
         "What checking a variant as its users load it takes",
         "A process without knobcast, embedded model; seconds of a processor.",
@@ -73,6 +90,16 @@ ABOUT = {
         "Seconds of a processor; the baseline lets onnxruntime plan which buffers to use again.",
     ),
     "open_text_int4": ("Opening the embedded variant's decoder, `int4` form", "The same in 4 bits."),
+    "cost_int4": (
+        "Estimated times against measured ones, `int4` form",
+        "75 settings of the embedded model, one thread; `knobcast calibrate` fits a device to 8 of them.",
+    ),
+    "cost_cpu": ("The same, `cpu` form", "The same settings over the weights as they are."),
+    "cut_12_megapixels": (
+        "Cutting a photo of 12 megapixels into 2 crops",
+        "`preprocess.onnx`, seconds of a processor; the baseline is the Python code. The photo's size is in float32.",
+    ),
+    "cut_12_megapixels_in_12": ("The same photo, up to 12 crops", "As MolmoE-1B cuts it."),
 }
 # A key, what it is called, its unit. The first that matches the whole key counts.
 WORDS = [
@@ -85,14 +112,29 @@ WORDS = [
     ("cp_sync_seconds", "`cp` and `sync`", "s"),
     ("plain_loop_seconds", "the plain loop", "s"),
     (r"plain_loop_seconds_from_(\d+)_sets", r"the plain loop, from \1 sets", "s"),
+    ("python_seconds", "the Python code", "s"),
+    ("picture_mb", "the photo", "MiB"),
+    ("peak_ratio", "peak memory, to the photo", ""),
     ("planned_seconds", "with the plan", "s"),
     ("main_job_seconds", "the main job", "s"),
+    ("help_seconds", "`knobcast --help`", "s"),
     ("added", "added to the rest of the main job", ""),
     ("ratio", "ratio to the baseline", ""),
     ("share", "share of the plain loop's block evaluations", ""),
     ("bytes_ratio", "bytes, to those of the checkpoint", ""),
     ("bytes_over_bfloat16_same_blocks", "weights, to bfloat16 of the same blocks", ""),
     ("bytes_over_bfloat16_all_blocks", "weights, to bfloat16, all 16 blocks", ""),
+    (r"(int\d)_over_bfloat16", r"`\1` form, to bfloat16", ""),
+    (r"(int\d)_decoder_over_bfloat16", r"`\1`, the decoder's matrices alone, to bfloat16", ""),
+    ("floats_right", "right, floats", ""),
+    (r"(int\d)_right", r"right, `\1` form", ""),
+    ("decoder_right", "right, decoder in 4 bits", ""),
+    ("decoder_and_tables_right", "right, with the tables", ""),
+    ("decoder_and_tables_8_right", "right, with the tables in 8 bits", ""),
+    ("decoder_and_vision_right", "right, with the vision side", ""),
+    (r"\w+_loses_to_floats", "fewer than the floats", ""),
+    (r"\w+_loses_to_decoder", "fewer than with the decoder alone", ""),
+    (r"\w+_interval", "plus or minus", ""),
     ("peak_mb", "peak memory", "MiB"),
     ("peak_anonymous_mb", "peak memory without mapped files", "MiB"),
     ("anonymous_mb", "memory beside the mapped file", "MB"),
@@ -117,9 +159,21 @@ WORDS = [
     ("block_evaluations_per_picture", "block evaluations per picture", ""),
     ("naive_block_evaluations_per_picture", "the plain loop's", ""),
     ("tokens_per_call", "tokens of a call", ""),
+    ("calibrated_on", "settings that the device was fitted to", ""),
+    ("median_error", "error of the estimated total, median", ""),
+    ("largest_error", "the largest", ""),
+    ("rank_correlation", "rank correlation of estimated and measured totals", ""),
+    ("median_error_of_unseen", "median error over the other settings", ""),
+    (r"median_error_of_(\w+)", r"median error of \1", ""),
+    ("failed", "settings without accuracy or latency", ""),
+    ("over_least", "to the least that the settings can share", ""),
+    ("cpu_seconds", "the sweep", "s"),
+    ("one_by_one_cpu_seconds", "one by one", "s"),
+    ("ratio_with_exports", "ratio where exporting each variant counts too", ""),
+    ("wall_minutes", "by the clock, in minutes", ""),
     ("mode", "verified", ""),
     ("onnxruntime", "version of onnxruntime", ""),
-    ("(tensors|sets|questions|calls|members|blocks|note|skipped)", r"\1", ""),
+    ("(tensors|sets|settings|questions|calls|members|blocks|note|skipped)", r"\1", ""),
 ]
 
 

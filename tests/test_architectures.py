@@ -11,10 +11,13 @@ import pytest
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+from export.cost.count import count
+from export.cost.work import Workload
 from export.variant import export_variant
 from importance.blocks import ResidentBlocks
 from importance.prompts import load_processor
 from importance.streaming import StreamedBlocks
+from tests.support.flops import decoder_flops
 from tests.support.imports import PACKAGES
 from tests.support.paths import ROOT
 from transform.architectures import architecture_named, known_model_types, read
@@ -106,6 +109,12 @@ def test_a_data_file_is_all_that_a_family_takes(newcomer: Path, tmp_path: Path) 
     manifest = export_variant(make_plan(source, Knobs(2, (0, 2), None, "source")), tmp_path / "v")
     assert manifest["top_k"] == [2, 2]
     assert manifest["verification"]["onnx_vs_torch"]["prefill"] < 1e-5
+
+
+def test_its_flops_are_counted(newcomer: Path) -> None:
+    plan = make_plan(read_checkpoint(newcomer), Knobs(2, (0, 2)))
+    counted = count(plan, Workload(None, 9, 4))
+    assert (counted.work.prefill_flops, counted.work.decode_flops) == decoder_flops(plan, newcomer, counted, 4)
 
 
 def test_its_blocks_are_read_one_by_one(newcomer: Path) -> None:

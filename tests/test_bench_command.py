@@ -8,11 +8,13 @@ from typing import cast
 
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
 from export.bench import contestants
 from export.bench.contestants import parse_against, unavailable
+from export.bench.cutting import open_cutter
 from export.bench.job import BenchJob
 from export.bench.machine import machine_facts, parse_device_memory, physical_cores, process_memory
 from export.bench.measure import first_difference
@@ -22,11 +24,14 @@ from export.bench.show import show_bench
 from export.bench.workload import Workload, make_workload
 from export.command.main import app
 from export.family.family import export_family, plan_family
+from export.gate.picture import drawn_picture
+from export.run.io_file import policy_in
 from export.run.session import RunError
 from export.variant import export_variant
 from tests.support.graphs import greedy, session
 from transform.errors import KnobcastError, KnobError, VerificationError, WriteError
 from transform.knobs import Knobs
+from transform.molmoe.preprocessing import preprocess
 from transform.plan import make_plan
 from transform.read import read_checkpoint
 from transform.strict_json import Record
@@ -88,7 +93,7 @@ def test_all_make_as_many_steps_and_the_same_tokens(text_record: Record) -> None
 
 def test_the_tokens_are_those_of_a_plain_loop(text_variant: Path, text_record: Record) -> None:
     io = json.loads((text_variant / "io.json").read_text())
-    work = make_workload(text_variant, io, PROMPT, NEW, None)
+    work = make_workload(text_variant, io, PROMPT, NEW)
     text = session(text_variant, "text.onnx")
     mask = np.ones((1, PROMPT), np.int64)
     ids, _ = greedy(text, lambda chosen: {"input_ids": chosen}, {"input_ids": work.ids}, mask, NEW)
@@ -144,12 +149,38 @@ def test_a_picture_is_timed_apart_from_the_prompt(image_record: Record) -> None:
     for record in image_record["contestants"]:
         assert record["vision_seconds"]["median"] > 0
         assert record["ratios"]["vision"] > 0
+    assert image_record["preprocess"]["by"] == "graph"
+    assert image_record["preprocess"]["seconds"]["median"] > 0
+
+
+def test_a_picture_is_cut_as_run_cuts_it(image_variant: Path, tmp_path: Path) -> None:
+    """By the graph that is shipped, where there is one; its arrays are those that `preprocess` gives for PyTorch."""
+    io = json.loads((image_variant / "io.json").read_text())
+    Image.fromarray(drawn_picture(120, 260)).save(tmp_path / "tall.png")
+    made = preprocess(tmp_path / "tall.png", **policy_in(io["vision"]))
+    behind = np.where(made.image_input_idx < 0, -1, made.image_input_idx + 1)
+    for asked, by in ((None, "graph"), ("python", "python")):
+        cutter = open_cutter(image_variant, io, tmp_path / "tall.png", asked)
+        assert cutter is not None
+        assert cutter.by == by
+        work = make_workload(image_variant, io, None, 2, cutter.cut())
+        np.testing.assert_array_equal(work.picture["image_input_idx"][0], behind)
+        np.testing.assert_allclose(work.picture["images"], made.images, rtol=0, atol=1e-5)
+    older = Path(shutil.copytree(image_variant, tmp_path / "older"))
+    (older / "preprocess.onnx").unlink()
+    cutter = open_cutter(older, io, None)
+    assert cutter is not None
+    assert cutter.by == "python"
+    with pytest.raises(RunError, match=r"has no preprocess\.onnx"):
+        open_cutter(older, io, None, "graph")
 
 
 def test_the_picture_reaches_the_tokens(image_variant: Path, tmp_path: Path) -> None:
     """Equal tokens would prove nothing if every contestant ignored the picture."""
     io = json.loads((image_variant / "io.json").read_text())
-    seen = make_workload(image_variant, io, None, 2, None)
+    cutter = open_cutter(image_variant, io, None)
+    assert cutter is not None
+    seen = make_workload(image_variant, io, None, 2, cutter.cut())
     seen.save(tmp_path / "work.npz")
     blind = Workload(seen.ids, 2, {**seen.picture, "images": seen.picture["images"] * 0}, "")
     from export.bench.engine_graphs import Engine
@@ -202,7 +233,7 @@ def test_a_crash_is_told_with_its_last_words(tmp_path: Path) -> None:
 
 def test_silence_is_an_error(text_variant: Path, tmp_path: Path) -> None:
     io = json.loads((text_variant / "io.json").read_text())
-    make_workload(text_variant, io, PROMPT, NEW, None).save(tmp_path / "work.npz")
+    make_workload(text_variant, io, PROMPT, NEW).save(tmp_path / "work.npz")
     job = BenchJob(str(text_variant), "cpu", 1, name="graphs", workload=str(tmp_path / "work.npz"))
     process = Contestant(job, 0.01)
     with pytest.raises(ContestantError, match=r"load must answer within 0\.01 seconds"):
@@ -212,7 +243,7 @@ def test_silence_is_an_error(text_variant: Path, tmp_path: Path) -> None:
 
 def test_a_process_goes_when_nobody_waits_for_it(text_variant: Path, tmp_path: Path) -> None:
     io = json.loads((text_variant / "io.json").read_text())
-    make_workload(text_variant, io, PROMPT, 400, None).save(tmp_path / "work.npz")
+    make_workload(text_variant, io, PROMPT, 400).save(tmp_path / "work.npz")
     job = BenchJob(str(text_variant), "cpu", 1, name="graphs", workload=str(tmp_path / "work.npz"))
     process = Contestant(job, 60)
     process.ask("load")
@@ -278,6 +309,7 @@ def test_models_that_do_not_fit_together_are_not_started(monkeypatch: pytest.Mon
         (["--provider", "npu"], KnobError, "cpu, cuda, tensorrt, got 'npu'"),
         (["--image", "x.png", *SMALL], KnobError, "text-only olmoe"),
         (["--member", "k2-b3"], KnobError, "family.json"),
+        (["--preprocess", "magic", *SMALL], RunError, "by graph or python, got 'magic'"),
         ([*SMALL, "--out", "/nowhere/x.json"], WriteError, "existing folder"),
     ],
 )
@@ -330,13 +362,16 @@ def test_the_table_has_every_contestant(text_record: Record) -> None:
         assert words in said
     assert "tokens equal: no (grouped_mm: first difference at step 3)" in said
     assert "picture" not in said
+    cut = {"by": "graph", "seconds": {"median": 0.5, "least": 0.4, "most": 0.6}}
+    show_bench(cast("BenchRecord", {**record, "preprocess": cut}), console)
+    assert "cutting the picture, by preprocess.onnx: 0.500 s, in no row" in console.export_text()
 
 
 def test_words_of_a_text_where_there_is_a_tokenizer(text_variant: Path) -> None:
     nano = Path(__file__).parent.parent / "artifacts" / "molmoe-nano"
     io = json.loads((text_variant / "io.json").read_text())
-    drawn = make_workload(text_variant, io, 40, 2, None)
-    written = make_workload(nano, io, 40, 2, None)
+    drawn = make_workload(text_variant, io, 40, 2)
+    written = make_workload(nano, io, 40, 2)
     assert (drawn.source, written.source) == ("drawn", "text")
     assert drawn.ids.shape == written.ids.shape == (1, 40)
     assert len(set(written.ids[0].tolist())) > 10

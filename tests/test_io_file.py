@@ -111,7 +111,7 @@ def test_null_says_nothing(seeing: Path, copied: Path) -> None:
     assert read_io(copied).keys() == read_io(seeing).keys() - {"vision_session_options", "form", "graphs", "static"}
     assert Graphs(copied).vision.get_inputs()
     with pytest.raises(VerificationError, match="must have a vocabulary"):
-        make_workload(copied, read_io(copied), None, 4, None)
+        make_workload(copied, read_io(copied), None, 4)
 
 
 @pytest.mark.parametrize("key", ["vision_session_options", "form", "graphs", "providers"])
@@ -132,7 +132,7 @@ def test_an_option_that_onnxruntime_does_not_take(seeing: Path) -> None:
 def test_a_benchmark_without_tokenizer_needs_the_vocabulary(copied: Path) -> None:
     change(copied, "graphs", {})
     with pytest.raises(VerificationError, match="must have a vocabulary"):
-        make_workload(copied, read_io(copied), None, 4, None)
+        make_workload(copied, read_io(copied), None, 4)
 
 
 def drop_outputs(model: Any) -> None:

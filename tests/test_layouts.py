@@ -27,11 +27,13 @@ from tests.support.models import BLOCKWISE, random_ids, save_source
 from tests.support.paths import FIXTURES
 from tests.support.variants import add_member, write_variant
 from transform.arrays import Array
-from transform.errors import KnobError, VerificationError, WriteError
+from transform.errors import CheckpointError, KnobError, VerificationError, WriteError
 from transform.forms import form_named
 from transform.knobs import Knobs
 from transform.plan import make_plan
 from transform.read import read_checkpoint
+
+KINDS = {"tensor(float)": "TYPE_FP32", "tensor(int64)": "TYPE_INT64", "tensor(uint8)": "TYPE_UINT8"}
 
 
 def model_config() -> Any:
@@ -111,7 +113,7 @@ def opened(path: Path, config: Any) -> Any:
 def feed_of(session: Any) -> dict[str, Array]:
     """Values for every input: two rows of seven tokens after three cached ones, or a picture with its tokens."""
     random = np.random.default_rng(7)
-    sizes = {"batch": 2, "sequence": 7, "past": 3, "total": 10, "crops": 2, "features": 5}
+    sizes = {"height": 70, "width": 50, "batch": 2, "sequence": 7, "past": 3, "total": 10, "crops": 2, "features": 5}
     feed = {}
     for given in session.get_inputs():
         shape = [d if isinstance(d, int) else sizes.get(d, 5) for d in given.shape]
@@ -119,6 +121,8 @@ def feed_of(session: Any) -> dict[str, Array]:
             feed[given.name] = np.ones(shape, np.int64)
         elif given.type == "tensor(int64)":
             feed[given.name] = random.integers(2, 90, shape)
+        elif given.type == "tensor(uint8)":
+            feed[given.name] = random.integers(0, 256, shape, np.uint8)
         else:
             feed[given.name] = random.standard_normal(shape).astype(np.float32)
     return feed
@@ -128,13 +132,14 @@ def feed_of(session: Any) -> dict[str, Array]:
 def test_triton_models_are_the_variants_graphs(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     variant: Path = request.getfixturevalue(which)
     record = write_layout(plan_layout(variant, "triton"), tmp_path / "repository")
-    models = ["vision", "embedding", "text"] if which == "seeing" else ["text"]
+    models = ["preprocess", "vision", "embedding", "text"] if which == "seeing" else ["text"]
     found = sorted(p.name for p in (tmp_path / "repository").iterdir() if p.is_dir())
     assert found == sorted(models)
     graphs = Graphs(variant, threads=1)
     for name in models:
         home = tmp_path / "repository" / name
-        assert sorted(p.name for p in (home / "1").iterdir()) == ["model.onnx", "model.onnx_data"]
+        weights = [] if name == "preprocess" else ["model.onnx_data"]
+        assert sorted(p.name for p in (home / "1").iterdir()) == ["model.onnx", *weights]
         config, theirs = parse(home / "config.pbtxt"), getattr(graphs, name)
         assert (config.name, config.platform, config.max_batch_size) == (name, "onnxruntime_onnx", 0)
         ours = opened(home / "1" / "model.onnx", config)
@@ -143,7 +148,7 @@ def test_triton_models_are_the_variants_graphs(which: str, request: pytest.Fixtu
             for said, real in zip(declared, values, strict=True):
                 assert list(said.dims) == [d if isinstance(d, int) else -1 for d in real.shape]
                 kind = type(said).DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number[said.data_type].name
-                assert {"tensor(float)": "TYPE_FP32", "tensor(int64)": "TYPE_INT64"}[real.type] == kind
+                assert KINDS[real.type] == kind
         feed = feed_of(theirs)
         for one, two in zip(ours.run(None, feed), theirs.run(None, feed), strict=True):
             np.testing.assert_allclose(one, two, rtol=0, atol=1e-5)  # fused or not, the sums have another order
@@ -168,6 +173,23 @@ def test_quantised_graphs_without_config_entries(tmp_path: Path) -> None:
         np.testing.assert_allclose(one, two, rtol=0, atol=1e-5)
     with pytest.raises(RunError, match="one of cpu for a variant of the int4 form, got 'cuda': its codes"):
         plan_layout(variant, "triton", provider="cuda")
+
+
+def test_pictures_are_cut_on_the_cpu_wherever_the_others_run(seeing: Path, tmp_path: Path) -> None:
+    write_layout(plan_layout(seeing, "triton", provider="tensorrt"), tmp_path / "repository")
+    for name, kind, accelerated in (("preprocess", 2, False), ("vision", 1, True)):  # KIND_CPU, KIND_GPU
+        config = parse(tmp_path / "repository" / name / "config.pbtxt")
+        assert config.instance_group[0].kind == kind
+        assert bool(config.optimization.execution_accelerators.gpu_execution_accelerator) == accelerated
+
+
+def test_a_graph_of_other_types_is_refused(seeing: Path, tmp_path: Path) -> None:
+    changed = Path(shutil.copytree(seeing, tmp_path / "changed"))
+    model = onnx.load(changed / "preprocess.onnx")
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.STRING
+    onnx.save(model, changed / "preprocess.onnx")
+    with pytest.raises(CheckpointError, match=r"image of preprocess\.onnx is of ONNX's type 8\. Export"):
+        write_layout(plan_layout(changed, "triton"), tmp_path / "repository")
 
 
 def test_the_cuda_form_goes_to_a_gpu(tmp_path: Path) -> None:

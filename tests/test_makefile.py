@@ -34,7 +34,21 @@ def test_paths_stay_whole(path: str) -> None:
     assert got[2] == got[got.index("--data") + 1] == got[got.index("--out") + 1] == path
     got = words("search", MODEL=path, DATA=path, STRATEGY="exact")
     assert (got[1], got[2], got[got.index("--data") + 1], got[-2:]) == ("search", path, path, ["--strategy", "exact"])
+    got = words("sweep", MODEL=path, DATA=path, GRID="k=1,2 blocks=3", SWEEP=path)
+    assert got[1:3] == ["sweep", path]
+    assert got[got.index("--data") + 1] == got[got.index("--out") + 1] == path
+    assert got[got.index("--grid") + 1] == "k=1,2 blocks=3"
     assert words("bench-variant", DIR=path)[2] == path
+
+
+def test_a_pick_sweeps_chooses_and_reports() -> None:
+    got = words("pick", LATENCY="0.5x", ACCURACY=">=0.95x")
+    first = got.index("pick")
+    assert got[:2] == [".venv/bin/knobcast", "sweep"]
+    assert got[first:][:2] == ["pick", got[got.index("--out") + 1]]
+    assert got[got.index("--latency-ms") + 1] == "0.5x"
+    assert got[got.index("--accuracy") + 1] == ">=0.95x"
+    assert got[got.index("report") + 1] == got[first + 1]
 
 
 def test_the_home_folder_is_still_the_shells() -> None:

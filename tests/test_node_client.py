@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from tests.support.command import knobcast
+from tests.support.clients import QUESTIONS, draw_pictures, embedded, ending, run, unending
 from tests.support.models import save_source
 from tests.support.paths import ROOT
-from tests.support.variants import write_variant
+from tests.support.variants import read_json, write_variant
 
 CLIENT = ROOT / "docs" / "clients" / "node"
 ENVIRONMENT = ROOT / ".venv-js"
 NODE = shutil.which("node")
-QUESTIONS = ("What colour is the circle?", "Where is the square?", "How many blue shapes are there?")
 pytestmark = [
     pytest.mark.extra,
     pytest.mark.skipif(NODE is None, reason="no node on the PATH: the client can't run"),
@@ -39,12 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     home = tmp_path_factory.mktemp("client")
     shutil.copy(CLIENT / "answer.mjs", home)  # modules are looked for from where a file really lies
     (home / "node_modules").symlink_to(ENVIRONMENT / "node_modules")
-    variant = write_variant(ROOT / "artifacts" / "molmoe-nano", home / "variant", k=4, tokens=432, form="int4")
-    drawn = Image.new("RGB", (400, 300), "white")
-    ImageDraw.Draw(drawn).ellipse((50, 60, 150, 160), fill="red")
-    ImageDraw.Draw(drawn).rectangle((220, 120, 340, 240), fill="blue")
-    drawn.save(home / "drawn.png")
-    return Place(home / "answer.mjs", variant, home / "drawn.png")
+    return Place(home / "answer.mjs", embedded(home / "variant", "int4"), draw_pictures(home)[0])
 
 
 def client(place: Place, variant: Path, question: str, *words: object) -> subprocess.CompletedProcess[str]:
@@ -52,15 +46,15 @@ def client(place: Place, variant: Path, question: str, *words: object) -> subpro
     return subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False, timeout=120)
 
 
-def answers(place: Place, variant: Path, *words: object) -> list[str]:
+def answers(place: Place, variant: Path, most: int = 64) -> list[str]:
     """To all questions, with the picture and without, the client's, which are those of `knobcast run`."""
     found = []
     for question in QUESTIONS:
-        for given in (("--image", place.picture), ()):
-            ours = client(place, variant, question, *given, *words)
-            theirs = knobcast("run", variant, "--prompt", question, "--threads", 1, "--json", *given, *words)
-            assert ours.returncode == theirs.code == 0, ours.stderr + theirs.err
-            assert ours.stdout == json.loads(theirs.out)["text"] + "\n"
+        for picture in (place.picture, None):
+            given = () if picture is None else ("--image", picture)
+            ours = client(place, variant, question, "--max-new-tokens", most, *given)
+            assert ours.returncode == 0, ours.stderr
+            assert ours.stdout == run(variant, question, picture, most).text + "\n"
             found.append(ours.stdout.strip())
     return found
 
@@ -71,20 +65,11 @@ def test_its_answers_are_those_of_run(place: Place) -> None:
     assert found[::2] != found[1::2]  # the picture matters
 
 
-def ending(variant: Path, target: Path, ends: list[int]) -> Path:
-    """A copy whose answers end at other ids."""
-    shutil.copytree(variant, target)
-    io = json.loads((target / "io.json").read_text())
-    io["prompt"]["end"] = io["special_ids"]["eos"] = ends
-    (target / "io.json").write_text(json.dumps(io))
-    return target
-
-
 def test_long_answers_and_empty_ones(place: Place, tmp_path: Path) -> None:
     """The embedded model answers in a word or two; an end that never comes lets 24 tokens pass through the cache."""
-    rows = json.loads((place.variant / "io.json").read_text())["embedding_rows"]
-    unending = ending(place.variant, tmp_path / "unending", [rows - 1])
-    assert max(len(answer.split()) for answer in answers(place, unending, "--max-new-tokens", 24)) > 3
+    longest = answers(place, unending(place.variant, tmp_path / "unending"), 24)
+    assert max(len(answer.split()) for answer in longest) > 3
+    rows = read_json(place.variant / "io.json")["embedding_rows"]
     silent = ending(place.variant, tmp_path / "silent", list(range(rows)))
     assert set(answers(place, silent)) == {""}
 

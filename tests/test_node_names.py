@@ -40,7 +40,7 @@ def load(path: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def narrow(molmo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A variant in bfloat16, whose experts sit in branches."""
+    """A variant in bfloat16, whose experts sit in loops."""
     return write_variant(molmo, tmp_path_factory.mktemp("names") / "v", dtype="bfloat16")
 
 
@@ -48,7 +48,7 @@ def test_emitted_graphs(narrow: Path) -> None:
     static = StaticPlan(24, (Prefill(None, 8),))
     paths = [*narrow.glob("*.onnx"), *write_static(read_checkpoint(narrow), narrow, static)]
     assert len(paths) >= 5
-    assert any(node.op_type == "If" for node in load(narrow / "text.onnx").graph.node)
+    assert any(node.op_type == "Loop" for node in load(narrow / "text.onnx").graph.node)
     for path in paths:
         assert_named(load(path))
 
@@ -63,7 +63,7 @@ def test_names_take_little(narrow: Path) -> None:
     for path in (path for path in narrow.glob("*.onnx") if path.name != "preprocess.onnx"):  # no weights, 31 kB
         model = load(path)
         taken = sum(len(name) + 2 for name in names(model.graph.node))
-        assert taken <= 0.1 * (path.stat().st_size - taken), path.name
+        assert taken <= 0.12 * (path.stat().st_size - taken), path.name
 
 
 def test_derived_graphs(narrow: Path) -> None:

@@ -129,6 +129,12 @@ def test_io_json_and_documentation_say_the_same(form: str, molmo: Path, tmp_path
     assert io["onnxruntime"] == f">={form_named(form).oldest}"
     (row,) = (line for line in (ROOT / "docs/forms.md").read_text().splitlines() if line.startswith(f"| `{form}`"))
     assert f"onnxruntime {form_named(form).oldest} or later" in row
+    pages = (ROOT / "docs/runtimes.md").read_text()
+    for graph, said in io["onnxruntime_by_graph"].items():
+        (row,) = re.findall(rf"^\| `{re.escape(graph)}` \|.*$", pages, re.M)
+        column = 2 + ["cpu", "int4", "int8", "cuda"].index(form)
+        assert row.split("|")[column].strip() == said.removeprefix(">=")
+    assert io["onnxruntime_by_graph"]["text.onnx"] == io["onnxruntime"]
 
 
 def test_every_admitted_onnxruntime_runs_every_form() -> None:

@@ -25,8 +25,26 @@ from transform.errors import KnobError, WriteError
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 DOCS = Path(__file__).parents[1] / "docs"
-LISTS = {"--data", "--keep-blocks", "--drop-blocks", "--protect", "--ks", "--weights", "--against"}
-ARGUMENTS = {"verify": ["d"], "run": ["d"], "derive": ["g.onnx"], "bench": ["d"], "layout": ["d"], "merge": ["a.json"]}
+LISTS = {
+    "--data",
+    "--keep-blocks",
+    "--drop-blocks",
+    "--protect",
+    "--ks",
+    "--weights",
+    "--against",
+    "--from",
+    "--accuracy",
+}
+ARGUMENTS = {
+    "verify": ["d"],
+    "run": ["d"],
+    "derive": ["g.onnx"],
+    "bench": ["d"],
+    "layout": ["d"],
+    "merge": ["a.json"],
+    "calibrate": ["d.toml"],
+}
 
 
 def invoke(*arguments: str) -> Any:

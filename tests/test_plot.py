@@ -10,8 +10,9 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from export.command.plot import PlotError, heading, plot_scores, protected_blocks, whisker
 from export.command.show_scores import show_scores
+from export.report.drawing import PlotError
+from export.report.importance import heading, plot_scores, protected_blocks, whisker
 from importance.scores import LESS, Scores
 from transform.errors import WriteError
 
@@ -35,7 +36,7 @@ def test_the_picture_is_svg_and_the_same_twice(tmp_path: Path) -> None:
     assert ElementTree.fromstring(first).tag.endswith("svg")
     assert "<dc:date>" not in first
     code = (
-        "import sys, pathlib; from export.command.plot import plot_scores; from tests.test_plot import SCORES; "
+        "import sys, pathlib; from export.report.importance import plot_scores; from tests.test_plot import SCORES; "
         "plot_scores(SCORES, pathlib.Path(sys.argv[1]))"
     )
     root = Path(__file__).parents[1]

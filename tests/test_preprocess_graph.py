@@ -17,7 +17,7 @@ from export.files.io_spec import picture_rule
 from export.gate.golden_file import load_golden
 from export.gate.preprocess import check_golden_picture, check_preprocess
 from export.gate.verify import verify_directory
-from export.graph.builder import OPSET
+from export.graph.builder import EARLIER, IR_VERSION
 from export.graph.preprocess import preprocess_graph
 from export.run.answer import Runner
 from export.run.graphs import Graphs
@@ -141,7 +141,8 @@ def test_every_aspect_gets_the_tiling_of_the_python_code(policy: Policy) -> None
 def test_ordinary_operators_alone() -> None:
     model = preprocess_graph(IDS, None).model()
     onnx.checker.check_model(model, full_check=True)
-    assert [(o.domain, o.version) for o in model.opset_import] == [("", OPSET)]
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", EARLIER)]
+    assert model.ir_version == IR_VERSION
     assert len(model.SerializeToString()) < 100_000
     assert preprocess_graph(IDS, "high").serialised() == preprocess_graph(IDS, "high").serialised()
 

@@ -5,10 +5,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -158,6 +160,10 @@ def test_what_is_no_picture_is_refused_alike(how: str, runnable: Path) -> None:
     for wrong in (np.zeros((4, 4, 3), np.float32), np.zeros((4, 4), np.uint8), np.zeros((4, 0, 3), np.uint8)):
         with pytest.raises(ImageError, match=r"must be uint8 \[height, width, 3\].*Convert it"):
             runner.prompt("w5", wrong)
+    others: tuple[Any, ...] = (np.zeros((4, 4, 3), np.uint8).tolist(), b"", torch.zeros(4, 4, 3, dtype=torch.uint8))
+    for foreign in others:
+        with pytest.raises(ImageError, match=rf"width, 3\], got {type(foreign).__name__}\. Convert it"):
+            answer(runnable, foreign, "w5", preprocess=how)
     with pytest.raises(ImageError, match="at least 1 pixel on the canvas"):
         runner.prompt("w5", np.zeros((1, 400, 3), np.uint8))
 

@@ -17,8 +17,10 @@ from PIL import Image
 
 from export.command.main import app
 from export.run.answer import answer
+from tests.support.bench_records import bench_record
 from tests.support.paths import PROGRAMS, ROOT
 from tests.support.pictures import synthetic_image
+from tests.support.sweeps import synthetic_sweep
 from tests.support.variants import add_member, read_json, record_sums, write_variant
 from transform.extras import EXTRAS
 from transform.source import resolve
@@ -143,13 +145,18 @@ def test_packing_needs_a_checkout(place: str, variant: Path, tmp_path: Path) -> 
 VERBS = {
     "run": (("run", "VARIANT", "--prompt", "Why?"), True),
     "bench": (("bench", "VARIANT", "--dry-run"), True),
-    "plan": (("plan", "SOURCE", "--k", "4", "--blocks", "3"), True),
+    "plan": (("plan", "SOURCE", "--k", "4", "--blocks", "3", "--device", "rtx-4060-laptop"), True),
     "merge": (("merge", "SOURCE/scores.json", "SOURCE/scores.json", "--model", "SOURCE", "--out", "OUT"), True),
+    "pick": (("pick", "SWEEP", "--at", "qa", "--latency-ms", "0.9x"), True),
+    "report": (("report", "SWEEP", "--no-plots"), True),
+    "tile": (("tile", "PICTURE", "--out", "OUT"), True),
+    "calibrate": (("calibrate", "OUT.toml", "--from", "BENCH"), True),
     "verify": (("verify", "VARIANT"), False),
     "export": (("export", "SOURCE", "--k", "4", "--blocks", "3", "--out", "OUT"), False),
     "evaluate": (("evaluate", "SOURCE", "--data", "DATA"), False),
     "score": (("score", "SOURCE", "--data", "DATA", "--out", "OUT"), False),
     "search": (("search", "SOURCE", "--data", "DATA", "--strategy", "exact", "--out", "OUT"), False),
+    "sweep": (("sweep", "SOURCE", "--data", "DATA", "--grid", "k=4", "--out", "OUT"), False),
     "share": (("share", "SOURCE", "--data", "DATA", "--mean-k", "4", "--out", "OUT"), False),
     "derive": (("derive", "VARIANT", "--k", "2"), False),
     "layout": (("layout", "VARIANT", "--for", "triton", "--out", "OUT"), False),
@@ -165,7 +172,14 @@ def test_every_verb_has_a_row() -> None:
 def test_a_verb_works_or_says_what_it_lacks(install: str, variant: Path, tmp_path: Path, verb: str) -> None:
     words, works = VERBS[verb]
     (tmp_path / "data.jsonl").write_text(json.dumps({"id": "0", "image": None, "prompt": "Why?", "answers": ["red"]}))
-    places = {"VARIANT": variant, "SOURCE": resolve(None), "DATA": tmp_path / "data.jsonl", "OUT": tmp_path / "out"}
+    (tmp_path / "sweep").mkdir()
+    synthetic_sweep(tmp_path / "sweep")
+    Image.new("RGB", (40, 30)).save(tmp_path / "p.png")
+    (tmp_path / "bench.json").write_text(json.dumps(bench_record(variant, top_k=[4] * 3)))
+    places = {
+        "VARIANT": variant, "SOURCE": resolve(None), "DATA": tmp_path / "data.jsonl", "OUT": tmp_path / "out",
+        "BENCH": tmp_path / "bench.json", "SWEEP": tmp_path / "sweep", "PICTURE": tmp_path / "p.png",
+    }  # fmt: skip
     given = [next((word.replace(n, str(p)) for n, p in places.items() if word.startswith(n)), word) for word in words]
     done = knobcast(install, *given)
     if works:

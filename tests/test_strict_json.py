@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from export.files.integrity import check_sums, sha256_file
-from export.graph.vision import read_tower
 from export.run.graph_facts import read_facts
 from importance.scores import read_scores
 from tests.support.safetensors_file import write_raw
@@ -19,6 +18,7 @@ from transform.read import read_checkpoint
 from transform.safetensors_header import MAX_TENSORS, read_header
 from transform.special_tokens import check_special_tokens
 from transform.strict_json import MAX_JSON_BYTES, parse, read_json
+from transform.vision_tower import read_tower
 
 Copy = Callable[[Path], Path]
 WRONG = [

@@ -23,10 +23,12 @@ class Form:
     """One row of FORMS.
 
     `compute`: the dtype of its graphs. `stored`: the dtype of its weights, None: as the setting asks. `bits`: of the
-    codes that attention, head and experts are quantised to, None: they stay floats. `experts`: the operator that
-    computes a block's experts. `providers`: words of `--provider` that can run it, the usual one first. `tolerance`: of
-    the experts' results in the operator checks, as a part of the largest value. `oldest`: onnxruntime that runs it.
-    `activations`: what quantised matrices can be multiplied with, the usual first; empty: there are none.
+    codes that attention, head and experts are quantised to, `table_bits` and `vision_bits`: of those of the embedding
+    tables and of the vision side's matrices, None: they stay floats. `experts`: the operator that computes a block's
+    experts. `providers`: words of `--provider` that can run it, the usual one first. `tolerance`: of the experts'
+    results in the operator checks, as a part of the largest value. `oldest`: onnxruntime that runs it; `vision_oldest`:
+    that runs its vision graph. `activations`: what quantised matrices can be multiplied with, the usual first; empty:
+    there are none.
     """
 
     name: str
@@ -40,6 +42,9 @@ class Form:
     checked_by: Checker
     tolerance: float
     oldest: str
+    vision_oldest: str
+    table_bits: int | None = None
+    vision_bits: int | None = None
     activations: tuple[str, ...] = ()
 
     @property
@@ -68,23 +73,25 @@ class Form:
 FORMS = (
     Form(
         "cpu", compute="float32", stored=None, bits=None, stacked=False, fused=False, experts="Gemm per expert",
-        providers=("cpu", "cuda", "tensorrt"), checked_by="onnxruntime", tolerance=1e-5, oldest="1.15",
+        providers=("cpu", "cuda", "tensorrt"), checked_by="onnxruntime", tolerance=1e-5, oldest="1.14",
+        vision_oldest="1.12",
     ),
     # No GPU was there to try an older onnxruntime than this project itself asks for.
     Form(
         "cuda", compute="float16", stored="float16", bits=None, stacked=True, fused=True, experts="MoE",
         providers=("cuda", "tensorrt"), checked_by="numpy", tolerance=5e-3, oldest="1.25",
+        vision_oldest="1.25",
     ),
     # Codes and scales are laid out for the CPU's QMoE; the CUDA one reads another order.
     Form(
         "int4", compute="float32", stored=None, bits=4, stacked=False, fused=True, experts="QMoE",
         providers=("cpu",), checked_by="onnxruntime", tolerance=1e-5, oldest="1.25",
-        activations=ACTIVATIONS,
+        vision_oldest="1.23", table_bits=4, vision_bits=8, activations=ACTIVATIONS,
     ),
     Form(
         "int8", compute="float32", stored=None, bits=8, stacked=False, fused=True, experts="QMoE",
         providers=("cpu",), checked_by="onnxruntime without repacking", tolerance=3e-2, oldest="1.25",  # 1e-2 was seen
-        activations=ACTIVATIONS,
+        vision_oldest="1.23", table_bits=8, vision_bits=8, activations=ACTIVATIONS,
     ),
 )  # fmt: skip
 NAMES = tuple(form.name for form in FORMS)

@@ -23,6 +23,7 @@ from transform.depth import drop_blocks
 from transform.dtype import cast
 from transform.errors import CheckpointError, KnobcastError
 from transform.packed import dequantise, fake_quantised
+from transform.packed_layout import Packing
 from transform.read import read_checkpoint
 from transform.strict_json import MAX_TABLE_BYTES, Record, read_json
 from transform.weight_files import INDEX
@@ -138,11 +139,11 @@ def load_model(directory: Path, dtype: str = "float32", **kwargs: object) -> "Pr
 
 
 def load_view(
-    view: Checkpoint, dtype: str = "float32", packed: tuple[int, int] | None = None
+    view: Checkpoint, dtype: str = "float32", packed: Packing | None = None
 ) -> "tuple[PreTrainedModel, LoadReport]":
     """A model in float32 from a checkpoint value, its tensors mapped from wherever they lie.
 
-    `dtype` rounds first; `packed` (bits, values per scale) then gives what is quantised in such a variant the values
+    `dtype` rounds first; `packed` then gives what is quantised in such a variant the values
     it has there, to the last bit.
     """
     given = dtype
@@ -150,7 +151,7 @@ def load_view(
     if packed is not None:
         if dtype != "float32":
             tensors = {name: _Later(partial(_rounded, values, dtype)) for name, values in tensors.items()}
-        tensors |= {name: _Later(make) for name, make in fake_quantised(cast(view, dtype), *packed)}
+        tensors |= {name: _Later(make) for name, make in fake_quantised(cast(view, dtype), packed)}
         given = "float32"  # another one would round the quantised values
     model, report = _from_tensors(view, tensors, given, {})
     report.insist(str(view.path))

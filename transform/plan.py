@@ -15,7 +15,7 @@ from transform.hub_cache import hub_id, name_of, revision_of
 from transform.image_settings import max_crops, variant_policy
 from transform.knobs import DTYPES, Knobs, canonical_name, parse_tokens
 from transform.molmoe import tiling
-from transform.packed_layout import BLOCK, activations_of, packed_bytes
+from transform.packed_layout import Packing, activations_of, packed_bytes, packing_for, packing_of
 from transform.plan_facts import PlanFacts, VisionFacts
 from transform.stack import is_stacked, stack_experts
 from transform.tokenizer_file import tokenizer_warnings
@@ -104,19 +104,19 @@ class Plan:
         return self.form.dtype(self.knobs.dtype)
 
     @property
-    def packing(self) -> tuple[int, int] | None:
-        """(bits, values per scale) of a quantised form; None: the weights stay floats."""
-        return None if self.form.bits is None else (self.form.bits, BLOCK)
+    def packing(self) -> Packing | None:
+        """How the weights are quantised, for good where the source's are already; None: they stay floats."""
+        return packing_of(self.source.config) or packing_for(self.form, self.source)
 
     @property
-    def new_packing(self) -> tuple[int, int] | None:
+    def new_packing(self) -> Packing | None:
         """The same where this plan quantises; None where the source's weights are codes already."""
-        return None if self.form == self.source_form else self.packing
+        return None if packing_of(self.source.config) else self.packing
 
     @property
     def bytes(self) -> int:
         """Of the weights as they will be written."""
-        return weight_bytes(self.target) if self.packing is None else packed_bytes(self.target, *self.packing)
+        return weight_bytes(self.target) if self.packing is None else packed_bytes(self.target, self.packing)
 
     @property
     def removed(self) -> tuple[int, ...]:
@@ -231,9 +231,9 @@ def make_plan(source: Checkpoint, knobs: Knobs) -> Plan:
 
 def form_of(checkpoint: Checkpoint) -> Form:
     """The form that stored weights are for: codes and stacked experts have one, all others are for any."""
-    bits = {tensor.pack.bits for tensor in checkpoint.tensors.values() if tensor.pack is not None}
+    packing = packing_of(checkpoint.config)
     for form in FORMS:
-        if bits == {form.bits}:
+        if packing is not None and packing.bits == form.bits:
             return form
         if form.stacked and form.stored is not None and is_stacked(checkpoint, DTYPES[form.stored]):
             return form

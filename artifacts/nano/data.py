@@ -1,7 +1,8 @@
-"""Write the nano model's questions in the canonical form: `python -m artifacts.nano.data [DIRECTORY]`.
+"""Write the nano model's questions in the canonical form: `python -m artifacts.nano.data [DIRECTORY [PICTURES]]`.
 
 DIRECTORY/{train,calibration,test}.jsonl and DIRECTORY/images/; the default is artifacts/molmoe-nano/data, which is not
-tracked. The splits are drawn from different seeds; the same files come out every time.
+tracked. With a number of PICTURES the test split alone, its first ones. The splits are drawn from different seeds; the
+same files come out every time.
 """
 
 import json
@@ -50,4 +51,7 @@ def main(directory: Path = TARGET) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else TARGET)
+    if len(sys.argv) > 2:
+        write(Path(sys.argv[1]), "test", int(sys.argv[2]))
+    else:
+        main(Path(sys.argv[1]) if len(sys.argv) > 1 else TARGET)

@@ -14,7 +14,7 @@ import numpy as np
 from export.bench.contestants import GRAPHS, PREPARES, WHAT
 from export.bench.job import BenchJob
 from export.bench.process import Contestant, ContestantError
-from export.bench.record import ContestantRecord, Loaded, Ran, Spread, Timed
+from export.bench.record import ContestantRecord, Loaded, Ran, Timed, spread
 from export.bench.workload import Workload
 from transform.progress import Progress, Say
 from transform.scratch import scratch
@@ -165,8 +165,8 @@ def _record(entry: Entry) -> ContestantRecord:
         **record,
         "prepare_seconds": _rounded(entry.prepared),
         "load_seconds": round(entry.loaded["seconds"], 9),
-        "vision_seconds": _spread(seen) if seen else None,
-        "prefill_seconds": _spread([run["prefill"] for run in runs]),
+        "vision_seconds": spread(seen) if seen else None,
+        "prefill_seconds": spread([run["prefill"] for run in runs]),
         "step_seconds": {
             "steps": len(steps),
             "mean": round(mean, 9),
@@ -195,10 +195,6 @@ def _ratios(record: ContestantRecord, baseline: ContestantRecord) -> dict[str, f
         "prefill": round(record["prefill_seconds"]["median"] / baseline["prefill_seconds"]["median"], 4),
         "step": round(record["step_seconds"]["p50"] / baseline["step_seconds"]["p50"], 4),
     }
-
-
-def _spread(seconds: Sequence[float]) -> Spread:
-    return {"median": round(float(np.median(seconds)), 9), "least": min(seconds), "most": max(seconds)}
 
 
 def _rounded(value: float | None) -> float | None:

@@ -1,6 +1,9 @@
 """What is measured, as workers send it and as the record has it: times in seconds, memory in bytes, None: unknown."""
 
+from collections.abc import Sequence
 from typing import Required, TypedDict
+
+import numpy as np
 
 from export.bench.machine import MachineFacts
 from export.bench.workload import WorkloadFacts
@@ -43,6 +46,18 @@ class Spread(TypedDict):
     median: float
     least: float
     most: float
+
+
+def spread(seconds: Sequence[float]) -> Spread:
+    """Median, least and most."""
+    return {"median": round(float(np.median(seconds)), 9), "least": min(seconds), "most": max(seconds)}
+
+
+class Cut(TypedDict):
+    """How the picture was cut for all of them, and how long one cut took, from pixels on."""
+
+    by: str  # "graph" or "python"
+    seconds: Spread
 
 
 class Steps(TypedDict):
@@ -102,6 +117,7 @@ class BenchRecord(Setting):
 
     machine: MachineFacts
     workload: WorkloadFacts
+    preprocess: Cut | None
     runs: int
     warmup: int
     baseline: str | None

@@ -32,6 +32,9 @@ def show_bench(found: BenchRecord, console: Console) -> None:
             console.print(
                 f"[yellow]{record['status']}[/yellow] {record['name']}: {escape(str(record['reason']))}", soft_wrap=True
             )
+    if cut := found["preprocess"]:
+        by = "preprocess.onnx" if cut["by"] == "graph" else "the Python code"
+        console.print(f"cutting the picture, by {by}: {_number(cut['seconds']['median'])} s, in no row", style="dim")
     picture = f"{work['image_tokens']} image tokens of {work['crops']} crops among them, " if work["crops"] else ""
     console.print(
         f"batch 1, {work['prompt_tokens']} prompt tokens, {picture}{work['new_tokens']} new ones in {work['steps']} "

@@ -11,11 +11,12 @@ from typing import TypedDict
 
 import numpy as np
 
-from export.gate.picture import drawn_picture
 from export.run.graphs import open_tokenizer
-from export.run.io_file import ROLES, Io, policy_in
+from export.run.io_file import ROLES, Io
+from export.run.picture import Picture
 from transform.arrays import Array
 from transform.errors import KnobError, VerificationError
+from transform.molmoe.tiling import TOKENS_PER_CROP
 from transform.strict_json import Record
 
 DEFAULT_PROMPT = 512
@@ -87,21 +88,20 @@ class Workload:
         }
 
 
-def make_workload(directory: Path, io: Io, prompt_tokens: int | None, new_tokens: int, image: Path | None) -> Workload:
-    """A prompt of `prompt_tokens` (None: 512, more where a picture needs more); raises KnobError where it can't be."""
+def make_workload(
+    directory: Path, io: Io, prompt_tokens: int | None, new_tokens: int, seen: Picture | None = None
+) -> Workload:
+    """A prompt of `prompt_tokens` (None: 512, more where a picture needs more), behind the picture that is `seen`;
+    raises KnobError where it can't be."""
     if new_tokens < 2:
         raise KnobError(
             f"--new-tokens must be at least 2: the first token comes with the prefill, so {new_tokens} make no step to "
             "be timed. Give 2 or more."
         )
     special = io["special_ids"]
-    picture: dict[str, Array] = {}
-    opening: list[int] = []
-    if "vision" in io:
-        picture, stream = _picture(io, image)
-        opening = [special["bos"], *stream]
-    elif image is not None:
-        raise KnobError(f"--image is for image models, this is a text-only {io['model_type']}. Leave it out.")
+    picture = {} if seen is None else _arrays(seen, special["image_patch"])
+    opening = [special["bos"]] if "vision" in io else []
+    opening += [] if seen is None else seen.ids.tolist()
     default = max(DEFAULT_PROMPT, len(opening) + LEAST_TEXT)
     length = default if prompt_tokens is None else prompt_tokens
     if length <= len(opening):
@@ -117,28 +117,23 @@ def make_workload(directory: Path, io: Io, prompt_tokens: int | None, new_tokens
             f"{length + new_tokens}. Lower --prompt-tokens or --new-tokens."
         )
     count = length - len(opening)
-    words, source = _words(directory, io, count)
+    words, source = text_ids(directory, io, count)
     return Workload(np.array([[*opening, *words]], np.int64), new_tokens, picture, source)
 
 
-def _picture(io: Io, image: Path | None) -> tuple[dict[str, Array], list[int]]:
-    """The arrays of a picture cut by the variant's own policy, and its stream of ids."""
-    from transform.molmoe.preprocessing import preprocess
-
-    policy = policy_in(io["vision"])
-    cut = preprocess(drawn_picture() if image is None else image, **policy)
-    roles = [io["special_ids"][role] for role in ROLES]
-    index = np.where(cut.image_input_idx < 0, cut.image_input_idx, cut.image_input_idx + 1)  # behind BOS
-    arrays = {
-        "images": cut.images,
-        "image_masks": cut.image_masks,
-        "image_input_idx": index[None].astype(np.int32),
-        "feature_index": cut.feature_index.astype(np.int64),
+def _arrays(seen: Picture, patch: int) -> dict[str, Array]:
+    """PICTURE's arrays: the j-th feature that is kept belongs to the j-th `patch` of the ids."""
+    index = np.full(len(seen.images) * TOKENS_PER_CROP, -1, np.int32)
+    index[seen.feature_index] = np.flatnonzero(seen.ids == patch) + 1  # behind BOS
+    return {
+        "images": seen.images,
+        "image_masks": seen.image_masks,
+        "image_input_idx": index.reshape(1, -1, TOKENS_PER_CROP),
+        "feature_index": seen.feature_index.astype(np.int64),
     }
-    return arrays, cut.image_tokens(*roles).tolist()
 
 
-def _words(directory: Path, io: Io, count: int) -> tuple[list[int], str]:
+def text_ids(directory: Path, io: Io, count: int) -> tuple[list[int], str]:
     """`count` ids of TEXT, over and over; drawn ones where there is no tokenizer."""
     known = io["special_ids"]
     special = {known["bos"], *known["eos"], *(known[role] for role in ROLES if role in known)}

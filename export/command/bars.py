@@ -63,3 +63,30 @@ def _bar(
                 console.print(f"… {step}", style="dim")
 
         yield say, lambda count: progress.advance(task, count)
+
+
+@contextmanager
+def sweep_bars(console: Console, samples: int, decoders: int) -> Iterator[tuple[Say, Progress, Progress]]:
+    """(say, samples done, decoders done): a bar each; where no terminal watches, a line for every tenth of the samples
+    and for each step."""
+    columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    shown = console.is_terminal and not console.quiet
+    # redrawn seldom: the bars' own thread would take time from what is measured
+    with Bars(*columns, console=console, transient=True, disable=not shown, refresh_per_second=1) as progress:
+        asked = progress.add_task("answers", total=samples, visible=samples > 0)
+        timed = progress.add_task("decoders", total=decoders, visible=decoders > 0)
+        done = 0
+
+        def say(step: str) -> None:
+            progress.update(timed if step.startswith("time") else asked, description=step)
+            if not console.is_terminal:
+                console.print(f"… {step}", style="dim")
+
+        def count(more: int) -> None:
+            nonlocal done
+            before, done = done, done + more
+            progress.advance(asked, more)
+            if not console.is_terminal and before * 10 // samples < done * 10 // samples:
+                console.print(f"… {done} of {samples} answers", style="dim")
+
+        yield say, count, lambda more: progress.advance(timed, more)

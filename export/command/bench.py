@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from export.command.once import joined
-from export.command.options import Json, Provider
+from export.command.options import Json, Preprocess, Provider
 from export.command.output import print_json, remarks, show_warnings
 from transform.errors import KnobcastError, KnobError, VerificationError, WriteError
 
@@ -49,6 +49,7 @@ class Rounds:
     runs: Annotated[int, typer.Option("--runs", min=1, help="Rounds that count.")] = 5
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Rounds before them.")] = 1
     image: Annotated[Path | None, typer.Option("--image", help="A picture file; absent: a drawn one.")] = None
+    preprocess: Preprocess = None
     timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds one load, export or run may take.")] = (
         3600.0
     )
@@ -65,6 +66,7 @@ def bench(
 ) -> None:
     """Measure a variant's speed and memory beside PyTorch and transformers' exporter."""
     from export.bench.contestants import GRAPHS, WHAT, parse_against, unavailable
+    from export.bench.cutting import open_cutter
     from export.bench.machine import machine_facts, physical_cores
     from export.bench.show import show_bench, show_contestants
     from export.command.bars import turn_bar
@@ -81,7 +83,11 @@ def bench(
     _check_out(out, force or dry_run)
     from export.bench.workload import make_workload
 
-    workload = make_workload(directory, io, rounds.prompt_tokens, rounds.new_tokens, rounds.image)
+    count = contest.threads or physical_cores()
+    cutter = open_cutter(directory, io, rounds.image, rounds.preprocess, count)
+    workload = make_workload(
+        directory, io, rounds.prompt_tokens, rounds.new_tokens, None if cutter is None else cutter.cut()
+    )
     names = (GRAPHS, *baselines)
     reasons = unavailable(names, parameters(read_checkpoint(directory)), provider)
     graph = directory / decoder
@@ -118,7 +124,6 @@ def bench(
     from export.bench.job import BenchJob
     from export.bench.measure import Bench, first_baseline, measure, tokens_equal
 
-    count = contest.threads or physical_cores()
     job = BenchJob(
         str(directory.resolve()),
         provider,
@@ -135,12 +140,14 @@ def bench(
             f"others use this machine: load {machine['load']:g} on {machine['cores']} cores. PyTorch's threads suffer "
             f"most from that; wait until it is quiet{', or take --threads 1' * (count > 1)}."
         ])  # fmt: skip
+    cut = None if cutter is None else cutter.timed(rounds.runs, rounds.warmup)
     with turn_bar(remarks, plan.turns) as (say, advance):
         found = measure(plan, say, advance)
     record: BenchRecord = {
         **facts,
         "machine": machine,
         "workload": workload.as_dict(),
+        "preprocess": cut,
         "runs": rounds.runs,
         "warmup": rounds.warmup,
         "baseline": first_baseline(found),

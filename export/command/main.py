@@ -12,6 +12,7 @@ import typer
 from rich.markup import escape
 
 from export.command.bench import bench
+from export.command.calibrate import calibrate
 from export.command.derive import derive
 from export.command.evaluate import evaluate
 from export.command.export import export, plan
@@ -21,10 +22,14 @@ from export.command.merge import merge
 from export.command.once import CommandLineError, OnceCommand
 from export.command.output import stderr
 from export.command.pack import pack
+from export.command.pick import pick
+from export.command.report import report
 from export.command.run import run
 from export.command.score import ScoreCommand, score
 from export.command.search import search
 from export.command.share import share
+from export.command.sweep import sweep
+from export.command.tile import tile
 from export.command.verify import verify
 from transform.errors import KnobcastError
 from transform.extras import missing
@@ -35,7 +40,10 @@ HELP = """Fixed, verified, smaller variants of mixture-of-experts checkpoints, w
 """
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=HELP)
-for verb in (plan, export, verify, run, evaluate, score, search, share, merge, derive, bench, layout, pack):
+for verb in (
+    plan, export, verify, run, evaluate, score, search, share, merge, sweep, pick, report, tile, derive, bench,
+    calibrate, layout, pack,
+):  # fmt: skip
     app.command(cls=ScoreCommand if verb is score else OnceCommand)(flat(verb))
 
 

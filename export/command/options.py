@@ -47,6 +47,10 @@ Prompt = Annotated[
 ]
 PROVIDER_WORDS = f"{', '.join(PROVIDERS[:-1])} or {PROVIDERS[-1]}"
 Provider = Annotated[str, typer.Option("--provider", help=f"{PROVIDER_WORDS}.")]
+Preprocess = Annotated[
+    str | None,
+    typer.Option("--preprocess", help="What cuts the picture: graph or python. The graph, where there is one."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 SAMPLES = (
     "Samples: .jsonl, VQAv2 questions (.json) or .parquet; repeat it, or give a folder or 'pattern-*', for shards."

@@ -128,4 +128,7 @@ class Target:
     force: Annotated[bool, typer.Option("--force", help="Replace an existing variant.")] = False
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Prove the variant before it appears.")] = True
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False
+    measured: Annotated[
+        Path | None, typer.Option("--measured", help="A sweep of MODEL: card and manifest say what it measured.")
+    ] = None
     as_json: Json = False

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from export.command.options import Json, Provider
+from export.command.options import Json, Preprocess, Provider
 from export.command.output import print_json, say_note
 from transform.errors import KnobcastError
 from transform.progress import Say
@@ -19,10 +19,7 @@ class Place:
 
     provider: Provider = "cpu"
     threads: Annotated[int, typer.Option("--threads", min=0, help="Of one operator; 0: all cores.")] = 0
-    preprocess: Annotated[
-        str | None,
-        typer.Option("--preprocess", help="What cuts the picture: graph or python. The graph, where there is one."),
-    ] = None
+    preprocess: Preprocess = None
     member: Annotated[str | None, typer.Option("--member", help="Of a family, this decoder: k4-b12.")] = None
 
 

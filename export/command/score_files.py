@@ -103,6 +103,6 @@ def show_result(result: Mapping[str, object], target: Path, layers: int) -> None
 
 def write_plot(found: "Scores", path: Path, layers: int) -> None:
     """The bar chart."""
-    from export.command.plot import plot_scores
+    from export.report.importance import plot_scores
 
     plot_scores(found, path, layers=layers, force=True)

@@ -76,7 +76,7 @@ def ranking_words(ranking: Source) -> str:
 def _stored(plan: Plan) -> str:
     if plan.packing:
         rounded = ", activations rounded to 8 bits" if plan.activations == ROUNDED else ""
-        return f"{plan.packing[0]}-bit codes and scales{rounded}"
+        return f"codes and scales: {plan.packing}{rounded}"
     return f"{plan.dtype} dtype"
 
 

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from export.command.plot import heading, protected_blocks, whisker
+from export.report.importance import heading, protected_blocks, whisker
 from importance.scores import Scores
 
 WIDTH = 20  # characters of the longest bar

@@ -38,6 +38,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+class MemberError(VerificationError):
+    """A member that isn't what it says; `member`: its name. The others may be."""
+
+    def __init__(self, member: str, reason: object) -> None:
+        super().__init__(f"member {member}: {reason}")
+        self.member = member
+
+
 def plan_family(
     source: Checkpoint, grid: str, knobs: Knobs | None = None, scores: str | None = None
 ) -> tuple[Plan, tuple[Plan, ...]]:
@@ -151,13 +159,13 @@ def _prove_resident(member: Member, model: "PreTrainedModel", written: Checkpoin
     say(f"{member.name}: ONNX == PyTorch")
     target = set_top_k(drop_blocks(written, member.blocks_kept), member.top_k)
     with knobs_at_run_time(model, member.blocks_kept, member.top_k):
-        probe = find_probe(model, target)
         graphs = checking_graphs(written.path, text=member.graph)
         try:
+            probe = find_probe(model, target)
             compared = onnx_vs_torch(model, graphs, probe)
+            other = other_k(model, target, probe)
         except VerificationError as error:
-            raise VerificationError(f"member {member.name}: {error}") from error
-        other = other_k(model, target, probe)
+            raise MemberError(member.name, error) from error
     return Verification(mode="resident", probe_seed=probe.seed, onnx_vs_torch=compared, other_k=other)
 
 

@@ -1,10 +1,11 @@
-"""The text of `--family`: axes and their values -> the settings of a family. Knows no model but its number of blocks.
+"""A grid: axes and their values -> settings. `--family` takes two axes, `sweep` more; knows no model but its blocks.
 
 `k=1,2,4 blocks=8,12` is every pair of the two; an axis left out stays as the source has it. One k per kept block is
 written in runs, as names have it: `8x4.4x8` is k=8 for four blocks, then k=4 for eight, and meets `blocks=12` alone.
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from transform.errors import KnobError
@@ -17,6 +18,7 @@ _NUMBER = re.compile(rf"[0-9]{{1,{MOST_DIGITS}}}")
 _RUNS = re.compile(
     rf"[0-9]{{1,{MOST_DIGITS}}}x[0-9]{{1,{MOST_DIGITS}}}(\.[0-9]{{1,{MOST_DIGITS}}}x[0-9]{{1,{MOST_DIGITS}}})*"
 )
+Axes = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -28,20 +30,38 @@ class Setting:
 
 
 def parse_grid(text: str, layers: int) -> tuple[Setting, ...]:
-    """Every setting of the grid in its order, k outermost; raises KnobError. `layers`: the model's blocks."""
-    axes = _axes(text)
+    """Every setting of a family's grid in its order, k outermost; raises KnobError. `layers`: the model's blocks."""
+    settings = k_and_blocks(parse_axes(text), layers)
+    if len(settings) > MOST_MEMBERS:
+        raise KnobError(
+            f"a family has at most {MOST_MEMBERS} members, the grid gives {len(settings)}. "
+            "Leave out values, or make several families."
+        )
+    return settings
+
+
+def parse_axes(text: str, known: Sequence[str] = AXES, example: str = EXAMPLE) -> dict[str, list[str]]:
+    """`k=1,2 blocks=8` -> the values of each axis as they were typed; raises KnobError for another axis than those
+    `known`, one that occurs twice, and a text without any."""
+    axes: dict[str, list[str]] = {}
+    for word in text.split():
+        name, equals, values = word.partition("=")
+        if name not in known or not equals:
+            raise KnobError(f"a grid is axes out of {', '.join(known)} as in {example!r}, got {word[:40]!r}.")
+        if name in axes:
+            raise KnobError(f"a grid names each axis once, {name} occurs twice. Put all values behind one {name}=.")
+        axes[name] = values.split(",")
+    if not axes:
+        raise KnobError(f"a grid needs at least one axis as in {example!r}, got {text[:40]!r}.")
+    return axes
+
+
+def k_and_blocks(axes: Axes, layers: int) -> tuple[Setting, ...]:
+    """Every pair of k and blocks, k outermost; raises KnobError."""
     blocks = [_number(value, "blocks") for value in axes["blocks"]] if "blocks" in axes else [layers]
     wrong = [count for count in blocks if not 1 <= count <= layers]
     if wrong:
         raise KnobError(f"blocks must be from 1 to {layers} (the model's blocks), got {wrong[0]}. Choose one of these.")
-    global_k = [value for value in axes.get("k", ()) if "x" not in value]
-    listed = [value for value in axes.get("k", ()) if "x" in value]
-    count = (len(global_k) if "k" in axes else 1) * len(blocks) + len(listed)
-    if count > MOST_MEMBERS:
-        raise KnobError(
-            f"a family has at most {MOST_MEMBERS} members, the grid gives {count}. "
-            "Leave out values, or make several families."
-        )
     if "k" not in axes:
         return tuple(Setting(None, count) for count in blocks)
     settings: list[Setting] = []
@@ -52,20 +72,6 @@ def parse_grid(text: str, layers: int) -> tuple[Setting, ...]:
         else:
             settings += [Setting(_number(value, "k"), count) for count in blocks]
     return tuple(settings)
-
-
-def _axes(text: str) -> dict[str, list[str]]:
-    axes: dict[str, list[str]] = {}
-    for word in text.split():
-        name, equals, values = word.partition("=")
-        if name not in AXES or not equals:
-            raise KnobError(f"a grid is axes out of {', '.join(AXES)} as in {EXAMPLE!r}, got {word[:40]!r}.")
-        if name in axes:
-            raise KnobError(f"a grid names each axis once, {name} occurs twice. Put all values behind one {name}=.")
-        axes[name] = values.split(",")
-    if not axes:
-        raise KnobError(f"a grid needs at least one axis as in {EXAMPLE!r}, got {text[:40]!r}.")
-    return axes
 
 
 def _number(value: str, axis: str) -> int:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from export.files.card_measured import accuracy_lines, speed_lines
+from export.files.measured import Measured
 from export.files.verification import SKIPPED, Verification
 from importance.choose import SCORES, Source
 from importance.scores import Scores, model_digest, read_scores
@@ -23,8 +25,10 @@ def write_card(
     onnx: bool,
     more: Sequence[str] = (),
     ranking: Source | None = None,
+    measured: Measured | None = None,
 ) -> None:
-    """Write the card; the numbers are the plan's, the gate's and those of the `ranking`, `more` are lines to follow."""
+    """Write the card; the numbers are the plan's, the gate's, those of the `ranking` and what a sweep `measured`;
+    `more` are lines to follow."""
     facts = plan.as_dict()
     source = facts["source"]
     k = facts["top_k"]
@@ -49,7 +53,9 @@ def write_card(
     ]
     if facts["vision"]:
         lines += _vision(facts["vision"])
-    lines += ["## Accuracy", "", *_accuracy(plan, ranking), ""]
+    lines += ["## Accuracy", "", *accuracy_lines(measured), *_accuracy(plan, ranking), ""]
+    if measured and measured.latency:
+        lines += ["## Speed", "", *speed_lines(measured), ""]
     lines += ["## Verification", "", *_verification(plan, verification), ""]
     lines += ["## Use", "", *_use(plan, directory, onnx), ""]
     if facts["warnings"]:
@@ -67,7 +73,7 @@ def _what(plan: Plan, verified: bool) -> list[str]:
     if rounded := _rounded(plan):
         lines += [f"Its weights are the source's, {rounded}."]
     elif plan.packing:
-        lines += [f"Its weights are quantised to {plan.packing[0]} bits, as the source's are."]
+        lines += [f"Its weights are quantised to {plan.packing}, as the source's are."]
     if verified:
         same = f", its weights {_alike(plan)} in the same way" if rounded else ""
         lines += [f"In PyTorch it equals the source with the same knobs at run time{same}."]
@@ -82,8 +88,7 @@ def _source(plan: Plan) -> str:
 def _rounded(plan: Plan) -> str:
     """How the stored weights differ from the source's; empty: they don't."""
     if plan.new_packing:
-        bits, block = plan.new_packing
-        return f"quantised to {bits} bits in blocks of {block} (attention, head and experts)"
+        return f"quantised to {plan.new_packing}"
     return "" if plan.dtype in ("source", "float32") else f"as {plan.dtype}"
 
 

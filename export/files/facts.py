@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from export.files.integrity import pending_of, read_sums
+from export.files.measured import Measured
 from transform.checkpoint import Checkpoint
 from transform.errors import KnobcastError, VerificationError
 from transform.forms import REFERENCE, form_named
@@ -28,6 +29,8 @@ def check_facts(manifest: Record, checkpoint: Checkpoint) -> int:
     """Compare every fact of the manifest with the variant in `checkpoint`; returns how many there were."""
     count = 0
     try:
+        if "measured" in manifest:
+            Measured.parse(manifest["measured"], f"{MANIFEST}: measured")
         for name, wanted, said in _facts(manifest, checkpoint):
             if json.dumps(wanted, sort_keys=True) != json.dumps(said, sort_keys=True):  # 1.0 and True are not 1
                 raise VerificationError(

@@ -10,6 +10,7 @@ from typing import Any
 import onnx
 
 from export.run.io_file import Signature, Value
+from export.run.oldest import oldest_of
 from export.run.providers import SESSION_ATTRIBUTES, provider_options
 from export.run.session_options import SESSION_OPTIONS, session_options
 from export.run.static_plan import StaticPlan
@@ -65,6 +66,7 @@ def io_spec(
         "prompt": _prompt(checkpoint.architecture, ids),
         "graphs": {name: signature(directory / name) for name in FILES if (directory / name).is_file()},
     }
+    spec["onnxruntime_by_graph"] = {name: f">={oldest_of(name, form)}" for name in spec["graphs"]}
     values = [v for graph in spec["graphs"].values() for part in graph.values() for v in part]
     spec["providers"] = provider_options(form, static=all(type(d) is int for v in values for d in v["shape"]))
     if checkpoint.architecture.modality.sees_images:
@@ -98,7 +100,8 @@ def signature(path: Path) -> Signature:
         graph = onnx.load(path, load_external_data=False).graph
     except Exception as error:  # protobuf's own exception type depends on its implementation
         raise CheckpointError(f"{path.name}: not an ONNX file ({error}). Export the variant again.") from error
-    return {"inputs": [_value(v) for v in graph.input], "outputs": [_value(v) for v in graph.output]}
+    inputs, outputs = ([_value(path.name, value) for value in values] for values in (graph.input, graph.output))
+    return {"inputs": inputs, "outputs": outputs}
 
 
 def _prompt(family: Architecture, ids: Mapping[str, object]) -> Record:
@@ -120,7 +123,12 @@ def picture_rule(resize: str) -> Record:
     return {"least_side": 1, "most_side": MOST_SIDE, "aspect_below": CROP if resize == "pad" else None}
 
 
-def _value(info: Any) -> Value:
+def _value(file: str, info: Any) -> Value:
     tensor = info.type.tensor_type
+    if tensor.elem_type not in DTYPES:
+        raise CheckpointError(
+            f"Inputs and outputs must be of the types {', '.join(DTYPES.values())}: {info.name} of {file} is of ONNX's "
+            f"type {tensor.elem_type}. Export the variant again."
+        )
     shape = [d.dim_param or d.dim_value for d in tensor.shape.dim]
     return {"name": info.name, "dtype": DTYPES[tensor.elem_type], "shape": shape}

@@ -5,6 +5,7 @@ Same input, versions and machine give the same bytes: no clock, no host, no abso
 
 from importlib.metadata import PackageNotFoundError, version
 
+from export.files.measured import Measured
 from export.files.verification import SKIPPED, Verification
 from transform.checkpoint import Checkpoint
 from transform.molmoe.versions import TESTED_TRANSFORMERS
@@ -27,7 +28,9 @@ def tool_versions() -> dict[str, str]:
     return found
 
 
-def write_manifest(written: Checkpoint, plan: Plan, verification: Verification | None, sums: str) -> Record:
+def write_manifest(
+    written: Checkpoint, plan: Plan, verification: Verification | None, sums: str, measured: Measured | None = None
+) -> Record:
     """Write the manifest, the last file of a variant; `sums` is the digest of SHA256SUMS, or "not computed".
 
     What no sums name, the manifest does: --force replaces a directory only where every file is known.
@@ -37,6 +40,7 @@ def write_manifest(written: Checkpoint, plan: Plan, verification: Verification |
         "schema": SCHEMA,
         **plan.as_dict(),
         "verification": SKIPPED if verification is None else verification.as_dict(),
+        **({"measured": measured.as_dict()} if measured else {}),
         "files": {"sha256sums": sums, "layout_digest": written.layout_digest, **names},
         "tools": tool_versions(),
         "tested": {"transformers": list(TESTED_TRANSFORMERS)},

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from ml_dtypes import bfloat16
 
-from export.graph.builder import FLOAT16, Graph
+from export.graph.builder import FLOAT16, INT64, Graph
 from export.graph.moe import mixture
 from export.graph.norm import rms_norm
 from export.run.load_errors import shortened
@@ -24,7 +24,8 @@ from transform.arrays import Array
 from transform.checkpoint import Checkpoint, Pack, Tensor
 from transform.errors import VerificationError
 from transform.forms import ACTIVATIONS, Form
-from transform.packed_layout import BLOCK
+from transform.knobs import DTYPES
+from transform.packed_layout import BLOCK, SCALES
 from transform.packing import encode
 
 STORED = {"F32": np.float32, "F16": np.float16, "BF16": bfloat16, "U8": np.uint8}
@@ -78,13 +79,19 @@ class Rig:
         )
         return Pack(*stored, bits, BLOCK), meant
 
+    def packed(self, name: str, values: Array, bits: int) -> tuple[Tensor, Array]:
+        """A matrix [N, K] with codes and scales of its own, and the values that these mean (float64)."""
+        pack, meant = self.pack(name, values, bits, DTYPES[SCALES[0]])
+        return Tensor(name, "F32", values.shape, pack.codes.file, 0, 0, f"I{bits}", pack), meant
+
     def run(self, graph: Graph, x: Array, change: Callable[[Any], None] = lambda _: None) -> list[Array]:
         """What a graph makes of its one input, under each of the options; `change` may edit the model first."""
         model = graph.model()
         change(model)
         path = self.directory / "graph.onnx"
         path.write_bytes(model.SerializeToString())
-        feed = {"x": x.astype(np.float16 if graph.compute == FLOAT16 else np.float32)}
+        whole = np.issubdtype(x.dtype, np.integer)
+        feed = {"x": x if whole else x.astype(np.float16 if graph.compute == FLOAT16 else np.float32)}
         try:
             return [open_session(path, o, (self.provider,), threads=1).run(None, feed)[0] for o in self.options]
         except Exception as error:  # onnxruntime has a dozen exception types without a common base
@@ -209,12 +216,20 @@ def norm_graph(weight: Tensor, eps: float, form: Form) -> Graph:
     return g
 
 
-def linear_graph(weight: Tensor, form: Form, activations: str = ACTIVATIONS[0]) -> Graph:
-    """One product x W^T."""
+def rows_graph(table: Tensor, form: Form) -> Graph:
+    """Rows of a table by their indices."""
+    g = Graph("rows", form)
+    ids = g.input("x", INT64, ["batch", "sequence"])
+    g.output("y", g.rows(table, ids), g.compute, ["batch", "sequence", table.shape[1]])
+    return g
+
+
+def linear_graph(weight: Tensor, form: Form, bias: Tensor | None = None, activations: str = ACTIVATIONS[0]) -> Graph:
+    """One product x W^T (+ b)."""
     rows, columns = weight.shape
     g = Graph("linear", form, activations=activations)
     x = g.input("x", g.compute, ["n", columns])
-    g.output("y", g.linear(x, weight), g.compute, ["n", rows])
+    g.output("y", g.linear(x, weight, bias), g.compute, ["n", rows])
     return g
 
 

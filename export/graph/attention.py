@@ -46,25 +46,24 @@ def attention_context(g: Graph, settings: Settings, batch_and_new: str, mask: st
     holed masks all mean what they mean in the model.
     """
     new = g.op("Slice", batch_and_new, g.ints(1), g.ints(2))  # [1]
+    last = g.op("Neg", new)
     counted = g.op("Sub", g.op("CumSum", mask, g.int(1)), g.int(1))
     positions = g.op("Max", counted, g.int(0))  # [b, t]
-    positions = g.op("Slice", positions, g.op("Neg", new), g.ints(INT64_MAX), g.ints(1))  # [b, s]
+    positions = g.op("Slice", positions, last, g.ints(INT64_MAX), g.ints(1))  # [b, s]
     cos, sin = _angles(g, settings, g.op("Cast", positions, to=FLOAT))
 
     total = g.op("Shape", mask, start=1, end=2)  # [1]
     columns = g.op("Range", g.int(0), g.op("Squeeze", total, g.ints(0)), g.int(1))  # [t]
-    rows = g.op("Slice", columns, g.op("Neg", new), g.ints(INT64_MAX), g.ints(0))  # [s]
+    rows = g.op("Slice", columns, last, g.ints(INT64_MAX), g.ints(0))  # [s]
     causal = g.op("LessOrEqual", columns, g.op("Unsqueeze", rows, g.ints(1)))  # [s, t]
     grouped = settings.kv_heads < settings.heads
     valid = g.op("Unsqueeze", g.op("Cast", mask, to=BOOL), g.ints(*((1, 2, 3) if grouped else (1, 2))))
     bias = g.op("Where", g.op("And", causal, valid), g.float(0.0), g.float(LOWEST[g.compute]))
-    return Context(
-        cos,
-        sin,
-        bias=bias,
-        query_shape=g.op("Concat", batch_and_new, g.ints(settings.heads, settings.head_dim), axis=0),
-        key_shape=g.op("Concat", batch_and_new, g.ints(settings.kv_heads, settings.head_dim), axis=0),
-    )
+    shapes = {
+        heads: g.op("Concat", batch_and_new, g.ints(heads, settings.head_dim), axis=0)
+        for heads in dict.fromkeys((settings.heads, settings.kv_heads))
+    }
+    return Context(cos, sin, bias=bias, query_shape=shapes[settings.heads], key_shape=shapes[settings.kv_heads])
 
 
 def static_context(g: Graph, settings: Settings, static: Static, mask: str, past_length: str) -> Context:

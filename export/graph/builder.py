@@ -20,8 +20,10 @@ from transform.errors import CheckpointError
 from transform.forms import ACTIVATIONS, REFERENCE, ROUNDED, Form
 from transform.knobs import DTYPES
 
-OPSET = 18  # ordinary ai.onnx operators only, old enough for every onnxruntime in use
-IR_VERSION = 9
+# Of the ordinary operators, as early as runs as fast; IR 8 is what onnxruntime 1.14 reads besides.
+OPSET = 18  # Split takes truth values from here on: onnxruntime 1.14
+EARLIER = 17  # LayerNormalization is in it: onnxruntime 1.12
+IR_VERSION = 8
 CONTRIB = "com.microsoft"  # onnxruntime's own operators, for the fused forms
 FLOAT, FLOAT16, INT64, BOOL = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64, TensorProto.BOOL
 DOUBLE, UINT8 = TensorProto.DOUBLE, TensorProto.UINT8
@@ -39,9 +41,14 @@ class Graph:
     """One graph under construction; values are strings, as ONNX has them."""
 
     def __init__(
-        self, name: str, form: Form = REFERENCE, fixed: bool = False, activations: str = ACTIVATIONS[0]
+        self,
+        name: str,
+        form: Form = REFERENCE,
+        fixed: bool = False,
+        opset: int = OPSET,
+        activations: str = ACTIVATIONS[0],
     ) -> None:
-        self.name = name
+        self.name, self.opset = name, opset
         # 4: each row that meets a quantised matrix is rounded to 8 bits; 1: it stays float32
         self.accuracy = 4 if activations == ROUNDED else 1
         self.fixed = fixed  # all sizes are known: those that onnx can't infer are written down
@@ -93,7 +100,30 @@ class Graph:
             handed = helper.make_tensor_value_info(self.op("Identity", going), BOOL, [])
             return [handed, _unshaped(build(step), dtype)]
 
-        return self.op("Loop", count, "", body=self._nested(body, given))
+        return self.op("Loop", count, self._true(), body=self._nested(body, given))
+
+    def fold(self, count: str, build: Callable[[str, str], str], first: str) -> str:
+        """`Loop`: value = build(i, value) for i from 0 to the scalar `count`, `first` before; of the graph's type."""
+        step, going, before = self._fresh(), self._fresh(), self._fresh()
+        given = [
+            helper.make_tensor_value_info(step, INT64, []),
+            helper.make_tensor_value_info(going, BOOL, []),
+            _unshaped(before, self.compute),
+        ]
+
+        def body() -> list[object]:
+            handed = helper.make_tensor_value_info(self.op("Identity", going), BOOL, [])
+            return [handed, _unshaped(build(step, before), self.compute)]
+
+        return self.op("Loop", count, self._true(), first, body=self._nested(body, given))
+
+    def _true(self) -> str:
+        # onnx's reference evaluator takes an omitted condition for a false one
+        return self.constant(np.array(True))
+
+    def zero(self) -> object:
+        """The attribute of `ConstantOfShape` for zeros of the graph's own type."""
+        return numpy_helper.from_array(np.zeros(1, np.float16 if self.compute == FLOAT16 else np.float32))
 
     def constant(self, array: Array) -> str:
         """A small constant inside the graph; equal ones are stored once."""
@@ -145,6 +175,8 @@ class Graph:
 
     def rows(self, table: Tensor, indices: str) -> str:
         """Rows of a stored table [rows, width] in the graph's type."""
+        if table.pack is not None:
+            return self._packed_rows(table, table.pack, indices)
         found = self.op("Gather", self.stored(table), indices, axis=0)
         return found if TYPES[table.stored] == self.compute else self.op("Cast", found, to=self.compute)
 
@@ -164,7 +196,7 @@ class Graph:
     def linear(self, x: str, weight: Tensor, bias: Tensor | None = None) -> str:
         """x W^T (+ b) for x [n, in] and W [out, in]: the stored layout, so that no weight is ever transposed."""
         if weight.pack is not None:
-            return self._packed_linear(x, weight, weight.pack)
+            return self._packed_linear(x, weight, weight.pack, bias)
         operands = [x, self.weight(weight)] + ([self.weight(bias)] if bias else [])
         return self.op("Gemm", *operands, transB=1)
 
@@ -173,7 +205,7 @@ class Graph:
         graph = helper.make_graph(
             self._nodes, self.name, self._inputs, self._outputs, initializer=list(self._initializers.values())
         )
-        opsets = [helper.make_opsetid("", OPSET)]
+        opsets = [helper.make_opsetid("", self.opset)]
         if any(node.domain == CONTRIB for node in self._nodes):
             opsets.append(helper.make_opsetid(CONTRIB, 1))
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="knobcast")
@@ -189,9 +221,16 @@ class Graph:
         """Write the file."""
         path.write_bytes(self.serialised())
 
-    def _packed_linear(self, x: str, weight: Tensor, pack: Pack) -> str:
+    def _packed_rows(self, table: Tensor, pack: Pack, indices: str) -> str:
+        sizes = {"bits": pack.bits, "block_size": pack.block, "gather_axis": 0, "quantize_axis": 1}
+        rows = table.shape[0]
+        codes = self.stored(pack.codes._replace(shape=(rows, pack.codes.nbytes // rows)))  # it takes rows, not blocks
+        return self.op("GatherBlockQuantized", codes, indices, self.weight(pack.scales), domain=CONTRIB, **sizes)
+
+    def _packed_linear(self, x: str, weight: Tensor, pack: Pack, bias: Tensor | None) -> str:
         # float16 scales are widened once, at load
         operands = [x, self.stored(pack.codes), self.weight(pack.scales)]
+        operands += ["", "", self.weight(bias)] if bias else []
         rows, columns = weight.shape
         sizes = {"N": rows, "K": columns, "bits": pack.bits, "block_size": pack.block, "accuracy_level": self.accuracy}
         return self.op("MatMulNBits", *operands, domain=CONTRIB, **sizes)

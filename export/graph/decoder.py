@@ -63,10 +63,9 @@ def text_graph(checkpoint: Checkpoint, form: Form = REFERENCE, static: Static | 
     logits = g.linear(rms_norm(g, x, checkpoint.tensor("norm"), settings.eps), head)
     vocab = head.shape[0]
     shape = g.ints(1, 1, vocab) if static else g.op("Concat", batch_and_new, g.ints(vocab), axis=0)
-    logits = g.op("Reshape", logits, shape)
     if g.compute != FLOAT:
         logits = g.op("Cast", logits, to=FLOAT)
-    g.output("logits", logits, FLOAT, [batch, 1 if static else new, vocab])
+    g.output("logits", g.named("logits", "Reshape", logits, shape), FLOAT, [batch, 1 if static else new, vocab])
     for i, pair in enumerate(present):
         for part, value in zip(("key", "value"), pair, strict=True):
             g.output(f"present.{i}.{part}", value, g.compute, [batch, size[0], total, size[1]])

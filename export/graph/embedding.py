@@ -5,7 +5,7 @@ stay two: joining them would copy the larger one. Static graphs take one row of 
 they have no place: while tokens are generated.
 """
 
-from export.graph.builder import INT64, Graph
+from export.graph.builder import EARLIER, INT64, Graph
 from transform.checkpoint import Checkpoint
 from transform.forms import REFERENCE, Form
 
@@ -16,7 +16,7 @@ def embedding_graph(
     """Lookup in both tables, plus the image features; `sequence` and `features` fix their numbers."""
     base, extra = checkpoint.tensor("embedding"), checkpoint.tensor("embedding.extra")
     width = checkpoint.settings.hidden
-    g = Graph("embedding", form, fixed=sequence is not None)
+    g = Graph("embedding", form, fixed=sequence is not None, opset=EARLIER)
     shape: list[int | str] = ["batch", "sequence"] if sequence is None else [1, sequence]
     ids = g.input("input_ids", INT64, shape)
     clipped = g.op("Max", ids, g.int(0))  # padding of -1 is embedded as id 0

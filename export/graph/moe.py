@@ -1,7 +1,8 @@
 """The mixture of experts: one fused operator where the form has one, else the per-expert form that runs anywhere.
 
 Per expert: slots (token, rank) are sorted by expert and cut into one run per expert, possibly empty, so that the work
-is proportional to k. An expert whose weights are 16 bits sits in an `If` that widens them only when a token needs it.
+is proportional to k. 16-bit weights are widened only when a token needs them: experts that lie back to back are taken
+one after another in a `Loop`, others sit in an `If` each.
 
 n tokens, k experts per token, E experts, d hidden width.
 """
@@ -9,6 +10,7 @@ n tokens, k experts per token, E experts, d hidden width.
 import numpy as np
 
 from export.graph.builder import CONTRIB, Graph
+from export.graph.expert_loop import find_experts, looped_experts
 from transform.checkpoint import Checkpoint
 
 
@@ -58,12 +60,25 @@ def _quantised(g: Graph, checkpoint: Checkpoint, i: int, x: str, logits: str) ->
 
 def _per_expert(g: Graph, checkpoint: Checkpoint, i: int, x: str, logits: str) -> str:
     settings = checkpoint.settings
-    k, experts = settings.top_k[i], settings.experts
     probabilities = g.op("Softmax", logits, axis=-1)  # over all experts
-    weights, chosen = g.ops("TopK", 2, probabilities, g.ints(k), axis=-1)  # [n, k]
+    weights, chosen = g.ops("TopK", 2, probabilities, g.ints(settings.top_k[i]), axis=-1)  # [n, k]
     if settings.norm_top_k:
         weights = g.op("Div", weights, g.op("ReduceSum", weights, g.ints(-1), keepdims=1))
+    experts = None if _is_wide(checkpoint, i) else find_experts(checkpoint, i)
+    if experts is not None:
+        return looped_experts(g, checkpoint, i, experts, x, weights, chosen)
+    return _experts_by_node(g, checkpoint, i, x, weights, chosen)
 
+
+def _is_wide(checkpoint: Checkpoint, i: int) -> bool:
+    """Whether the experts of block i are stored in float32, to be read in place."""
+    return {checkpoint.tensor(f"expert.{part}", i).stored for part in ("gate", "up", "down")} == {"F32"}
+
+
+def _experts_by_node(g: Graph, checkpoint: Checkpoint, i: int, x: str, weights: str, chosen: str) -> str:
+    """Nodes of its own for every expert."""
+    settings = checkpoint.settings
+    k, experts = settings.top_k[i], settings.experts
     slots = g.op("Reshape", chosen, g.ints(-1))  # [n*k]
     count = g.op("Shape", slots)
     order = g.ops("TopK", 2, slots, count, largest=0)[1]
@@ -74,9 +89,8 @@ def _per_expert(g: Graph, checkpoint: Checkpoint, i: int, x: str, logits: str) -
     rows = g.op("Gather", x, g.op("Div", order, g.int(k)), axis=0)  # [n*k, d]
     runs = g.ops("Split", experts, rows, sizes, axis=0)
 
-    stored = {checkpoint.tensor(f"expert.{part}", i).stored for part in ("gate", "up", "down")}
     used: list[str | None] = [None] * experts
-    if stored != {"F32"}:
+    if not _is_wide(checkpoint, i):
         # cut once: a Gather per expert costs more at every token, and a pass of onnxruntime's over the graph at load
         used = [*g.ops("Split", experts, g.op("Greater", sizes, g.int(0)), axis=0, num_outputs=experts)]  # [1] each
     outputs = [_expert(g, checkpoint, i, e, run, used[e]) for e, run in enumerate(runs)]

@@ -7,7 +7,7 @@ h, w sides of the picture; r, c rows and columns of tiles, n = r*c; G, H patches
 
 import numpy as np
 
-from export.graph.builder import FLOAT, INT64, UINT8, Graph
+from export.graph.builder import EARLIER, FLOAT, INT64, UINT8, Graph
 from export.graph.resample import Axis, resample
 from export.graph.tiling import choose_tiling, crop_patches, feature_index, image_ids, pair
 from transform.molmoe.preprocessing import MEAN, STD
@@ -25,7 +25,7 @@ def preprocess_graph(
     image uint8 [h, w, 3] -> images float32 [n+1, 576, 588], image_masks float32 [n+1, 576], feature_index int64 [t] and
     image_ids int64 [T].
     """
-    g = Graph("preprocess")
+    g = Graph("preprocess", opset=EARLIER)
     image = g.input("image", UINT8, ["height", "width", 3])
     sides = g.op("Shape", image, start=0, end=2)
     shape = choose_tiling(g, sides, tokens, max_crops, rule)  # [2]

@@ -42,7 +42,7 @@ def _stock(g: Graph, sides: str, table: Array) -> str:
     """Of the tilings that upscale the one that does so least, or else the one that downscales least."""
     inner = g.op("Cast", g.op("Sub", sides, g.int(MARGIN)), to=DOUBLE)
     ratios = g.op("Cast", g.op("Div", g.constant(table * float(WINDOW)), inner), to=FLOAT)  # a side of 0: infinite
-    scale = g.op("ReduceMin", ratios, g.ints(1), keepdims=0)  # [s]
+    scale = g.op("ReduceMin", ratios, axes=[1], keepdims=0)  # [s]
     covers = g.op("Not", g.op("Less", scale, g.float32(1)))
     least = g.op("ArgMin", g.op("Where", covers, scale, g.float32(np.inf)), axis=0, keepdims=0)
     most = g.op("ArgMax", scale, axis=0, keepdims=0)
@@ -63,7 +63,7 @@ def _nearest(g: Graph, sides: str, table: Array, rule: str) -> str:
     theirs = g.op("Mul", g.op("Unsqueeze", below, g.ints(1)), above)
     first = g.constant(np.triu(np.ones((len(table), len(table)), np.int64)))  # of equals the first wins
     wins = g.op("Cast", g.op("Less", ours, g.op("Add", theirs, first)), to=FLOAT)
-    return g.op("ArgMax", g.op("ReduceMin", wins, g.ints(1), keepdims=0), axis=0, keepdims=0)
+    return g.op("ArgMax", g.op("ReduceMin", wins, axes=[1], keepdims=0), axis=0, keepdims=0)
 
 
 def _spread(g: Graph, tiles: str, step: int) -> str:

@@ -5,83 +5,15 @@ graph has the index inside.
 c crops, P patches per crop, t wanted windows, v tower width, L tapped blocks.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import numpy as np
 
 from export.graph.attention import scaled_products
-from export.graph.builder import CONTRIB, FLOAT, INT64, Graph
+from export.graph.builder import CONTRIB, EARLIER, FLOAT, INT64, Graph
 from export.graph.norm import layer_norm
-from transform.architectures import lookup, shown
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint
-from transform.errors import CheckpointError
 from transform.forms import REFERENCE, Form
-
-
-@dataclass(frozen=True)
-class Tower:
-    """The vision numbers of a config."""
-
-    heads: int
-    eps: float
-    taps: tuple[int, ...]  # blocks whose outputs are the features, in this order
-    grid: int  # patches per side
-    patch_values: int
-    pool: tuple[int, int]  # patches per window, down and across
-
-    @property
-    def windows(self) -> int:
-        """Windows per crop."""
-        return (self.grid // self.pool[0]) * (self.grid // self.pool[1])
-
-    def window_patches(self) -> Array:
-        """[windows, patches per window]: which patches of a crop a window holds; both row-major."""
-        places = np.arange(self.grid**2, dtype=np.int64).reshape(self.grid, self.grid)
-        down, across = self.pool
-        blocks = places.reshape(self.grid // down, down, self.grid // across, across).transpose(0, 2, 1, 3)
-        return np.ascontiguousarray(blocks.reshape(self.windows, down * across))
-
-
-def read_tower(checkpoint: Checkpoint) -> Tower:
-    """The vision settings of a checkpoint's config, under the family's names."""
-    config, images = checkpoint.config, checkpoint.architecture.images
-    assert images is not None
-    keys = images.tower
-    blocks = _number(config, keys.blocks)
-    layers = lookup(config, keys.taps)
-    known = range(-blocks, blocks)
-    if not isinstance(layers, list) or not layers or any(type(n) is not int or n not in known for n in layers):
-        raise CheckpointError(
-            f"config.json: {keys.taps} must list blocks of the {blocks} there are, got {shown(layers)}. "
-            "Restore the original config.json."
-        )
-    eps = lookup(config, keys.eps, 1e-5)
-    if type(eps) not in (int, float) or not 0 < eps <= 1:
-        raise CheckpointError(
-            f"config.json: {keys.eps} must be a number above 0, at most 1, got {shown(eps)}. "
-            "Restore the original config.json."
-        )
-    patch = _number(config, keys.patch)
-    down, across = (int(lookup(config, key, 2)) for key in keys.pool)
-    return Tower(
-        heads=_number(config, keys.heads),
-        eps=float(eps),
-        taps=tuple(layer % blocks for layer in layers),
-        grid=int(lookup(config, keys.side, [336, 336])[0]) // patch,
-        patch_values=3 * patch * patch,
-        pool=(down, across),
-    )
-
-
-def _number(config: Mapping[str, object], key: str) -> int:
-    value = lookup(config, key)
-    if type(value) is not int or value < 1:
-        raise CheckpointError(
-            f"config.json: {key} must be a whole number from 1, got {shown(value)}. Restore the original config.json."
-        )
-    return value
+from transform.vision_tower import Tower, read_tower
 
 
 def vision_graph(checkpoint: Checkpoint, crops: int | None, form: Form = REFERENCE, kept: Array | None = None) -> Graph:
@@ -89,7 +21,7 @@ def vision_graph(checkpoint: Checkpoint, crops: int | None, form: Form = REFEREN
     tower = read_tower(checkpoint)
     patches = tower.grid**2
     count: int | str = "crops" if crops is None else crops
-    g = Graph("vision", form, fixed=kept is not None)
+    g = Graph("vision", form, fixed=kept is not None, opset=EARLIER)
     images = g.input("images", FLOAT, [count, patches, tower.patch_values])
     masks = g.input("image_masks", FLOAT, [count, patches])
     wanted = g.input("feature_index", INT64, ["features"]) if kept is None else g.constant(kept.astype(np.int64))
@@ -107,7 +39,7 @@ def vision_graph(checkpoint: Checkpoint, crops: int | None, form: Form = REFEREN
 
     # A crop that holds -1.0 anywhere is batch padding. Decided on float32 pixels: in 16 bits real ones round to it.
     padding = g.op("Cast", g.op("Equal", images, g.float32(-1.0)), to=g.compute)
-    real = g.op("Sub", g.float(1.0), g.op("ReduceMax", padding, g.ints(1, 2), keepdims=1))  # [c, 1, 1]
+    real = g.op("Sub", g.float(1.0), g.op("ReduceMax", padding, axes=[1, 2], keepdims=1))  # [c, 1, 1]
     features = g.op("Mul", features, g.op("Gather", real, crop, axis=0))
     features = _add_pad_embedding(g, checkpoint, features, masks, places)
     pooled = _pool(g, checkpoint, tower, features)
@@ -201,7 +133,7 @@ def _pool(g: Graph, checkpoint: Checkpoint, tower: Tower, features: str) -> str:
         return g.linear(value, checkpoint.tensor(f"pool.{part}.weight"), checkpoint.tensor(f"pool.{part}.bias"))
 
     inner, outer = checkpoint.tensor("pool.q.weight").shape
-    query = g.op("ReduceMean", features, g.ints(1), keepdims=0)
+    query = g.op("ReduceMean", features, axes=[1], keepdims=0)
     flat = g.op("Reshape", features, g.ints(-1, outer))
     q, k, v = linear(query, "q"), linear(flat, "k"), linear(flat, "v")
     size = tower.pool[0] * tower.pool[1]

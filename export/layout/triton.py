@@ -1,4 +1,4 @@
-"""Triton: a model repository with `vision`, `embedding` and `text`, each with its `config.pbtxt` and version 1.
+"""Triton: a repository of `preprocess`, `vision`, `embedding` and `text`, each with its `config.pbtxt` and version 1.
 
 Names, types and shapes are those of the graphs. Triton has no way to set onnxruntime's session config entries but one,
 so what io.json disables by name is disabled here with all graph optimisations where it matters: float32 graphs over
@@ -14,7 +14,7 @@ from transform.checkpoint import Checkpoint
 from transform.strict_json import Record
 
 # By the names io.json uses.
-TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "int64": "TYPE_INT64"}
+TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32", "float16": "TYPE_FP16", "int64": "TYPE_INT64"}
 # Triton wants numbers where onnxruntime has words, and writes its own defaults over these two unless they are here.
 NUMBERS = {
     "arena_extend_strategy": {"kNextPowerOfTwo": "0", "kSameAsRequested": "1"},
@@ -40,7 +40,9 @@ def write_files(layout: Layout, stage: Path) -> None:
         # a graph that computes in 16 bits widens nothing; a quantised decoder is slow unless its scales are at load
         widens = layout.form.compute == "float32" and (layout.form.bits is None or name != "text")
         folds = widens and moved.facts.sixteen_bit
-        text = config_pbtxt(name, {**signature(moved.source)}, layout.provider, layout.options, folds)
+        # pictures are cut on the CPU wherever the others run, as `knobcast run` does
+        provider, options = ("cpu", {}) if name == "preprocess" else (layout.provider, layout.options)
+        text = config_pbtxt(name, {**signature(moved.source)}, provider, options, folds)
         (stage / name / "config.pbtxt").write_text(text, "utf-8")
 
 

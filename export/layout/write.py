@@ -18,7 +18,7 @@ from transform.stage import check_target, staged
 from transform.strict_json import Record
 from transform.write import write_json
 
-GRAPHS = ("vision", "embedding", "text")
+GRAPHS = ("preprocess", "vision", "embedding", "text")
 
 
 class Runtime(NamedTuple):
@@ -50,8 +50,8 @@ def plan_layout(directory: Path, runtime: str, *, member: str | None = None, pro
     variant, form = read_checkpoint(directory), Graphs(directory).form
     provider = provider or form.usual_provider
     options = {str(name): dict(given) for name, given in Graphs(directory, provider).providers}
-    files = {"vision": "vision.onnx", "embedding": "embedding.onnx", "text": text}
-    present = {name: directory / files[name] for name in GRAPHS if (directory / files[name]).is_file()}
+    files = {name: directory / (text if name == "text" else f"{name}.onnx") for name in GRAPHS}
+    present = {name: path for name, path in files.items() if path.is_file()}
     moved = RUNTIMES[runtime].plan(variant, present)
     if provider == "cpu" and any(m.facts.separate_gate for m in moved):
         raise KnobError(

@@ -3,6 +3,7 @@
 Elementwise ones need no replacement: numpy widens, computes and rounds once, as a kernel does.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from export.numpy_run.arithmetic import HALVES, linear, sigmoid, wide
 from transform.arrays import Array
 
 # They add up along an axis; in 16 bits a sum over 1024 values has no digit left.
-SUMMING = ("LayerNormalization", "ReduceMean", "ReduceSum", "Softmax")
+SUMMING = ("LayerNormalization", "ReduceSum", "Softmax")
 
 
 class Gemm(OpRun):
@@ -39,6 +40,20 @@ class MatMul(OpRun):
         return (np.matmul(wide(a), wide(b)).astype(a.dtype, copy=False),)
 
 
+class ReduceMean(OpRun):
+    """The mean over `axes`, which were an attribute before opset 18 and are an input since; over all where none are."""
+
+    def _run(
+        self, x: Array, given: Array | None = None, axes: Sequence[int] | None = None, keepdims: int = 1,
+        noop_with_empty_axes: int = 0,
+    ) -> tuple[Array]:  # fmt: skip
+        along = axes if given is None else given.tolist()
+        if not along and noop_with_empty_axes:
+            return (x,)
+        mean = wide(x).mean(axis=tuple(along) if along else None, keepdims=bool(keepdims))
+        return (np.asarray(mean, x.dtype),)
+
+
 class Sigmoid(OpRun):
     """1 / (1 + e^-x)."""
 
@@ -58,4 +73,4 @@ def _widened(kind: str) -> Any:
     return type(kind, (base,), {"_run": run})
 
 
-STANDARD = (Gemm, MatMul, Sigmoid, *(_widened(kind) for kind in SUMMING))
+STANDARD = (Gemm, MatMul, ReduceMean, Sigmoid, *(_widened(kind) for kind in SUMMING))

@@ -15,7 +15,7 @@ from export.run.bound import Bound
 from export.run.family_file import read_family
 from export.run.graphs import Graphs, open_tokenizer
 from export.run.io_file import ROLES, policy_in
-from export.run.picture import GRAPH, WAYS, Picture, cut_by_graph, cut_by_python
+from export.run.picture import Picture, choose_way, cut_by_graph, cut_by_python
 from export.run.providers import PROVIDERS
 from export.run.session import RunError
 from transform.architectures import architecture_named
@@ -113,15 +113,7 @@ class Runner:
         preprocess: str | None = None,
     ) -> None:
         self.directory = Path(directory)
-        if preprocess not in (None, *WAYS):
-            raise RunError(f"Images are cut by {' or '.join(WAYS)}, got {preprocess!r}. Choose one of them.")
-        there = (self.directory / GRAPH).is_file()
-        if preprocess == "graph" and not there:
-            raise RunError(
-                f"What cuts images must be there: {self.directory} has no {GRAPH}, as text-only variants and those of "
-                "older versions. Export it again, or take python."
-            )
-        self.preprocess = preprocess or ("graph" if there else "python")
+        self.preprocess = choose_way(self.directory, preprocess)
         if provider not in PROVIDERS:
             raise RunError(f"The provider must be one of {', '.join(PROVIDERS)}, got {provider!r}. Choose one of them.")
         if threads < 0:

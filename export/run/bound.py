@@ -40,6 +40,10 @@ class Bound:
         vision = self.graphs.vision
         self._features = self._run(vision, fitted(vision, feed))["image_features"]
 
+    def show(self, other: "Bound") -> None:
+        """The picture that another sequence over the same graphs has seen and not yet left behind."""
+        self._features = other._features
+
     def prefill(self, ids: Array) -> Array:
         """[1, s] ids -> logits [V] of the last one."""
         return self._step(ids)

@@ -1,4 +1,4 @@
-"""Is an onnxruntime too old for a graph's operators, or for a form's graphs that don't exist yet?
+"""Is an onnxruntime too old for a graph's operators, or for a form's graphs that don't exist yet? Which one isn't?
 
 The versions, here and in `Form.oldest`, were found by running golden prompts in one after the other. Nothing opens
 onnxruntime.
@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from transform.forms import Form
 
 QMOE = "com.microsoft::QMoE"
+EARLIEST = "1.12"  # of graphs without operators that are onnxruntime's own
+PACKED_ROWS = "1.23"  # of embedding tables in codes: older ones don't take bytes
 OPERATORS = {QMOE: "1.25"}  # older ones have it with fewer inputs, or not at all
 
 
@@ -34,6 +36,15 @@ def too_old_for(form: Form, version: str, activations: str | None = None) -> str
             f"this is {version}. Install onnxruntime {oldest} or later, or leave out --activations."
         )
     return too_old(f"The {form.name} form", (f"com.microsoft::{form.experts}",), version)
+
+
+def oldest_of(graph: str, form: Form) -> str:
+    """The oldest onnxruntime that runs one of a form's graphs, by the graph's file name."""
+    if graph == "preprocess.onnx":
+        return EARLIEST
+    if graph == "embedding.onnx" and form.runs_on_cpu:
+        return EARLIEST if form.table_bits is None else PACKED_ROWS
+    return form.vision_oldest if graph == "vision.onnx" else form.oldest
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -4,11 +4,13 @@ n crops besides the global view, t kept image features, T ids of the picture.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from export.run.io_file import Policy
+from export.run.session import RunError
 from transform.arrays import Array
 from transform.errors import VerificationError
 from transform.molmoe.pictures import ImageInput, open_image
@@ -44,6 +46,19 @@ class Picture:
     image_masks: Array  # float32 [n+1, 576]
     feature_index: Array  # int64 [t]
     ids: Array  # int64 [T]
+
+
+def choose_way(directory: Path, asked: str | None) -> str:
+    """What cuts a variant's pictures: what is asked for, or else the graph where there is one. Raises RunError."""
+    if asked not in (None, *WAYS):
+        raise RunError(f"Images are cut by {' or '.join(WAYS)}, got {asked!r}. Choose one of them.")
+    there = (directory / GRAPH).is_file()
+    if asked == "graph" and not there:
+        raise RunError(
+            f"What cuts images must be there: {directory} has no {GRAPH}, as text-only variants and those of older "
+            "versions. Export it again, or take python."
+        )
+    return asked or ("graph" if there else "python")
 
 
 def cut_by_python(image: ImageInput, policy: Policy, roles: list[int]) -> Picture:

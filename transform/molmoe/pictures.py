@@ -33,6 +33,11 @@ def open_image(source: ImageInput) -> np.ndarray:
         return np.ascontiguousarray(source)
     if isinstance(source, Image.Image):
         return _pixels(source, "the image")
+    if not isinstance(source, str | os.PathLike):
+        raise ImageError(
+            "An image must be a path, a PIL image or an array, uint8 [height, width, 3], got "
+            f"{type(source).__name__}. Convert it to one of these."
+        )
     return _read(Path(source), str(Path(source)))
 
 

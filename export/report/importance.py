@@ -1,23 +1,14 @@
 """Scores as a picture: one bar per block with its interval, SVG or PNG. Needs the extra [plot].
 
 The same scores give the same bytes (with one version of matplotlib). Colours are told apart by everyone (Okabe and
-Ito), and what a colour says is hatched too. The same as a table: `show_scores.py`.
+Ito), and what a colour says is hatched too. The same as a table: `export/command/show_scores.py`.
 """
 
-import io
 from pathlib import Path
 
-from importance.atomic import write_atomically
+from export.report.drawing import BLACK, BLUE, ORANGE, check_format, figure, save
 from importance.scores import Scores
 from importance.tasks import Z95
-from transform.errors import KnobcastError
-
-FORMATS = (".svg", ".png")
-BLUE, ORANGE, BLACK = "#0072B2", "#E69F00", "#000000"
-
-
-class PlotError(KnobcastError):
-    """A plot that can't be drawn: matplotlib is missing, or the file's name says no format."""
 
 
 def plot_scores(scores: Scores, path: Path, *, layers: int | None = None, force: bool = False) -> None:
@@ -27,22 +18,14 @@ def plot_scores(scores: Scores, path: Path, *, layers: int | None = None, force:
     it they are marked where the scores have every index from 0. Bars: the scores in their own direction and unit;
     whiskers: the interval where there is one, else 1.96 standard errors.
     """
-    if path.suffix.lower() not in FORMATS:
-        raise PlotError(f"a plot is {' or '.join(FORMATS)} by its name, got {path.name!r}. Choose another name.")
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
-    except ImportError as error:
-        raise PlotError(
-            f'a plot needs the extra [plot], which isn\'t complete here ({error}). Run pip install -e ".[plot]".'
-        ) from error
+    check_format(path)
     blocks = sorted(scores.values)
     held = protected_blocks(scores, layers)
     values = [scores.values[block] for block in blocks]
-    with matplotlib.rc_context({"svg.hashsalt": "knobcast", "text.parse_math": False}):
-        figure = Figure(figsize=(max(5.0, 1.5 + 0.32 * len(blocks)), 4.0), layout="constrained")
-        axis = figure.add_subplot()
+    with figure(max(5.0, 1.5 + 0.32 * len(blocks)), 4.0) as drawn:
+        from matplotlib.patches import Patch
+
+        axis = drawn.add_subplot()
         colours = [ORANGE if block in held else BLUE for block in blocks]
         bars = axis.bar(range(len(blocks)), values, color=colours, edgecolor=BLACK, linewidth=0.6)
         for block, bar in zip(blocks, bars, strict=True):
@@ -60,11 +43,7 @@ def plot_scores(scores: Scores, path: Path, *, layers: int | None = None, force:
         axis.set_axisbelow(True)
         if held & set(blocks):
             axis.legend(handles=[Patch(facecolor=ORANGE, edgecolor=BLACK, hatch="//", label="* kept by default")])
-        buffer = io.BytesIO()
-        kind = path.suffix.lower().removeprefix(".")
-        metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
-    write_atomically(path, buffer.getvalue(), force)
+        save(drawn, path, force)
 
 
 def heading(scores: Scores) -> str:

@@ -1,0 +1,144 @@
+"""One call of a decoder -> its parts, for every family and form: what `export/graph/decoder.py` would emit.
+
+n new tokens, t all positions behind them, d width, E experts, k of them per token. Elementwise work is counted as the
+graphs have it: each operator reads and writes its values once.
+"""
+
+from export.cost.part import Part, Stage, merged
+from export.cost.stored import Stored
+from transform.architectures import QkNorm
+
+ROTATION = 13  # numbers read or written per number that is split, turned, joined and transposed
+ROTATION_OPERATORS = 8
+SHARED_OPERATORS = 29  # mask, positions and shapes, once per call
+
+
+def decoder_parts(stored: Stored, new: int, total: int) -> Stage:
+    """Of `new` tokens with `total` - `new` cached ones before them; logits of all new ones, as graphs have them."""
+    settings = stored.checkpoint.settings
+    parts = [
+        _embedding(stored, new),
+        Part("mask and positions", activations=8.0 * new * total, operators=SHARED_OPERATORS),
+    ]
+    for i in range(settings.layers):
+        parts += [*_attention(stored, i, new, total), *_mixture(stored, i, new)]
+    vocab = stored.shape("head")[0]
+    parts += [
+        _norm(stored, "norm", 0, new, settings.hidden),
+        Part(
+            "head",
+            2 * new * settings.hidden * vocab,
+            stored.read("head"),
+            stored.value * new * (settings.hidden + vocab),
+            1 + stored.casts("head"),
+        ),
+    ]
+    return merged(parts)
+
+
+def expected_experts(experts: int, k: int, tokens: int) -> float:
+    """Distinct experts that `tokens` touch, k each, where every choice is equally likely: E (1 - (1 - k/E)^n)."""
+    return experts * float(1 - (1 - k / experts) ** tokens)
+
+
+def kv_bytes(stored: Stored, positions: int) -> int:
+    """A cache of `positions`."""
+    settings = stored.checkpoint.settings
+    return 2 * settings.layers * settings.kv_heads * settings.head_dim * positions * stored.value
+
+
+def _embedding(stored: Stored, new: int) -> Part:
+    tables = stored.checkpoint.architecture.modality.tables
+    return Part(
+        "embedding", activations=float(sum(stored.rows(role, new) for role in tables)), operators=9.0 * len(tables)
+    )
+
+
+def _norm(stored: Stored, role: str, i: int, rows: int, width: int) -> Part:
+    """Fused it reads and writes once, else it is six operators."""
+    passes, operators = (2, 1) if stored.form.fused else (7, 6)
+    moved = stored.value * rows * width * passes
+    return Part("norms", 0, stored.read(role, i), moved, operators + stored.casts(role, i))
+
+
+def _attention(stored: Stored, i: int, new: int, total: int) -> list[Part]:
+    settings, architecture, value = stored.checkpoint.settings, stored.checkpoint.architecture, stored.value
+    width, wide = settings.hidden, settings.heads * settings.head_dim
+    narrow = settings.kv_heads * settings.head_dim
+    fused = "attention.qkv" in architecture.roles
+    projections = ["attention.qkv"] if fused else [f"attention.{part}" for part in "qkv"]
+    outputs = sum(stored.shape(role, i)[0] for role in projections)
+    parts = [_norm(stored, "attention.norm", i, new, width)]
+    if architecture.qk_norm is not QkNorm.NONE:
+        parts += [_norm(stored, f"attention.{part}_norm", i, new, size) for part, size in (("q", wide), ("k", narrow))]
+    projected = [*projections, "attention.out"]
+    parts.append(
+        Part(
+            "attention projections",
+            2 * new * (width * outputs + wide * width),
+            sum(stored.read(role, i) for role in projected),
+            value * new * (len(projections) * width + outputs + wide + width),
+            len(projected) + sum(stored.casts(role, i) for role in projected),
+        )
+    )
+    clipped = 3 if settings.clip_qkv is not None else 0
+    turned = ROTATION * (wide + narrow) + 2 * narrow + 2 * wide + (2 * outputs if fused or clipped else 0)
+    parts.append(
+        Part(
+            "rotation and sums",
+            activations=value * new * (turned + 3 * width),
+            operators=2 * ROTATION_OPERATORS + 3 + 3 + 2 + 1 + int(fused) + clipped,
+        )
+    )
+    # the graph copies the cache: past and new are read, the present is written, and read by the two products
+    parts.append(Part("cache", activations=value * 2 * narrow * 3 * total, operators=4))
+    grouped = settings.kv_heads < settings.heads
+    unfused = 0 if stored.form.fused else 2  # scaling and transposing for themselves
+    scores = 6 * settings.heads * new * total + 2 * wide * new
+    parts.append(
+        Part(
+            "attention",
+            4 * new * total * wide,
+            0,
+            value * (scores + (2 * narrow * total + 2 * wide * new if unfused else 0)),
+            4 + unfused + (4 if grouped else 0),
+        )
+    )
+    return parts
+
+
+def _mixture(stored: Stored, i: int, new: int) -> list[Part]:
+    settings, value = stored.checkpoint.settings, stored.value
+    width, experts, k = settings.hidden, settings.experts, settings.top_k[i]
+    inner = stored.shape("expert.gate", i)[0]
+    touched = expected_experts(experts, k, new)
+    slots = new * k
+    moved = slots * (5 * width + 6 * inner) + 2 * new * width + 2 * new * experts
+    return [
+        _norm(stored, "mlp.norm", i, new, width),
+        Part("rotation and sums", activations=value * 3 * new * width, operators=1),
+        Part(
+            "router",
+            2 * new * width * experts,
+            stored.read("router", i),
+            value * new * (width + 3 * experts),
+            1 + stored.casts("router", i) + int(not settings.norm_top_k or not stored.form.fused),
+        ),
+        Part(
+            "experts",
+            2 * slots * 3 * width * inner,
+            touched * stored.read_expert(i),
+            value * moved,
+            _expert_operators(stored, touched, stored.expert_casts(i)),
+        ),
+    ]
+
+
+def _expert_operators(stored: Stored, touched: float, casts: int) -> float:
+    """One where the form has a fused operator. Else sorting and joining, and six per expert; experts whose weights are
+    cast are taken one after another, those that tokens need (of wide matrices, which are cut, somewhat more)."""
+    if stored.form.fused:
+        return 1.0
+    settings = stored.checkpoint.settings
+    norm = 2 * int(settings.norm_top_k)
+    return 9 + norm + 27 * touched if casts else 16 + norm + 6.0 * settings.experts

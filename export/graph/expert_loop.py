@@ -1,0 +1,144 @@
+"""The experts that tokens chose, one after another in a `Loop`: a block of many has as many nodes as one of few.
+
+Most files hold the experts of a block back to back, in some order. Such a span is one array of equal rows, each a tile
+of some expert's matrix, so that the body takes a matrix by a number. In a body nothing is constant: no runtime widens
+16-bit weights at load.
+
+n tokens, k experts per token, E experts, d hidden width, I inner width; m tokens that chose one expert.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+
+from export.graph.builder import Graph
+from transform.arrays import Array
+from transform.checkpoint import Checkpoint, Tensor
+
+PARTS = ("gate", "up", "down")
+MOST_SPANS = 4  # a block seldom lies in more files than two
+TILE = 1 << 17  # elements of a matrix that are widened at once, at most: whole ones leave the processor's cache
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A block's matrices, all of one size and type, as spans that lie back to back."""
+
+    spans: tuple[tuple[Tensor, ...], ...]
+    at: dict[str, tuple[int, int]]  # name of a matrix -> its span, its number there
+    tiles: int  # per matrix: groups of whole rows, as many in [I, d] as in [d, I]
+
+
+def find_experts(checkpoint: Checkpoint, i: int) -> Experts | None:
+    """How block i's experts lie; None where they can't be taken by a number: of several types, in too many pieces."""
+    gate = checkpoint.tensor("expert.gate", i)
+    matrices = [checkpoint.tensor(f"expert.{p}", i, e) for p in PARTS for e in range(checkpoint.settings.experts)]
+    if {(matrix.stored, matrix.nbytes) for matrix in matrices} != {(gate.stored, gate.nbytes)}:
+        return None
+    matrices.sort(key=lambda matrix: (matrix.file.name, matrix.start))
+    spans = [matrices[:1]]
+    for before, matrix in pairwise(matrices):
+        if (matrix.file, matrix.start) == (before.file, before.start + before.nbytes):
+            spans[-1].append(matrix)
+        else:
+            spans.append([matrix])
+    if len(spans) > MOST_SPANS:
+        return None
+    at = {matrix.name: (s, number) for s, span in enumerate(spans) for number, matrix in enumerate(span)}
+    return Experts(tuple(map(tuple, spans)), at, _tiles(*gate.shape))
+
+
+def _tiles(inner: int, width: int) -> int:
+    """The fewest tiles of at most TILE elements into which both the rows of [I, d] and of [d, I] fall."""
+    common = math.gcd(inner, width)
+    fitting = (t for t in range(1, common + 1) if common % t == 0 and inner * width <= TILE * t)
+    return next(fitting, common)
+
+
+def looped_experts(
+    g: Graph, checkpoint: Checkpoint, i: int, experts: Experts, x: str, weights: str, chosen: str
+) -> str:
+    """Block i's experts on x [n, d], as `chosen` [n, k] by every token, times `weights` [n, k], summed -> [n, d]."""
+    inner, width = checkpoint.tensor("expert.gate", i).shape
+    tiles = experts.tiles
+    used = g.op("Unique", chosen)
+
+    def add(step: str, total: str) -> str:
+        e = g.op("Gather", used, g.op("Unsqueeze", step, g.ints(0)), axis=0)  # [1]
+        slots = g.op("Transpose", g.op("NonZero", g.op("Equal", chosen, e)), perm=[1, 0])  # [m, 2]: token, rank
+        tokens = g.op("Gather", slots, g.ints(0), axis=1)  # [m, 1]
+        run = g.op("GatherND", x, tokens)  # [m, d]
+        of_expert = cache(lambda table: g.op("Gather", table, e, axis=0))  # equal nodes are work for runtimes at load
+        gate_up = _matrices(g, checkpoint, i, experts, of_expert, "gate", "up")
+        down = _matrices(g, checkpoint, i, experts, of_expert, "down")
+
+        def gated(t: str) -> str:
+            both = g.op("Gemm", run, gate_up(t), transB=1)
+            left, right = g.ops("Split", 2, both, axis=1, num_outputs=2)
+            return g.op("Mul", left, g.op("Mul", g.op("Sigmoid", left), right))
+
+        hidden = _side_by_side(g, tiles, inner, gated)
+        found = _side_by_side(g, tiles, width, lambda t: g.op("Gemm", hidden, down(t), transB=1))
+        weight = g.op("Unsqueeze", g.op("GatherND", weights, slots), g.ints(1))
+        return g.op("ScatterND", total, tokens, g.op("Mul", found, weight), reduction="add")
+
+    nothing = g.op("ConstantOfShape", g.op("Shape", x), value=g.zero())
+    total = g.fold(g.op("Size", used), add, nothing)
+    return g.op("Reshape", total, g.ints(-1, width))  # what has no Loop's rules may then know the width
+
+
+def _view(g: Graph, span: tuple[Tensor, ...], tiles: int) -> Tensor:
+    first = span[0]
+    shape = (len(span) * tiles, math.prod(first.shape) // tiles)
+    view = first._replace(name=f"{first.name}.span", shape=shape, nbytes=len(span) * first.nbytes)
+    g.stored(view)  # initializers belong to the outer graph, or the body would hide them from the tools
+    return view
+
+
+def _matrices(
+    g: Graph, checkpoint: Checkpoint, i: int, experts: Experts, of_expert: Callable[[str], str], *parts: str
+) -> Callable[[str], str]:
+    """t -> the t-th tiles of one expert's matrices, all of one shape, one below the other; t is "" where there is one.
+
+    `of_expert`: a table's row for the expert.
+    """
+    matrices = [[checkpoint.tensor(f"expert.{p}", i, n) for p in parts] for n in range(checkpoint.settings.experts)]
+    rows, columns = matrices[0][0].shape
+    shape = g.ints(len(parts) * rows // experts.tiles, columns)
+    views = [_view(g, span, experts.tiles) for span in experts.spans]
+    places = np.array([[experts.at[matrix.name] for matrix in row] for row in matrices])  # [E, parts, 2]
+    spans, numbers = places[..., 0], places[..., 1] * experts.tiles
+
+    def row(table: Array) -> str:
+        return of_expert(g.constant(np.ascontiguousarray(table)))
+
+    if len(np.unique(spans)) == 1:
+        first = g.op("Reshape", row(numbers), g.ints(-1))  # [parts]
+        return lambda t: g.op("Reshape", g.rows(views[spans[0, 0]], g.op("Add", first, t) if t else first), shape)
+    # taken from every span that holds some expert's, nothing from all but one: a branch each would take longer to open
+    pieces = [
+        (views[span], row(numbers[:, part]), row(spans[:, part] == span))
+        for part in range(len(parts))
+        for span in np.unique(spans[:, part])
+    ]
+
+    def tile(t: str) -> str:
+        found = [
+            g.rows(view, g.op("Compress", g.op("Add", number, t) if t else number, held, axis=0))
+            for view, number, held in pieces
+        ]
+        return g.op("Reshape", g.op("Concat", *found, axis=0), shape)
+
+    return tile
+
+
+def _side_by_side(g: Graph, tiles: int, width: int, build: Callable[[str], str]) -> str:
+    """Columns [m, width] of which build(t) yields the t-th part; build("") all of them where there is one."""
+    if tiles == 1:
+        return build("")
+    parts = g.each(g.int(tiles), build, g.compute)  # [tiles, m, width / tiles]
+    return g.op("Reshape", g.op("Transpose", parts, perm=[1, 0, 2]), g.ints(-1, width))

@@ -1,0 +1,67 @@
+"""The folder of a sweep: one run at a time, one model and one data set; what in it is damaged is named. No torch."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from export.sweep.table import FILE, Table, read_table
+from transform.errors import KnobcastError, WriteError
+
+LOCK = ".sweep.lock"
+
+
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """`directory` exists inside, and is this run's alone; raises WriteError where another sweep writes it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        handle = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise WriteError(
+            f"{directory} must be a folder that can be written to ({error.strerror}). Choose another --out."
+        ) from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise WriteError(
+                f"one sweep at a time writes {directory}, and another one does. Wait until it is done, or choose "
+                "another --out."
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        with suppress(OSError):
+            os.close(handle)
+
+
+def check_same(directory: Path, table: Table) -> tuple[bool, list[str]]:
+    """(whether what lies in `directory` is known to be of this model, what should be said); raises WriteError for the
+    folder of another model's sweep, of other data's, and for one that holds anything else."""
+    if not directory.is_dir():
+        return False, []
+    if not (directory / FILE).is_file():
+        found = sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))
+        if found:
+            raise WriteError(
+                f"--out must be a new folder or one of a sweep, {directory} holds {', '.join(found[:5])} and no "
+                f"{FILE}. Choose another --out."
+            )
+        return False, []
+    try:
+        there = read_table(directory)
+    except KnobcastError as error:
+        return False, [f"{error} Its jobs are kept, the table and the graphs are made again."]
+    pairs = [("model", there.source.digest, table.source.digest)]
+    if there.data is not None and table.data is not None:
+        pairs += [("data", there.data.digest, table.data.digest), ("grading", there.data.task, table.data.task)]
+    for what, theirs, ours in pairs:
+        if theirs != ours:
+            raise WriteError(
+                f"a sweep has one model and one data set, and {directory} is of another {what}: {theirs} there, {ours} "
+                "here. Choose another --out."
+            )
+    return True, []

@@ -1,0 +1,356 @@
+"""`knobcast sweep` from a grid to its table: answers are those of `evaluate`, work is the least, nothing is done
+twice, what fails fails alone."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import importance.evaluate
+import importance.score
+from export.family.family import MemberError, export_family, member_name
+from export.sweep.answers import read_answers
+from export.sweep.folder import held
+from export.sweep.latency import time_decoder
+from export.sweep.table import Table, read_table
+from export.variant import export_variant
+from importance.evaluate import Group, Prepared, evaluate_plan
+from importance.readers.read import read_samples
+from importance.shards import run_shard
+from tests.support.command import Done, knobcast
+from tests.support.families import write_scores
+from tests.support.paths import ROOT
+from tests.support.speakers import drawn_samples, speaking_molmo
+from transform.knobs import Knobs
+from transform.plan import Plan, make_plan
+from transform.read import read_checkpoint
+
+GRID = "k=1,4 blocks=3,4 tokens=288,432"
+SMALL = "k=2,2x1.1x2 blocks=3 tokens=288,432"  # the first block is shared
+NEW = 4
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return speaking_molmo(tmp_path_factory.mktemp("models") / "speaker")
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_scores(tmp_path_factory.mktemp("scores"))
+
+
+@pytest.fixture(scope="module")
+def data(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Questions whose accepted answer is what the model says to some of them."""
+    folder = tmp_path_factory.mktemp("data")
+    plan = make_plan(read_checkpoint(model), Knobs())
+    said = evaluate_plan(plan, read_samples(drawn_samples(folder)), max_new_tokens=NEW).answers
+    return drawn_samples(folder, said[:2])
+
+
+def swept(out: Path, model: Path, scores: str, data: Path | None, *words: object, grid: str = GRID) -> Done:
+    asked = [] if data is None else ["--data", data, "--max-new-tokens", NEW]
+    return knobcast(
+        "sweep", model, "--grid", grid, "--scores", scores, *asked, "--runs", 2, "--threads", 1, "--no-verify", "--out",
+        out, *words,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(model: Path, scores: str, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A finished sweep, and what --json said."""
+    out = tmp_path_factory.mktemp("sweeps") / "sweep"
+    done = swept(out, model, scores, data, "--json", grid=f"{SMALL} form=cpu,int4")
+    assert done.code == 0, done.err
+    return out, json.loads(done.out)
+
+
+def jobs(out: Path) -> dict[str, tuple[int, int]]:
+    """Kept results: a file that is written again is another one."""
+    return {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in (out / "jobs").glob("*.json")}
+
+
+def test_answers_are_those_of_evaluate_on_the_exported_variant(
+    made: tuple[Path, dict[str, Any]], data: Path, model: Path, tmp_path: Path
+) -> None:
+    table, samples = read_table(made[0]), read_samples(data)
+    for name in ("k4-b4", "k2x1.1x2-b3-t288", "k2-b3-t432", "k2-b3-t288-int4", "k2x1.1x2-b3-t432-int4"):
+        point = table.point(name)
+        knobs = Knobs(point.top_k, point.keep_blocks, point.tokens, form=point.form)
+        plan = make_plan(read_checkpoint(model), knobs)
+        export_variant(plan, tmp_path / name, verify=False)
+        theirs = evaluate_plan(make_plan(read_checkpoint(tmp_path / name), Knobs()), samples, max_new_tokens=NEW)
+        ours = read_answers(made[0], name, len(samples))
+        assert ours.answers == theirs.answers, name
+        assert ours.scores == theirs.scores
+        assert point.quality is not None
+        assert point.quality.total.accuracy == theirs.accuracy
+        assert {task: share.accuracy for task, share in point.quality.by_task.items()} == {
+            kind: share.accuracy for kind, share in theirs.by_kind.items()
+        }
+
+
+def test_answers_tell_settings_apart(made: tuple[Path, dict[str, Any]]) -> None:
+    """Else the test above would hold for a sweep that measures one setting for all."""
+    table = read_table(made[0])
+    assert len({read_answers(made[0], point.name, 7).answers for point in table.points}) > len(table.points) // 2
+    assert 0 < table.point(table.full).quality.total.accuracy < 1  # type: ignore[union-attr]
+
+
+def least(configs: Sequence[Sequence[int]]) -> int:
+    """The nodes of the trie in which a block runs: distinct beginnings of configurations that end in a kept block."""
+    return len({tuple(config[: n + 1]) for config in configs for n, k in enumerate(config) if k})
+
+
+def test_blocks_run_no_oftener_than_the_trie_must(made: tuple[Path, dict[str, Any]]) -> None:
+    table = read_table(made[0])
+    groups: dict[tuple[object, str], list[list[int]]] = {}
+    for point in table.points:
+        k = dict(zip(point.keep_blocks, point.top_k, strict=True))
+        groups.setdefault((point.tokens, point.form), []).append([k.get(block, 0) for block in range(4)])
+    chunks = 4  # three pictures and a question without
+    assert made[1]["engine"]["block_evaluations"] == chunks * sum(map(least, groups.values()))
+    assert len(groups) == 5
+
+
+def test_a_picture_goes_through_the_tower_once_per_budget(
+    model: Path, scores: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    embed = Prepared._embed
+
+    def counted(self: Prepared, group: Group) -> Any:
+        seen.append((self.prompts.tokens, group.picture))  # type: ignore[attr-defined]
+        return embed(self, group)
+
+    monkeypatch.setattr(importance.evaluate.Prepared, "_embed", counted)
+    assert swept(tmp_path / "s", model, scores, data, "--no-latency").code == 0
+    assert len(seen) == len(set(seen)) == 3 * 4  # budgets: two and the model's own; pictures: three and none
+
+
+def test_latencies_are_sums_of_their_parts(made: tuple[Path, dict[str, Any]]) -> None:
+    table = read_table(made[0])
+    assert table.machine is not None
+    for point in table.points:
+        found, work = point.latency["qa"], table.workloads["qa"]
+        assert found.vision_ms is not None
+        assert found.total_ms == pytest.approx(
+            found.vision_ms + found.prefill_ms + (work.new - 1) * found.decode_ms, abs=0.01
+        )
+        assert found.spread_ms[0] <= found.spread_ms[1]
+        assert point.errors == {}
+        # of its own budget: the vision part is shared by all settings of one and the same weights
+        alike = [p for p in table.points if (p.tokens, p.form) == (point.tokens, point.form)]
+        assert {p.latency["qa"].vision_ms for p in alike} == {found.vision_ms}
+    peaks = [table.point(f"k2-b3{t}").latency["qa"].peak_bytes or 0 for t in ("-t288", "-t432")]
+    assert 0 < peaks[0] <= peaks[1]
+
+
+def test_a_model_without_eyes(olmoe: Path, tmp_path: Path) -> None:
+    done = knobcast(
+        "sweep", olmoe, "--grid", "k=2", "--runs", 1, "--threads", 1, "--no-verify", "--out", tmp_path / "s"
+    )
+    assert done.code == 0, done.err
+    table = read_table(tmp_path / "s")
+    assert [point.name for point in table.points] == ["k4-b6", "k2-b6"]
+    assert all(point.latency["qa"].vision_ms is None for point in table.points)
+    assert all(point.latency["qa"].total_ms > point.latency["qa"].prefill_ms > 0 for point in table.points)
+
+
+def test_a_second_run_does_nothing_again(
+    made: tuple[Path, dict[str, Any]], model: Path, scores: str, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "copy"  # jobs of other weights and of graphs name the folder that they lie in
+    shutil.copytree(made[0], out)
+    before = jobs(out)
+    again = swept(out, model, scores, data, "--no-latency", grid=SMALL)
+    assert again.code == 0, again.err
+    assert jobs(out) == before
+    names = [file.name for file in (made[0] / "answers").iterdir()]
+    kept = {name: (made[0] / "answers" / name).read_text() for name in names}
+    assert {name: (out / "answers" / name).read_text() for name in kept} == kept
+
+
+def test_a_killed_sweep_goes_on(model: Path, scores: str, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    words = ["sweep", model, "--grid", GRID, "--scores", scores, "--data", data, "--max-new-tokens", NEW]
+    words += ["--runs", 2, "--threads", 1, "--no-verify", "--out", out]
+    command = [sys.executable, "-m", "export.command.main", *map(str, words)]
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(jobs(out)) < 5 and running.poll() is None:
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    done = jobs(out)
+    assert 5 <= len(done) < 21, "killed in the middle"
+    assert isinstance(read_table(out), Table), "whole at any time"
+    calls: list[Any] = []
+
+    def counted(spec: dict[str, object]) -> Any:
+        calls.append(spec)
+        return run_shard(spec)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importance.score, "run_shard", counted)
+        assert swept(out, model, scores, data, "--no-latency").code == 0
+    after = jobs(out)
+    assert {name: after[name] for name in done} == done, "what was finished is as it was"
+    assert len(calls) == len(after) - len(done)
+
+
+def test_a_failing_setting_fails_alone(
+    model: Path, scores: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(spec: Any) -> Any:
+        if [1, 0, 1, 1] in [list(config) for config in spec["configs"]]:
+            raise RuntimeError("out of luck")
+        return run_shard(spec)
+
+    monkeypatch.setattr(importance.score, "run_shard", failing)
+    assert swept(tmp_path / "s", model, scores, data, "--no-latency").code == 0
+    table = read_table(tmp_path / "s")
+    failed = {point.name: point.errors for point in table.points if point.errors}
+    assert failed.keys() == {"k1-b3-t288", "k1-b3-t432"}
+    assert all("out of luck" in errors["quality"] for errors in failed.values())
+    assert all(point.quality for point in table.points if point.name not in failed)
+
+
+def test_a_decoder_that_can_not_be_timed_is_named_and_the_others_are(
+    model: Path, scores: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(directory: Path, graph: str, *rest: Any) -> Any:
+        if graph == "text-k1-b3.onnx":
+            (directory / graph).write_bytes(b"no graph")
+        return time_decoder(directory, graph, *rest)
+
+    monkeypatch.setattr("export.sweep.run.time_decoder", broken)
+    assert swept(tmp_path / "s", model, scores, None, grid="k=1,4 blocks=3,4 tokens=288").code == 0
+    table = read_table(tmp_path / "s")
+    assert {p.name for p in table.points if "latency" in p.errors} == {"k1-b3-t288"}
+    assert "text-k1-b3.onnx" in table.point("k1-b3-t288").errors["latency"]
+    assert table.data is None
+    assert all("qa" in p.latency for p in table.points if not p.errors)
+
+
+def test_a_decoder_that_can_not_be_proven_is_left_out_alone(
+    model: Path, scores: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def strict(plan: Plan, members: Sequence[Plan], out: Path, **rest: Any) -> Any:
+        if any(member_name(member.target) == "k1-b3" for member in members):
+            raise MemberError("k1-b3", "differs")
+        return export_family(plan, members, out, **rest)
+
+    monkeypatch.setattr("export.sweep.families.export_family", strict)
+    assert swept(tmp_path / "s", model, scores, None, grid="k=1,4 blocks=3 tokens=288").code == 0
+    table = read_table(tmp_path / "s")
+    assert {p.name: p.errors for p in table.points if p.errors} == {"k1-b3-t288": {"latency": "member k1-b3: differs"}}
+    assert all("qa" in p.latency for p in table.points if not p.errors)
+
+
+def test_damaged_results_are_named_and_made_again(
+    made: tuple[Path, dict[str, Any]], model: Path, scores: str, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(made[0], out)
+    victim = next(file for file in sorted((out / "jobs").iterdir()) if f'"{model}"' in file.read_text())
+    victim.write_text(victim.read_text().replace("w", "v", 1))
+    (out / "sweep.json").write_text("{}")
+    done = swept(out, model, scores, data, "--no-latency", grid=SMALL)
+    assert done.code == 0, done.err
+    assert f"{victim.name} is damaged and is computed again" in done.said
+    assert "must be a sweep of schema" in done.said
+    assert victim.read_text() == (made[0] / "jobs" / victim.name).read_text()
+
+
+def test_a_folder_is_one_sweeps(
+    made: tuple[Path, dict[str, Any]], model: Path, scores: str, data: Path, tmp_path: Path
+) -> None:
+    out = made[0]
+    table = read_table(out)
+    with held(out):
+        assert "another one does" in swept(out, model, scores, data, "--no-latency").said
+    fewer = swept(out, model, scores, data, "--limit", 2, "--no-latency")
+    assert fewer.code == 1
+    assert table.data is not None
+    assert "another data" in fewer.said
+    assert table.data.digest in fewer.said
+    other = speaking_molmo(tmp_path / "other")
+    weights = bytearray((other / "model.safetensors").read_bytes())
+    weights[-4:] = b"\0\0\0\0"
+    start = int.from_bytes(weights[:8], "little") + 8
+    weights[start : start + 4] = b"\0\0\0\1"
+    (other / "model.safetensors").write_bytes(weights)
+    refused = swept(out, other, scores, data, "--no-latency")
+    assert refused.code == 1
+    assert "another model" in refused.said
+    assert table.source.digest in refused.said
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    assert "holds notes.txt" in swept(tmp_path / "mine", model, scores, data, "--no-latency").said
+    assert read_table(out) == table
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--grid", "k=9"], "from 1 to 8"),
+        (["--grid", "k=1 form=cuda"], "the cuda form runs on cuda, tensorrt"),
+        (["--grid", "k=1", "--no-latency"], "--data is missing"),
+        (["--grid", "k=1", "--provider", "gpu"], "--provider must be one of"),
+        (["--grid", "k=1", "--scores", "preset:vqa-measured"], "keeps all"),
+        (["--grid", "k=1", "--workloads", "nowhere.toml"], "no such file"),
+        (["--grid", "k=1 blocks=3"], "needs scores"),
+        (["--grid", "k=1", "--prune", "0.2"], "--prune goes by"),
+    ],
+)
+def test_what_can_not_be_is_refused_before_anything_is_written(
+    model: Path, tmp_path: Path, words: list[str], said: str
+) -> None:
+    done = knobcast("sweep", model, *words, "--out", tmp_path / "s")
+    assert done.code == 1
+    assert said in done.said
+    assert not (tmp_path / "s").exists()
+
+
+def test_pictures_that_can_not_be_seen_are_named_before_anything_is_done(
+    model: Path, scores: str, data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(data.parent, tmp_path / "data")
+    (tmp_path / "data" / "1.png").write_bytes(b"\x89PNG nothing more")
+    done = swept(tmp_path / "s", model, scores, tmp_path / "data" / data.name)
+    assert done.code == 1
+    assert "sample '1-first'" in done.said
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_dry_run_says_what_is_to_do(model: Path, scores: str, data: Path, tmp_path: Path) -> None:
+    done = swept(tmp_path / "s", model, scores, data, "--dry-run", "--json")
+    facts = json.loads(done.out)
+    assert len(facts["settings"]) == 9
+    assert (facts["samples"], facts["answers"], facts["decoders"], facts["families"]) == (7, 21, 4, 1)
+    assert facts["block_evaluations"] < facts["naive_block_evaluations"]
+    assert not (tmp_path / "s").exists()
+    shown = swept(tmp_path / "s", model, scores, data, "--dry-run")
+    assert "9 settings" in shown.out
+    assert "k1-b3-t288" in shown.out
+
+
+def test_pruned_settings_are_listed_and_not_measured(model: Path, data: Path, tmp_path: Path) -> None:
+    blocks = [{"index": n, "score": value} for n, value in enumerate((0.9, 0.1, 0.4, 0.8))]
+    facts = {"schema": 1, "metric": "drop", "unit": "accuracy, 0..1", "higher_means": "more important"}
+    file = tmp_path / "scores.json"
+    file.write_text(json.dumps({**facts, "blocks": blocks}))
+    done = swept(tmp_path / "s", model, str(file), data, "--no-latency", "--prune", 0.3, grid="k=1,4 blocks=2,3,4")
+    assert done.code == 0, done.err
+    table = read_table(tmp_path / "s")
+    left = {point.name for point in table.points if point.quality is None}
+    assert left == {"k1-b2", "k4-b2"}
+    assert "predicted to lose 0.500, more than --prune 0.3" in table.point("k1-b2").errors["quality"]
