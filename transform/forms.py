@@ -14,7 +14,8 @@ from transform.errors import KnobError
 # experts round activations to 8 bits as well; numpy where no CPU has the experts.
 Checker = Literal["onnxruntime", "onnxruntime without repacking", "numpy"]
 # Of each row that meets a quantised matrix: as it is, or rounded to 8 bits for kernels that multiply integers.
-ACTIVATIONS = ("float32", "int8")
+ROUNDED = "int8"
+ACTIVATIONS = ("float32", ROUNDED)
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Form:
 
     def oldest_with(self, activations: str | None) -> str:
         """The onnxruntime that runs it with these activations: `QMoE` has 4-bit experts for int8 ones since 1.31."""
-        return "1.31" if activations == "int8" and self.bits == 4 else self.oldest
+        return "1.31" if activations == ROUNDED and self.bits == 4 else self.oldest
 
     def takes(self, dtype: str) -> bool:
         """Whether a setting may ask for `dtype`."""

@@ -10,7 +10,7 @@ from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
 from transform.dtype import cast
 from transform.errors import KnobError
-from transform.forms import FORMS, REFERENCE, Form, form_named
+from transform.forms import FORMS, REFERENCE, ROUNDED, Form, form_named
 from transform.hub_cache import hub_id, name_of, revision_of
 from transform.image_settings import max_crops, variant_policy
 from transform.knobs import DTYPES, Knobs, canonical_name, parse_tokens
@@ -85,7 +85,7 @@ class Plan:
         policy = (self.vision.resize, self.vision.rule) if self.vision else ()
         words = (self.form.name, self.knobs.dtype, *policy)
         usual = (self.source_form.name, "source", *DEFAULT_POLICY)
-        rounded = ("a8",) if self.activations == "int8" else ()
+        rounded = ("a8",) if self.activations == ROUNDED else ()
         return (*(word for word in words if word not in usual), *rounded)
 
     @property

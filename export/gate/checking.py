@@ -10,7 +10,7 @@ from export.numpy_run.graphs import NumpyGraphs
 from export.numpy_run.static import NumpyStaticGraphs
 from export.run.graphs import Graphs
 from export.run.static import StaticGraphs
-from transform.forms import Form
+from transform.forms import ROUNDED, Form
 
 Opened = TypeVar("Opened", bound=Graphs)
 
@@ -37,7 +37,7 @@ def computed_by(form: Form) -> str:
 
 def rounds_activations(graphs: Graphs | StaticGraphs) -> bool:
     """Whether a variant's kernels round what they multiply with; they do so with repacked weights alone."""
-    return graphs.io.get("activations") == "int8"
+    return graphs.io.get("activations") == ROUNDED
 
 
 def _exact(graphs: Opened) -> Opened:

@@ -35,7 +35,7 @@ from transform.architectures import Settings
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint
 from transform.errors import VerificationError
-from transform.forms import REFERENCE, Form
+from transform.forms import REFERENCE, ROUNDED, Form
 from transform.knobs import DTYPES
 from transform.packed_layout import BLOCK
 from transform.scratch import scratch
@@ -104,7 +104,7 @@ def run_checks(form: Form, settings: Settings, provider: str = CPU, activations:
         if form.bits:
             yield from _products(rig, form)
             yield from _tables(rig, form)
-        if form.bits and activations == "int8":
+        if form.bits and activations == ROUNDED:
             yield from _rounded(rig, settings, form, form.bits)
 
 
@@ -228,13 +228,13 @@ def _rounded(rig: Rig, settings: Settings, form: Form, bits: int) -> Iterator[Ch
     """The same two operators where rows are rounded to 8 bits; without repacking they are not."""
     k = max(settings.top_k)
     block = make_block(rig, settings, k, bits=bits)
-    graph = block_graph(block.checkpoint, form, activations="int8")
+    graph = block_graph(block.checkpoint, form, activations=ROUNDED)
     found = [_difference(rig, block, graph, x) for x in (block.tokens, block.tokens[:1])]
     yield Check(form.experts, f"{bits} bits, int8 activations, k {k}", float(np.max(found)), INT8_LIMIT)
     weight = rig.draw(24, _ODD, scale=_ODD**-0.5)
     tensor, meant = rig.packed("rounded", weight, bits)
     x = rig.draw(4, _ODD)
-    difference = relative(rig.run(linear_graph(tensor, form, activations="int8"), x), x @ meant.T)
+    difference = relative(rig.run(linear_graph(tensor, form, activations=ROUNDED), x), x @ meant.T)
     yield Check("MatMulNBits", f"{bits} bits, int8 activations", difference, INT8_LIMIT)
 
 

@@ -17,7 +17,7 @@ from export.graph.shapes import fused_shapes
 from transform.arrays import Array
 from transform.checkpoint import Pack, Tensor
 from transform.errors import CheckpointError
-from transform.forms import ACTIVATIONS, REFERENCE, Form
+from transform.forms import ACTIVATIONS, REFERENCE, ROUNDED, Form
 from transform.knobs import DTYPES
 
 # Of the ordinary operators, as early as runs as fast; IR 8 is what onnxruntime 1.14 reads besides.
@@ -50,7 +50,7 @@ class Graph:
     ) -> None:
         self.name, self.opset = name, opset
         # 4: each row that meets a quantised matrix is rounded to 8 bits; 1: it stays float32
-        self.accuracy = 4 if activations == "int8" else 1
+        self.accuracy = 4 if activations == ROUNDED else 1
         self.fixed = fixed  # all sizes are known: those that onnx can't infer are written down
         self.compute = TYPES[DTYPES[form.compute]]
         self.fused = form.fused  # onnxruntime's own operators may be used
