@@ -33,7 +33,7 @@ from export.run.io_file import read_io
 from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks, without_blocks
 from transform.errors import VerificationError
-from transform.forms import Form
+from transform.forms import ROUNDED, Form
 from transform.load import building, load_view, model_class, plain_config
 from transform.machine import fitting_blocks, release_memory, return_at_once
 from transform.packed_layout import Packing
@@ -66,7 +66,7 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
     rounded: dict[str, float] = {}
     counts: dict[str, float] = {}
     io = read_io(directory) if onnx else None
-    static, rounds = io is not None and "static" in io, io is not None and io.get("activations") == "int8"
+    static, rounds = io is not None and "static" in io, io is not None and io.get("activations") == ROUNDED
     seen, embeddings = None, None
     if plan.vision:
         say("a picture")
