@@ -128,7 +128,7 @@ def seal(
     """
     say("card, sums, manifest")
     write_card(written.path, plan, verification, onnx, card, ranking, measured)
-    sums = write_sums(written.path) if verification else "not computed"
+    sums = write_sums(written.path, known=verification.sums) if verification else "not computed"
     return write_manifest(written, plan, verification, sums, measured)
 
 

@@ -6,7 +6,6 @@ float32, the output head and the activations. Reads are counted; nothing is mapp
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from transformers import GenerationConfig
 from importance.suited import insist_on_suited
 from transform.architectures.per_block import select_blocks
 from transform.checkpoint import Checkpoint
+from transform.depth import without_blocks
 from transform.load import TORCH_DTYPES, building, load_view, model_class, plain_config
 from transform.packed import dequantise
 from transform.runtime import find_decoder, find_routers
@@ -110,14 +110,11 @@ class StreamedBlocks:
 
 def _without_blocks(checkpoint: Checkpoint) -> tuple[nn.Module, int]:
     """(the model of a checkpoint with 0 blocks, bytes of its tensors)."""
-    architecture = checkpoint.architecture
-    prefix = architecture.block.partition("{i}")[0]
-    config = select_blocks(checkpoint.config, architecture.depth_key, ())
-    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith(prefix)}
-    model, _ = load_view(replace(checkpoint, config=config, tensors=tensors))
+    rest = without_blocks(checkpoint)
+    model, _ = load_view(rest)
     if (checkpoint.path / "generation_config.json").is_file():  # which says what ends an answer
         model.generation_config = GenerationConfig.from_pretrained(checkpoint.path, local_files_only=True)
-    return model, sum(tensor.nbytes for tensor in tensors.values())
+    return model, sum(tensor.nbytes for tensor in rest.tensors.values())
 
 
 def _empty_block(checkpoint: Checkpoint) -> nn.Module:

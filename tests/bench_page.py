@@ -112,6 +112,7 @@ WORDS = [
     ("cp_sync_seconds", "`cp` and `sync`", "s"),
     ("plain_loop_seconds", "the plain loop", "s"),
     (r"plain_loop_seconds_from_(\d+)_sets", r"the plain loop, from \1 sets", "s"),
+    ("cp_sync_sha256sum_seconds", "`cp`, `sync` and `sha256sum` of the same files", "s"),
     ("python_seconds", "the Python code", "s"),
     ("picture_mb", "the photo", "MiB"),
     ("peak_ratio", "peak memory, to the photo", ""),

@@ -145,6 +145,13 @@ def test_as_many_blocks_as_fit(molmo: Path, tmp_path: Path, monkeypatch: pytest.
     assert transform.machine.fitting_blocks(checkpoint) == 1
 
 
+def test_what_is_stored_in_16_bits_computes_in_float32(molmo: Path, tmp_path: Path) -> None:
+    """The tower as well, whose weights are widened only while they compute."""
+    manifest = export_to(tmp_path / "v", molmo, Knobs(2, (0, 1), 288, dtype="bfloat16"), onnx=False)
+    for found in manifest["verification"]["as_user"]["generate"].values():
+        assert found["difference"] <= 1e-5 * found["largest_value"]
+
+
 def test_quantised_weights_are_for_graphs_alone(tmp_path: Path) -> None:
     manifest = export_to(tmp_path / "v", NANO, Knobs(1, (0,), 288, form="int4"))
     found = manifest["verification"]["as_user"]

@@ -13,8 +13,10 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from export.files.integrity import check_graph_bounds
+import transform.machine
+from export.files.integrity import check_graph_bounds, sha256_file
 from export.gate.blockwise import blockwise_gate
+from export.gate.copied import check_copied
 from export.gate.verify import verify_directory
 from export.variant import export_variant
 from tests.support.models import BLOCKWISE, save_source
@@ -84,6 +86,62 @@ def test_the_blockwise_gate_agrees(molmo: Path, tmp_path: Path, knobs: Knobs) ->
     assert set(checked.static_vs_dynamic.values()) == {0.0}
     assert checked.onnx_vs_torch["prefill"] < 1e-4
     assert "embeddings" in checked.onnx_vs_torch
+
+
+def test_sums_are_those_of_the_files_and_a_changed_byte_is_seen(molmo: Path, tmp_path: Path) -> None:
+    """In matrices, and behind a multiple of what is read at once."""
+    plan = make_plan(read_checkpoint(molmo), Knobs(k=2, keep=(0, 3)))
+    export_variant(plan, tmp_path / "v", verify=False, onnx=False)
+    written = read_checkpoint(tmp_path / "v")
+    count, sums = check_copied(plan.target, written)
+    files = sorted((tmp_path / "v").glob("*.safetensors"))
+    assert count == len(written.tensors)
+    assert sums == {file.name: sha256_file(file) for file in files}
+    last = max(written.tensors.values(), key=lambda tensor: (tensor.file, tensor.start))
+    for tensor in (written.tensor("expert.down", 1, 2), last):
+        data = bytearray(tensor.file.read_bytes())
+        data[tensor.start + tensor.nbytes - 1] ^= 1
+        before = tensor.file.read_bytes()
+        tensor.file.write_bytes(data)
+        with pytest.raises(VerificationError, match="must hold the source's bytes"):
+            check_copied(plan.target, written)
+        tensor.file.write_bytes(before)
+
+
+def test_what_is_cast_is_summed_and_not_compared(molmo: Path, tmp_path: Path) -> None:
+    plan = make_plan(read_checkpoint(molmo), Knobs(k=2, keep=(0,), dtype="float16"))
+    export_variant(plan, tmp_path / "v", verify=False, onnx=False)
+    count, sums = check_copied(plan.target, read_checkpoint(tmp_path / "v"))
+    assert count == 0
+    assert sums == {file.name: sha256_file(file) for file in (tmp_path / "v").glob("*.safetensors")}
+
+
+def test_a_variant_proven_block_by_block_has_the_golden_picture(
+    molmo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transform.machine, "free_memory", lambda: 0)
+    manifest = export(molmo, tmp_path / "v", Knobs(k=2, keep=(0, 3), tokens=288))
+    assert manifest["verification"]["mode"] == "blockwise"
+    assert "sums" not in manifest["verification"]
+    found = verify_directory(tmp_path / "v", lambda _: None)
+    assert 0 <= found["preprocess_vs_golden"]["images"] <= 1e-5
+    assert found["golden"] == "none recorded"
+    golden = dict(load_file(tmp_path / "v" / "golden.safetensors"))
+    golden["preprocess.images"] = golden["preprocess.images"] + 1
+    save_file(golden, tmp_path / "v" / "golden.safetensors")
+    record_sums(tmp_path / "v")
+    with pytest.raises(VerificationError, match="must cut pictures"):
+        verify_directory(tmp_path / "v", lambda _: None)
+
+
+def test_a_resident_variant_keeps_its_golden_outputs(molmo: Path, tmp_path: Path) -> None:
+    export(molmo, tmp_path / "v", Knobs(k=2, keep=(0,), tokens=288))
+    golden = load_file(tmp_path / "v" / "golden.safetensors")
+    pictures = {name: value for name, value in golden.items() if name.startswith("preprocess.")}
+    save_file(pictures, tmp_path / "v" / "golden.safetensors")
+    record_sums(tmp_path / "v")
+    with pytest.raises(VerificationError, match="must hold the outputs that were recorded"):
+        verify_directory(tmp_path / "v", lambda _: None)
 
 
 def test_the_blockwise_gate_sees_a_swapped_expert(molmo: Path, tmp_path: Path) -> None:

@@ -65,6 +65,14 @@ def drop_blocks(source: Checkpoint, keep_blocks: Sequence[int]) -> Checkpoint:
     return DropBlocks(tuple(keep_blocks))(source)
 
 
+def without_blocks(checkpoint: Checkpoint) -> Checkpoint:
+    """What embeds prompts and pictures, norm and head: no plan has this, for no pass leaves nothing to run."""
+    config = select_blocks(checkpoint.config, checkpoint.architecture.depth_key, ())
+    prefix = _prefix(checkpoint)
+    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith(prefix)}
+    return replace(checkpoint, config=config, tensors=tensors)
+
+
 def _prefix(checkpoint: Checkpoint) -> str:
     """What the names of tensors in blocks begin with, up to the block's number."""
     return checkpoint.architecture.block.partition("{i}")[0]

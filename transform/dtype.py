@@ -43,3 +43,9 @@ class Cast(Pass):
 def cast(source: Checkpoint, dtype: str) -> Checkpoint:
     """The checkpoint with every tensor stored as `dtype` (`source` leaves it as it is); a packed one is refused."""
     return source if dtype == "source" else Cast(dtype)(source)
+
+
+def stored_dtype(checkpoint: Checkpoint) -> str:
+    """The 16-bit type that all tensors have, as torch spells it; float32 where they differ or are quantised."""
+    kinds = {tensor.stored for tensor in checkpoint.tensors.values()}
+    return {"F16": "float16", "BF16": "bfloat16"}.get(kinds.pop(), "float32") if len(kinds) == 1 else "float32"

@@ -20,7 +20,7 @@ from transform.architectures import architecture_named, imported, lookup
 from transform.arrays import Array
 from transform.checkpoint import OF_A_MACHINE, PACKED, Checkpoint
 from transform.depth import drop_blocks
-from transform.dtype import cast
+from transform.dtype import cast, stored_dtype
 from transform.errors import CheckpointError, KnobcastError
 from transform.packed import dequantise, fake_quantised
 from transform.packed_layout import Packing
@@ -139,22 +139,33 @@ def load_model(directory: Path, dtype: str = "float32", **kwargs: object) -> "Pr
 
 
 def load_view(
-    view: Checkpoint, dtype: str = "float32", packed: Packing | None = None
+    view: Checkpoint, dtype: str = "float32", packed: Packing | None = None, pictures: bool = True
 ) -> "tuple[PreTrainedModel, LoadReport]":
     """A model in float32 from a checkpoint value, its tensors mapped from wherever they lie.
 
     `dtype` rounds first; `packed` then gives what is quantised in such a variant the values
-    it has there, to the last bit.
+    it has there, to the last bit. Without `pictures` nothing is read of what only they pass, and the model has no place
+    for them.
+
+    Tensors of one 16-bit type become float32 when the model is whole, one parameter at a time: where experts are fused,
+    lists of their matrices in float32 would take as much memory as the model itself.
     """
-    given = dtype
+    given = stored_dtype(view) if dtype == "float32" else dtype
     tensors = _mapped(view)
     if packed is not None:
         if dtype != "float32":
             tensors = {name: _Later(partial(_rounded, values, dtype)) for name, values in tensors.items()}
         tensors |= {name: _Later(make) for name, make in fake_quantised(cast(view, dtype), packed)}
         given = "float32"  # another one would round the quantised values
+    images = None if pictures else view.architecture.images
+    if images:
+        hollow = torch.zeros((), dtype=getattr(torch, given))  # in the place of all values: no place is left empty
+        unread = [name for name in tensors if name.startswith(f"model.{images.module}.")]
+        tensors |= {name: hollow.expand(view.tensors[name].shape) for name in unread}
     model, report = _from_tensors(view, tensors, given, {})
     report.insist(str(view.path))
+    if images:
+        setattr(model.model, images.module, None)
     return align(model.float()).eval(), report
 
 

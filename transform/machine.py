@@ -12,6 +12,8 @@ from transform.depth import drop_blocks
 from transform.plan import parameters
 
 FLOAT32 = 4
+LARGE = 1 << 20  # bytes
+_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 SMALL = 50_000_000  # parameters; below, PyTorch's threads wait for each other longer than they share work
 
 
@@ -23,6 +25,13 @@ def free_memory() -> int:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def return_at_once() -> None:
+    """From now on glibc gives memory of a megabyte and more back to the system when it is freed. Left alone it learns
+    to keep up to 32 MB, and puts a block's gigabyte of weights into the holes, where what was freed stays."""
+    if sys.platform == "linux" and (set_option := getattr(ctypes.CDLL(None), "mallopt", None)):
+        set_option(_MMAP_THRESHOLD, LARGE)
 
 
 def release_memory() -> None:

@@ -16,7 +16,7 @@ from transform.depth import drop_blocks
 from transform.errors import VerificationError
 from transform.forms import Form
 from transform.load import load_view
-from transform.machine import release_memory
+from transform.machine import release_memory, return_at_once
 from transform.progress import Say
 from transform.runtime import moe_top_k
 from transform.top_k import set_top_k
@@ -57,10 +57,11 @@ def check_emission(written: Checkpoint, form: Form, member: Member) -> None:
 
 def measure_pairs(written: Checkpoint, form: Form, pairs: set[Pair], say: Say) -> dict[Pair, Measured]:
     """What was measured of each pair; each block is loaded once."""
+    return_at_once()
     found: dict[Pair, Measured] = {}
     for block in sorted({pair.block for pair in pairs}):
         own = drop_blocks(written, (block,))
-        model, _ = load_view(own)
+        model, _ = load_view(own, pictures=False)
         for pair in sorted(pair for pair in pairs if pair.block == block):
             say(f"block {block}, k={pair.k}: ONNX == PyTorch")
             view = set_top_k(own, pair.k)

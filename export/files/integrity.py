@@ -2,9 +2,10 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from export.run.external import check_external
@@ -18,6 +19,7 @@ from transform.strict_json import MAX_JSON_BYTES, Record, read_json
 
 _CHUNK = 4 << 20
 _TRIES = 5  # of a directory that `derive` adds to while it is read
+NONE: Mapping[str, str] = MappingProxyType({})
 _PLAIN = r"[A-Za-z0-9_][A-Za-z0-9_.\-]*"
 
 
@@ -35,10 +37,13 @@ def sha256_file(path: Path, progress: Progress | None = None) -> str:
     return digest.hexdigest()
 
 
-def write_sums(directory: Path, progress: Progress | None = None) -> str:
-    """Write SHA256SUMS over every file but itself and the manifest (`sha256sum -c` reads it); returns its digest."""
+def write_sums(directory: Path, progress: Progress | None = None, known: Mapping[str, str] = NONE) -> str:
+    """Write SHA256SUMS over every file but itself and the manifest (`sha256sum -c` reads it); returns its digest.
+
+    `known`: sums of files that were read whole since they were written.
+    """
     names = [name for name in visible_files(directory) if name not in (SUMS, MANIFEST)]
-    lines = [f"{sha256_file(directory / name, progress)}  {name}\n" for name in names]
+    lines = [f"{known.get(name) or sha256_file(directory / name, progress)}  {name}\n" for name in names]
     (directory / SUMS).write_text("".join(lines), "utf-8")
     return sha256_file(directory / SUMS)
 

@@ -70,6 +70,7 @@ class Verification:
     preprocess: Measured = field(default_factory=dict)  # preprocess.onnx and the Python code: tolerance, pictures
     graphs_computed_by: str | None = None
     operators: Operators | None = None
+    sums: Mapping[str, str] = field(default_factory=dict)  # of files that were read whole; SHA256SUMS records them
 
     def differences(self, group: str) -> dict[str, float]:
         """Of `static_vs_dynamic`, `onnx_vs_torch` or `static_vs_torch`: those that were measured, by their names."""
@@ -78,7 +79,7 @@ class Verification:
 
     def as_dict(self) -> dict[str, object]:
         """For JSON: what was measured."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "sums"}
         return {name: value for name, value in values.items() if value not in (None, {})}
 
     @classmethod
@@ -97,4 +98,5 @@ class Verification:
             )
         if wrong := [name for name in _COMPARED if not isinstance(record.get(name, {}), dict)]:
             raise VerificationError(f"verification.{wrong[0]} must hold numbers by name. Export the variant again.")
-        return cls(**{field.name: record[field.name] for field in fields(cls) if field.name in record})
+        known = [field.name for field in fields(cls) if field.name != "sums" and field.name in record]
+        return cls(**{name: record[name] for name in known})

@@ -17,8 +17,9 @@ from export.files.verification import UserReport
 from export.gate.tolerance import LEAST_SCALE
 from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
+from transform.dtype import stored_dtype
 from transform.errors import VerificationError
-from transform.machine import SMALL
+from transform.machine import LARGE, SMALL
 from transform.plan import parameters
 from transform.scratch import scratch
 from transform.write import write_json
@@ -41,6 +42,7 @@ def check_as_user(variant: Checkpoint, blocks: int | None = None) -> UserReport:
         "ids": [1 + 7 * n % (variant.settings.vocab - 1) for n in range(PROMPT)],  # where there is no tokenizer
         "new_tokens": NEW_TOKENS,
         "pictures": variant.architecture.modality.sees_images,
+        "dtype": stored_dtype(variant),
         "tokenizer": (variant.path / "tokenizer.json").is_file(),
         "model": not any(tensor.pack for tensor in variant.tensors.values()),
     }
@@ -89,6 +91,8 @@ def _linked(variant: Checkpoint, place: Path, blocks: int) -> Path:
 def run_process(place: Path, request: Request, home: Path, threads: dict[str, str]) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of a process that looks at the variant in `place`."""
     env = os.environ | threads | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(home / "modules")}
+    # one tensor after the other, and nothing kept of what is freed: as `transform/load.py` and `machine.py` have it
+    env |= {"HF_DEACTIVATE_ASYNC_LOAD": "1", "MALLOC_MMAP_THRESHOLD_": str(LARGE)}
     done = subprocess.run(
         [sys.executable, "-P", str(SCRIPT), str(place)],
         input=json.dumps(request), cwd=home, env=env, capture_output=True, text=True, check=False,

@@ -1,52 +1,62 @@
 """The gate for models that don't fit twice into memory: one block at a time, everything else once.
 
-A one-block model (embedding, that block, norm, head, vision tower) is loaded from the source and from the variant in
-turn; prefill, cached decode and a padded batch must differ by exactly 0, and the block's own ONNX graph must agree.
-Together with byte-for-byte equality of all tensors this covers what the resident gate covers, except the sum of
-float32 rounding over all blocks in one graph.
+A one-block model (embedding, that block, norm, head) is loaded from the variant, then from the source; prefill, cached
+decode and a padded batch must differ by exactly 0, and the block's own ONNX graph must agree. The vision tower has its
+turn alone, before them, and what it makes of a picture goes through the first block. Together with byte-for-byte
+equality of all tensors this covers what the resident gate covers, except the sum of float32 rounding over all blocks
+in one graph.
 """
 
-import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from export.files.integrity import check_graph_bounds
 from export.files.verification import Verification
 from export.gate.activations import check_activations
 from export.gate.as_user import check_as_user
-from export.gate.checking import checking_graphs, rounds_activations
-from export.gate.compare import TOLERANCE, exactly_equal, find_probe, onnx_vs_torch, other_k, run_text
-from export.gate.golden import check_graphs, record, torch_image
+from export.gate.checking import checking_graphs
+from export.gate.compare import TOLERANCE, exactly_equal, find_probe, onnx_vs_outputs, other_k, run_text
+from export.gate.copied import check_copied, is_copied
+from export.gate.golden import check_graphs, record, write_golden
 from export.gate.image_probe import ImageProbe, image_probe
-from export.gate.preprocess import check_preprocess, has_preprocess
+from export.gate.preprocess import check_preprocess, has_preprocess, record_picture
 from export.gate.probe import TextProbe
 from export.gate.resident import rounding
 from export.gate.static import verify_static_block
 from export.run.graphs import Graphs
+from export.run.io_file import read_io
 from transform.checkpoint import Checkpoint
-from transform.depth import drop_blocks
+from transform.depth import drop_blocks, without_blocks
 from transform.errors import VerificationError
 from transform.forms import Form
 from transform.load import building, load_view, model_class, plain_config
-from transform.machine import fitting_blocks, release_memory
+from transform.machine import fitting_blocks, release_memory, return_at_once
+from transform.packed_layout import Packing
 from transform.plan import Plan, parameters
 from transform.progress import Say
 from transform.runtime import set_moe_top_k
 
-_CHUNK = 16 << 20
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 GRAPH = "text.onnx"
 
 
 def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Verification:
-    """Prove a freshly `written` variant block by block; raises VerificationError."""
-    directory = written.path
+    """Prove a freshly `written` variant block by block; raises VerificationError. Writes the golden picture."""
+    return_at_once()
+    directory, source = written.path, partial(load_view, dtype=rounding(plan), packed=plan.new_packing)
     say("names and shapes")
     described, identical = _check_meta(written), None
-    if any(_copied(plan.target, written, name) for name in written.tensors):
+    sums: dict[str, str] = {}
+    if any(is_copied(plan.target, written, name) for name in written.tensors):
         say("bytes")
-        identical = _check_bytes(plan.target, written)
+        identical, sums = check_copied(plan.target, written)
     blocks = fitting_blocks(written)
     say(f"as users load it, {blocks} of {written.settings.layers} blocks")
     as_user = check_as_user(written, blocks)
@@ -55,38 +65,57 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
     fixed: dict[str, float] = {}
     rounded: dict[str, float] = {}
     counts: dict[str, float] = {}
+    io = read_io(directory) if onnx else None
+    static, rounds = io is not None and "static" in io, io is not None and io.get("activations") == "int8"
+    seen, embeddings = None, None
+    if plan.vision:
+        say("a picture")
+        seen = image_probe(plan.target, directory, plan.vision.as_dict(), 0)
+        embeddings = _embed(written, seen, "float32")
+        theirs = _embed(plan.source, seen, rounding(plan), plan.new_packing)
+        keep_largest(differences, exactly_equal({"embeddings": embeddings}, {"embeddings": theirs}))
     for new, old in enumerate(plan.keep_blocks):
         say(f"block {old} ({new + 1} of {len(plan.keep_blocks)})")
         view = drop_blocks(written, (new,))
-        model, report = load_view(view)
+        model, report = load_view(view, pictures=static and new == 0)
         keep_largest(counts, report.counts())
         probe = find_probe(model, view)
-        ours = run_text(model, probe)
-        image = None
+        ours = _outputs(model, probe, embeddings)
         if new == 0:
             seed, other = probe.seed, other_k(model, view, probe)
-            if plan.vision:
-                image = image_probe(plan.target, directory, plan.vision.as_dict(), probe.seed)
-                ours["image"] = torch.from_numpy(torch_image(model, image)[2])
-        if onnx:
-            block_graphs = one_block_graphs(view, directory, plan.form)
-            keep_largest(graphs, onnx_vs_torch(model, block_graphs, probe))
-            if image is not None:
-                golden = record(model, probe.ids.numpy(), image)
-                keep_largest(graphs, check_graphs(block_graphs, golden, image, TOLERANCE))
-            if rounds_activations(block_graphs):
-                users = one_block_graphs(view, directory, plan.form, Graphs)
-                ids = probe.ids.numpy()
-                keep_largest(rounded, check_activations(users, ids, record(model, ids, None)["logits"]))
-                del users
-            if block_graphs.io.get("static"):
-                found = verify_static_block(model, view, directory, probe.ids.numpy(), new == 0, TOLERANCE)
-                keep_largest(fixed, found)
-            del block_graphs
+            golden = record(model, probe.ids.numpy(), None)
+        if rounds:
+            logits = record(model, probe.ids.numpy(), None)["logits"]
+        if static:
+            found = verify_static_block(model, view, directory, probe.ids.numpy(), new == 0, TOLERANCE)
+            keep_largest(fixed, found)
         del model
         release_memory()
-        keep_largest(differences, exactly_equal(ours, _source_block(plan, old, new, probe, image)))
+        model, _ = source(drop_blocks(plan.source, (old,)), pictures=False)
+        set_moe_top_k(model, plan.target.settings.top_k[new])
+        keep_largest(differences, exactly_equal(ours, _outputs(model, probe, embeddings)))
+        del model
         release_memory()
+        if onnx:
+            block_graphs = one_block_graphs(view, directory, plan.form)
+            keep_largest(graphs, onnx_vs_outputs(ours, block_graphs, probe))
+            if new == 0:
+                if seen is not None and embeddings is not None:
+                    rows = np.arange(embeddings.shape[1])
+                    golden |= {"image.rows": rows, "image.embeddings": embeddings[0].numpy()}
+                keep_largest(graphs, check_graphs(block_graphs, golden, seen, TOLERANCE))
+            del block_graphs
+            if rounds:
+                users = one_block_graphs(view, directory, plan.form, Graphs)
+                keep_largest(rounded, check_activations(users, probe.ids.numpy(), logits))
+                del users
+            release_memory()
+        embeddings = None  # one block is enough to see that a picture reaches it
+    cut: dict[str, float] = {}
+    if onnx and has_preprocess(directory):
+        say("preprocess.onnx == Python")
+        cut = check_preprocess(Graphs(directory))
+        write_golden(directory, record_picture(Graphs(directory)))
     return Verification(
         mode="blockwise",
         parameters_on_meta=described,
@@ -100,19 +129,29 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
         onnx_vs_torch=graphs,
         int8_activations=rounded,
         static_vs_torch=fixed,
-        preprocess=check_preprocess(Graphs(directory)) if onnx and has_preprocess(directory) else {},
+        preprocess=cut,
+        sums=sums,
     )
 
 
-def _source_block(
-    plan: Plan, old: int, new: int, probe: TextProbe, image: ImageProbe | None
-) -> dict[str, torch.Tensor]:
-    model, _ = load_view(drop_blocks(plan.source, (old,)), rounding(plan), plan.new_packing)
-    set_moe_top_k(model, plan.target.settings.top_k[new])
-    theirs = run_text(model, probe)
-    if image is not None:
-        theirs["image"] = torch.from_numpy(torch_image(model, image)[2])
-    return theirs
+def _embed(checkpoint: Checkpoint, seen: ImageProbe, dtype: str, packed: Packing | None = None) -> torch.Tensor:
+    """The picture prompt's embeddings [1, s, d], by the model without its blocks, rounded as `load_view` does."""
+    model, _ = load_view(without_blocks(checkpoint), dtype, packed)
+    with torch.no_grad():
+        embeddings: torch.Tensor = model.embed(**seen.for_torch())
+    del model
+    release_memory()
+    return embeddings
+
+
+def _outputs(model: "PreTrainedModel", probe: TextProbe, embeddings: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """What a side's one-block model gives: the text probe's logits, and the last ones behind a picture's embeddings."""
+    found = run_text(model, probe)
+    if embeddings is not None:
+        mask = torch.ones(embeddings.shape[:2], dtype=torch.int64)
+        with torch.no_grad():
+            found["image"] = model(inputs_embeds=embeddings, attention_mask=mask, logits_to_keep=1).logits[:, -1]
+    return found
 
 
 def _check_meta(variant: Checkpoint) -> int:
@@ -126,25 +165,6 @@ def _check_meta(variant: Checkpoint) -> int:
             f"config.json describes a model of {count:,} parameters, {parameters(variant):,} were written."
         )
     return count
-
-
-def _check_bytes(planned: Checkpoint, variant: Checkpoint) -> int:
-    """Every tensor that was neither cast nor quantised holds the bytes of its origin; returns how many these are."""
-    names = [name for name in variant.tensors if _copied(planned, variant, name)]
-    for name in names:
-        origin, written = planned.tensors[name], variant.tensors[name]
-        with origin.file.open("rb") as a, written.file.open("rb") as b:
-            for offset in range(0, origin.nbytes, _CHUNK):
-                count = min(_CHUNK, origin.nbytes - offset)
-                left = os.pread(a.fileno(), count, origin.start + offset)
-                if left != os.pread(b.fileno(), count, written.start + offset):
-                    raise VerificationError(f"{name} must hold the source's bytes; the written ones differ.")
-    return len(names)
-
-
-def _copied(planned: Checkpoint, variant: Checkpoint, name: str) -> bool:
-    origin = planned.tensors[name]
-    return origin.dtype == origin.stored and variant.tensors[name].pack is None
 
 
 def one_block_graphs(

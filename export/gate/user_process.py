@@ -36,11 +36,14 @@ Batch = dict[str, torch.Tensor]
 
 
 def load_model(directory: str, request: Record) -> tuple["transformers.PreTrainedModel", dict[str, int]]:
-    """The model in float32 by the Auto class, and how many tensors found no place; more than none is an error."""
+    """The model by the Auto class, and how many tensors found no place; more than none is an error.
+
+    It loads in the type that all its tensors have, and computes in float32.
+    """
     pictures = request["pictures"]
     kind = transformers.AutoModelForImageTextToText if pictures else transformers.AutoModelForCausalLM
     model, info = kind.from_pretrained(
-        directory, dtype=torch.float32, output_loading_info=True, trust_remote_code=pictures
+        directory, dtype=getattr(torch, request["dtype"]), output_loading_info=True, trust_remote_code=pictures
     )
     if pictures and not type(model).__module__.startswith("transformers_modules"):
         raise TypeError(f"config.json's auto_map must lead to the code beside it, not to {type(model).__module__}")
@@ -48,7 +51,49 @@ def load_model(directory: str, request: Record) -> tuple["transformers.PreTraine
     counts = {"missing": len(info["missing_keys"]), "mismatched": len(info["mismatched_keys"]), "unexpected": len(left)}
     if any(counts.values()):
         raise ValueError(f"every tensor must find its place: {counts}")
+    towers = [part for part in model.modules() if isinstance(part, transformers.CLIPVisionModel)]
+    inside = {id(parameter) for tower in towers for parameter in tower.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in inside:
+            parameter.data = parameter.data.float()
+    for tower in towers:
+        widen_in_turn(tower)
+        see_once(tower)
     return model.eval(), counts
+
+
+def widen_in_turn(tower: torch.nn.Module) -> None:
+    """From now on each part's own parameters are float32 while it computes, and mapped from their file else."""
+    for part in tower.modules():
+        stored = {own: own.data for own in part.parameters(recurse=False) if own.dtype != torch.float32}
+        if stored:
+            part.register_forward_pre_hook(lambda _part, _given, stored=stored: _widen(stored))
+            part.register_forward_hook(lambda _part, _given, _made, stored=stored: _narrow(stored))
+
+
+def _widen(stored: dict[torch.nn.Parameter, torch.Tensor]) -> None:
+    for parameter, values in stored.items():
+        parameter.data = values.float()
+
+
+def _narrow(stored: dict[torch.nn.Parameter, torch.Tensor]) -> None:
+    for parameter, values in stored.items():
+        parameter.data = values
+
+
+def see_once(tower: torch.nn.Module) -> None:
+    """From now on each crop passes the tower once: its features don't depend on the crops beside it, and it is where
+    most of the time goes. What brings crops together is computed again each time."""
+    forward, seen = tower.forward, dict[bytes, torch.Tensor]()
+
+    def remembering(patches: torch.Tensor) -> torch.Tensor:
+        keys = [crop.numpy().tobytes() for crop in patches]
+        new = {key: crop for key, crop in zip(keys, patches, strict=True) if key not in seen}
+        if new:
+            seen.update(zip(new, forward(torch.stack(list(new.values()))), strict=True))
+        return torch.stack([seen[key] for key in keys])
+
+    tower.forward = remembering
 
 
 def _beyond(model: "transformers.PreTrainedModel", tensor: str) -> bool:

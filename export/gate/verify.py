@@ -32,10 +32,14 @@ def verify_directory(directory: Path, say: Say = lambda _: None) -> Record:
 def _verify_directory(directory: Path, say: Say) -> Record:
     manifest, checkpoint, results = check_variant_files(directory, say)
     golden = load_golden(directory, checkpoint)
-    if golden is None:
+    if golden is None or "ids" not in golden:
         passed = Verification.parse(manifest.get("verification"))
         if passed is None or passed.mode == "resident":
-            raise VerificationError(f"{directory}: {GOLDEN} is missing, it was recorded. Export the variant again.")
+            lost = "is missing, it was recorded" if golden is None else "must hold the outputs that were recorded"
+            raise VerificationError(f"{directory}: {GOLDEN} {lost}. Export the variant again.")
+        if golden:
+            say("preprocess.onnx == golden")
+            results["preprocess_vs_golden"] = check_golden_picture(checking_graphs(directory), golden)
         return results | {"golden": "none recorded"}
     image = None
     if checkpoint.architecture.modality.sees_images:
