@@ -307,15 +307,7 @@ def test_models_that_do_not_fit_together_are_not_started(monkeypatch: pytest.Mon
         (["--prompt-tokens", "0"], KnobError, "got 0. Give at least 1"),
         (["--prompt-tokens", "500", "--new-tokens", "13"], KnobError, "512 positions: 500 and 13 are 513"),
         ([], KnobError, "512 positions: 512 and 64 are 576"),
-<<<<<<< HEAD
-        (
-            ["--against", "eager,tensorflow"],
-            KnobError,
-            "eager, grouped_mm, exporter, llama.cpp .* got 'eager,tensorflow'",
-        ),
-=======
         (["--against", "eager,tensorflow"], KnobError, "exporter, llama.cpp .* got 'eager,tensorflow'"),
->>>>>>> part-speed
         (["--against", "eager,eager"], KnobError, "at most once"),
         (["--against", ""], KnobError, "got ''"),
         (["--provider", "npu"], KnobError, "cpu, cuda, tensorrt, got 'npu'"),

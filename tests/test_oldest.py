@@ -10,12 +10,13 @@ import pytest
 from onnx import TensorProto, helper
 
 from export.gate.op_checks import check_operators
+from export.run.graphs import Graphs
 from export.run.load_errors import shortened, too_old_to_load
-from export.run.oldest import OPERATORS, QMOE, too_old, too_old_for
+from export.run.oldest import OPERATORS, QMOE, older_than_stated, too_old, too_old_for
 from export.run.session import RunError, open_session
 from export.variant import export_variant
 from tests.support.graphs import fused, graph_file
-from tests.support.paths import ROOT
+from tests.support.paths import FIXTURES, ROOT
 from tests.support.variants import write_variant
 from transform.errors import VerificationError
 from transform.forms import FORMS, form_named
@@ -59,6 +60,20 @@ def test_an_older_onnxruntime_is_refused_before_the_graph_is_opened(
     monkeypatch.setattr(onnxruntime, "__version__", "1.24.4")
     with pytest.raises(RunError, match=f"text.onnx needs {NEEDED}"):
         open_session(path, {})
+
+
+def test_an_onnxruntime_older_than_io_json_states_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = write_variant(FIXTURES, tmp_path / "v")
+    stated = json.loads((directory / "io.json").read_text())["onnxruntime_by_graph"]
+    for part, graph in (("preprocess", "preprocess.onnx"), ("vision", "vision.onnx"), ("text", "text.onnx")):
+        oldest = stated[graph].removeprefix(">=")
+        monkeypatch.setattr(onnxruntime, "__version__", "1.11.1")
+        with pytest.raises(RunError, match=rf"{graph} needs onnxruntime {oldest} or later.*this is 1\.11\.1\. Install"):
+            getattr(Graphs(directory), part)
+        monkeypatch.setattr(onnxruntime, "__version__", f"{oldest}.0")
+        assert getattr(Graphs(directory), part).get_inputs()
+    for said in ("newest", 3, None, {"text.onnx": [1]}, {"text.onnx": ">=x"}):
+        assert older_than_stated("text.onnx", said, "1.11.1") is None
 
 
 @pytest.mark.parametrize("form", ["int4", "int8"])

@@ -66,7 +66,8 @@ class Graphs:
         return own if name.startswith(("vision", PREPROCESS)) and own is not None else options
 
     def _open(self, name: str) -> Any:
-        return open_session(self.directory / name, self._options(name), self.providers, self.threads)
+        stated = self.io.get("onnxruntime_by_graph")
+        return open_session(self.directory / name, self._options(name), self.providers, self.threads, stated)
 
     @cached_property
     def text(self) -> Any:
@@ -86,8 +87,9 @@ class Graphs:
     @cached_property
     def preprocess(self) -> Any:
         """Pixels to crops, on the CPU wherever the others run; only image models have it, and not older ones."""
-        options = self._options(PREPROCESS)
-        return check_preprocess(PREPROCESS, open_session(self.directory / PREPROCESS, options, threads=self.threads))
+        options, stated = self._options(PREPROCESS), self.io.get("onnxruntime_by_graph")
+        session = open_session(self.directory / PREPROCESS, options, threads=self.threads, stated=stated)
+        return check_preprocess(PREPROCESS, session)
 
     @property
     def modality(self) -> Modality:

@@ -38,6 +38,19 @@ def too_old_for(form: Form, version: str, activations: str | None = None) -> str
     return too_old(f"The {form.name} form", (f"com.microsoft::{form.experts}",), version)
 
 
+def older_than_stated(graph: str, stated: object, version: str) -> str | None:
+    """Why onnxruntime `version` can't run a graph, by io.json's `onnxruntime_by_graph`; None where it can, or where
+    nothing is said of it."""
+    said = stated.get(graph) if isinstance(stated, dict) else None
+    match = re.fullmatch(r">=(\d+\.\d+)", said) if isinstance(said, str) else None
+    if match is None or _numbers(version) >= _numbers(match[1]):
+        return None
+    return (
+        f"{graph} needs onnxruntime {match[1]} or later, by io.json; this is {version}. Install onnxruntime {match[1]} "
+        "or later."
+    )
+
+
 def oldest_of(graph: str, form: Form) -> str:
     """The oldest onnxruntime that runs one of a form's graphs, by the graph's file name."""
     if graph == "preprocess.onnx":

@@ -14,7 +14,7 @@ from typing import Any
 from export.run.graph_facts import FLOAT, Facts, check_ranges, read_facts
 from export.run.last_row import last_row_model
 from export.run.load_errors import shortened, too_old_to_load
-from export.run.oldest import too_old
+from export.run.oldest import older_than_stated, too_old
 from export.run.providers import CPU, CUDA, SESSION_ATTRIBUTES
 from transform.errors import KnobcastError, VerificationError
 
@@ -29,16 +29,23 @@ class RunError(KnobcastError):
 
 
 def open_session(
-    path: Path, options: Mapping[str, str], providers: Sequence[Provider] = (CPU,), threads: int = 0
+    path: Path,
+    options: Mapping[str, str],
+    providers: Sequence[Provider] = (CPU,),
+    threads: int = 0,
+    stated: object = None,
 ) -> Any:
-    """An InferenceSession on the first of `providers`; `options` are session config entries, 0 threads all cores."""
+    """An InferenceSession on the first of `providers`; `options` are session config entries, 0 threads all cores.
+
+    `stated`: io.json's `onnxruntime_by_graph`, which older variants don't have.
+    """
     import onnxruntime
 
     named = [_with_options(provider) for provider in providers]
     facts = read_facts(path)
     check_ranges(path, facts)
     check_provider(path, facts, named[0][0])
-    check_version(path, facts)
+    check_version(path, facts, stated)
     check_loads(named)
     session_options = onnxruntime.SessionOptions()
     session_options.log_severity_level = 3
@@ -119,11 +126,12 @@ def check_provider(path: Path, facts: Facts, provider: str) -> None:
         )
 
 
-def check_version(path: Path, facts: Facts) -> None:
-    """Refuse a graph whose operators came with a later onnxruntime."""
+def check_version(path: Path, facts: Facts, stated: object = None) -> None:
+    """Refuse a graph whose operators came with a later onnxruntime, and one of which io.json says so."""
     import onnxruntime
 
-    if text := too_old(path.name, facts.operators, onnxruntime.__version__):
+    version = onnxruntime.__version__
+    if text := too_old(path.name, facts.operators, version) or older_than_stated(path.name, stated, version):
         raise RunError(text)
 
 
