@@ -75,7 +75,7 @@ def check(plan: Plan, out: Path, *, onnx: bool = True, verify: bool = True, forc
     if onnx and verify:
         from export.gate.op_checks import check_form
 
-        check_form(plan.form)
+        check_form(plan.form, plan.activations)
 
 
 def write(
@@ -90,7 +90,8 @@ def write(
     """Weights, config, travelling code and graphs into the folder `stage`; returns the checkpoint that it now holds."""
     say("weights")
     if plan.packing:
-        write_packed(travelling(plan), stage, *plan.packing, progress=progress)
+        activations = plan.activations or plan.form.activations[0]
+        write_packed(travelling(plan), stage, plan.packing, progress, activations)
     else:
         write_checkpoint(travelling(plan), stage, progress)
     if plan.vision:

@@ -27,6 +27,7 @@ from tests.bench_family import bars as family_bars
 from tests.bench_full_size import bars as full_size_bars
 from tests.bench_onnx import bars as onnx_bars
 from tests.bench_opening import bars as opening_bars
+from tests.bench_packed import bars as packed_bars
 from tests.bench_page import FIGURES, PAGE, render
 from tests.bench_pick import bench_pick
 from tests.bench_pictures import bars as picture_bars
@@ -198,6 +199,7 @@ def main() -> None:
         *picture_bars(work),
         *scoring_bars(work, runs, options.quick),
         *([] if options.quick else full_size_bars(work)),
+        *([] if options.quick else packed_bars()),
         *([] if options.quick else sweep_bars(work)),
         ("pick", lambda: bench_pick(work)),
         ("report", lambda: bench_report(work)),

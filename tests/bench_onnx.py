@@ -34,6 +34,7 @@ from transform.forms import form_named
 from transform.load import load_model
 from transform.molmoe.compatibility import CACHE
 from transform.packed import write_packed
+from transform.packed_layout import packing_for
 from transform.read import read_checkpoint
 from transform.top_k import set_top_k
 
@@ -110,7 +111,10 @@ class Setup:
         source = write_noise_olmoe(work / f"olmoe-{layers}", layers)
         packed = work / f"olmoe-{layers}-int4"
         packed.mkdir()
-        write_packed(read_checkpoint(source), packed, 4)
+        floats = read_checkpoint(source)
+        packing = packing_for(form_named("int4"), floats)
+        assert packing is not None
+        write_packed(floats, packed, packing)
         self.directories = {"cpu": source, "int4": packed}
         self.tokens = np.random.default_rng(1).integers(0, VOCAB, (STEPS + 8, 1))
 

@@ -71,6 +71,16 @@ ABOUT = {
         "k = 4, 12 of 16 blocks, 432 vision tokens, bfloat16; verified block by block as where memory is short.",
     ),
     "export_full_size_int4": ("The main job at full size, `int4` form", "The same in 4 bits."),
+    "packed_bytes_full_size": (
+        "Bytes of the quantised forms at full size",
+        "12 of 16 blocks, by headers alone; beside it the decoder's matrices packed and all else in bfloat16.",
+    ),
+    "packed_accuracy": (
+        "What quantising costs the embedded model",
+        "Its test questions, in PyTorch on the values that the codes stand for: the decoder alone in 4 bits, then with "
+        "the embedding tables (4 or 8 bits) or the vision side (8 bits); `int4` and `int8` have all of it. "
+        "Losses are paired, with half the width of their 95 % interval over pictures.",
+    ),
     "user_process": (
         "What checking a variant as its users load it takes",
         "A process without knobcast, embedded model; seconds of a processor.",
@@ -115,6 +125,17 @@ WORDS = [
     ("bytes_ratio", "bytes, to those of the checkpoint", ""),
     ("bytes_over_bfloat16_same_blocks", "weights, to bfloat16 of the same blocks", ""),
     ("bytes_over_bfloat16_all_blocks", "weights, to bfloat16, all 16 blocks", ""),
+    (r"(int\d)_over_bfloat16", r"`\1` form, to bfloat16", ""),
+    (r"(int\d)_decoder_over_bfloat16", r"`\1`, the decoder's matrices alone, to bfloat16", ""),
+    ("floats_right", "right, floats", ""),
+    (r"(int\d)_right", r"right, `\1` form", ""),
+    ("decoder_right", "right, decoder in 4 bits", ""),
+    ("decoder_and_tables_right", "right, with the tables", ""),
+    ("decoder_and_tables_8_right", "right, with the tables in 8 bits", ""),
+    ("decoder_and_vision_right", "right, with the vision side", ""),
+    (r"\w+_loses_to_floats", "fewer than the floats", ""),
+    (r"\w+_loses_to_decoder", "fewer than with the decoder alone", ""),
+    (r"\w+_interval", "plus or minus", ""),
     ("peak_mb", "peak memory", "MiB"),
     ("peak_anonymous_mb", "peak memory without mapped files", "MiB"),
     ("anonymous_mb", "memory beside the mapped file", "MB"),

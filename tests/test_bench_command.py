@@ -1,7 +1,9 @@
 """`knobcast bench` on tiny variants: what is in the record, who is listed, what is refused. Times are never judged."""
 
 import json
+import re
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
@@ -15,6 +17,7 @@ from typer.testing import CliRunner
 from export.bench import contestants
 from export.bench.contestants import parse_against, unavailable
 from export.bench.cutting import open_cutter
+from export.bench.gguf_file import why_not
 from export.bench.job import BenchJob
 from export.bench.machine import machine_facts, parse_device_memory, physical_cores, process_memory
 from export.bench.measure import first_difference
@@ -25,6 +28,7 @@ from export.bench.workload import Workload, make_workload
 from export.command.main import app
 from export.family.family import export_family, plan_family
 from export.gate.picture import drawn_picture
+from export.run.graphs import Graphs
 from export.run.io_file import policy_in
 from export.run.session import RunError
 from export.variant import export_variant
@@ -303,7 +307,7 @@ def test_models_that_do_not_fit_together_are_not_started(monkeypatch: pytest.Mon
         (["--prompt-tokens", "0"], KnobError, "got 0. Give at least 1"),
         (["--prompt-tokens", "500", "--new-tokens", "13"], KnobError, "512 positions: 500 and 13 are 513"),
         ([], KnobError, "512 positions: 512 and 64 are 576"),
-        (["--against", "eager,tensorflow"], KnobError, "eager, grouped_mm, exporter .* got 'eager,tensorflow'"),
+        (["--against", "eager,tensorflow"], KnobError, "exporter, llama.cpp .* got 'eager,tensorflow'"),
         (["--against", "eager,eager"], KnobError, "at most once"),
         (["--against", ""], KnobError, "got ''"),
         (["--provider", "npu"], KnobError, "cpu, cuda, tensorrt, got 'npu'"),
@@ -402,3 +406,49 @@ def test_the_exporters_graph_is_measured(olmoe: Path, molmo: Path, tmp_path: Pat
         assert by_name(record)["exporter"]["status"] == "measured"
         assert by_name(record)["exporter"]["prepare_seconds"] > 0
         assert record["tokens_equal"] is True
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"norm_topk_prob": True}, "has no norm_topk_prob for olmoe"),
+        ({"clip_qkv": 8.0}, "has no clip_qkv for olmoe"),
+        ({}, "has one k for all blocks, this variant has \\[1, 2"),
+    ],
+)
+def test_what_llama_cpp_has_not_is_said(olmoe: Path, change: Record, words: str) -> None:
+    source = read_checkpoint(olmoe)
+    given = replace(source, config={**source.config, **change})
+    ks = [2] * source.settings.layers if change else [1, *[2] * (source.settings.layers - 1)]
+    assert re.search(words, str(why_not(given, ks)))
+
+
+def test_llama_cpp_takes_olmoe_alone_and_names_its_package(
+    molmo: Path, olmoe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = read_checkpoint(olmoe)
+    assert why_not(source, source.settings.top_k) is None
+    assert "takes variants of olmoe models, this is a molmo" in str(why_not(read_checkpoint(molmo), [8]))
+    monkeypatch.setattr(contestants, "find_spec", lambda name: None if name == "xllamacpp" else find_spec(name))
+    lacks = {"llama.cpp": "needs the package xllamacpp: pip install -e '.[llamacpp]'"}
+    assert unavailable(("graphs", "llama.cpp"), 10, "cpu") == lacks
+
+
+@pytest.mark.extra
+def test_llama_cpp_makes_tokens_of_the_same_weights(olmoe: Path, tmp_path: Path) -> None:
+    """Its rows are rounded to 8 bits as well, so that later tokens may differ: the first is the graphs' own choice, or
+    nearly so."""
+    pytest.importorskip("xllamacpp")
+    pytest.importorskip("gguf")
+    out = tmp_path / "v"
+    knobs = Knobs(k=2, form="int4", activations="int8")
+    export_variant(make_plan(read_checkpoint(olmoe), knobs), out, verify=False)
+    found = by_name(bench(out, *SMALL, "--against", "llama.cpp"))
+    assert found["llama.cpp"]["status"] == "measured", found["llama.cpp"].get("reason")
+    assert len(found["llama.cpp"]["tokens"]) == NEW
+    first = found["llama.cpp"]["tokens"][0]
+    graphs = Graphs(out)
+    ids = make_workload(out, graphs.io, PROMPT, NEW, None).ids
+    logits, _ = graphs.step(ids, np.ones_like(ids), graphs.empty_cache(1))
+    last = logits[0, -1]
+    assert last.max() - last[first] < 0.1 * last.std()

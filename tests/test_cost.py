@@ -73,7 +73,8 @@ def test_operators_are_those_of_the_fused_graphs(
     parts = decoder_parts(Stored(plan), 1, 5)
     ours = sum(part.operators for part in parts if part.name != "embedding")
     nodes = onnx.load(variant / "text.onnx", load_external_data=False).graph.node
-    assert ours == pytest.approx(len(nodes), rel=0.03)
+    run = [node for node in nodes if not node.input[0].endswith(".scales")]  # widened once, when the graph is opened
+    assert ours == pytest.approx(len(run), rel=0.03)
 
 
 @pytest.mark.parametrize(("k", "tokens", "least", "most"), [(8, 1, 8, 8), (8, 2, 14.9, 15.1), (1, 10_000, 63.9, 64)])

@@ -23,6 +23,7 @@ from importance.streaming import StreamedBlocks
 from importance.tasks import METRICS
 from transform.load import load_model
 from transform.packed import write_packed
+from transform.packed_layout import Packing
 from transform.plan import weight_bytes
 from transform.read import read_checkpoint
 from transform.runtime import BlockMaskWrapper, find_decoder, moe_top_k
@@ -240,7 +241,7 @@ def test_streamed_blocks_give_the_same_and_are_read_once(
 ) -> None:
     path = olmoe if source == "olmoe" else DEFAULT
     if source == "quantised":
-        write_packed(read_checkpoint(path), tmp_path, 4)
+        write_packed(read_checkpoint(path), tmp_path, Packing(4, tables=4, vision=8))
         path = tmp_path
     checkpoint = read_checkpoint(path)
     whole = load_model(path)

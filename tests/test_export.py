@@ -296,7 +296,10 @@ def test_the_card_says_what_a_form_is(tmp_path: Path, knobs: Knobs, said: list[s
     if knobs.form == "int4":
         export(tmp_path / "v", tmp_path / "again", Knobs(k=1), verify=False)
         again = (tmp_path / "again" / "README.md").read_text()
-        assert "quantised to 4 bits, as the source's are" in again
+        assert (
+            "quantised to 4 bits (attention, head, experts, embedding tables), in blocks of 32, as the source's are"
+            in again
+        )
         assert "equals" not in again  # nothing was verified
 
 

@@ -103,6 +103,16 @@ def moved(tensor: Tensor, items: int) -> Tensor:
     return tensor._replace(start=tensor.start + tensor.nbytes // tensor.shape[0] * items)
 
 
+def shifted(checkpoint: Checkpoint, role: str, rows: int, part: str = "codes") -> Checkpoint:
+    """A matrix so many rows further; of a quantised one its codes, or its scales."""
+    tensor = checkpoint.tensor(role)
+    if tensor.pack is None:
+        return with_tensors(checkpoint, {tensor.name: moved(tensor, rows)})
+    pack, scales = tensor.pack, part == "scales"
+    pack = pack._replace(scales=moved(pack.scales, rows)) if scales else pack._replace(codes=moved(pack.codes, rows))
+    return with_tensors(checkpoint, {tensor.name: tensor._replace(pack=pack)})
+
+
 def next_expert(checkpoint: Checkpoint) -> Checkpoint:
     """All experts of block 0 one place further, as a wrong view of a stack has it."""
     changed: dict[str, Tensor] = {}
@@ -178,20 +188,16 @@ def test_a_decoder_that_ignores_half_of_its_mask_is_refused(side: str, made: Mad
         made.check_text()
 
 
-def shifted_positions(checkpoint: Checkpoint) -> Checkpoint:
-    """The position embeddings one row further."""
-    position = checkpoint.tensor("vision.position")
-    return with_tensors(checkpoint, {position.name: moved(position, 1)})
-
-
 IMAGES: dict[str, Callable[[Checkpoint], Checkpoint]] = {
     "taps": lambda c: replace(c, config={**c.config, "vit_layers": list(reversed(c.config["vit_layers"]))}),
-    "positions": shifted_positions,
+    "positions": lambda c: shifted(c, "vision.position", 1),
     "norms": lambda c: exchanged(c, c.tensor("vision.norm1.weight", j=0), c.tensor("vision.norm2.weight", j=0)),
     "gate and up": lambda c: exchanged(c, c.tensor("projector.gate"), c.tensor("projector.up")),
-    "second table": lambda c: with_tensors(
-        c, {c.tensor("embedding.extra").name: moved(c.tensor("embedding.extra"), -1)}
-    ),
+    "first table": lambda c: shifted(c, "embedding", 1),
+    "second table": lambda c: shifted(c, "embedding.extra", -1),
+    "scales of a table": lambda c: shifted(c, "embedding", 1, "scales"),
+    "a matrix of the tower": lambda c: shifted(c, "vision.q.weight", 1),
+    "scales of the pooling": lambda c: shifted(c, "pool.k.weight", 1, "scales"),
 }
 
 
@@ -199,7 +205,7 @@ IMAGES: dict[str, Callable[[Checkpoint], Checkpoint]] = {
 @pytest.mark.parametrize("mistake", IMAGES)
 def test_image_graphs_of_another_meaning_are_refused(mistake: str, made: Made) -> None:
     write_image_graphs(made, IMAGES[mistake](made.checkpoint))
-    with pytest.raises(VerificationError, match=r"vision\.onnx and embedding\.onnx"):
+    with pytest.raises(VerificationError, match=r"(vision\.onnx and embedding|text)\.onnx"):
         made.check_image()
 
 

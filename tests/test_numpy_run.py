@@ -309,6 +309,24 @@ def test_quantised_products_equal_onnxruntime(
     both(helper.make_node("MatMulNBits", ["x", "b", "s"], ["y"], domain=CONTRIB, accuracy_level=1, **sizes), feed)
 
 
+def test_quantised_products_with_a_bias_equal_onnxruntime(
+    both: Callable[..., None], draw: Callable[..., Array]
+) -> None:
+    flat, scales = codes(8, 32, 96, 64)
+    feed = {"x": draw(7, 64), "b": flat.reshape(96, 2, -1), "s": scales, "bias": draw(96)}
+    names = ["x", "b", "s", "", "", "bias"]
+    sizes = {"K": 64, "N": 96, "bits": 8, "block_size": 32, "accuracy_level": 1}
+    both(helper.make_node("MatMulNBits", names, ["y"], domain=CONTRIB, **sizes), feed)
+
+
+@pytest.mark.parametrize(("bits", "size"), [(4, 32), (4, 64), (8, 16)])
+def test_quantised_rows_equal_onnxruntime(bits: int, size: int, both: Callable[..., None]) -> None:
+    flat, scales = codes(bits, size, 50, 128)
+    feed = {"t": flat, "i": np.array([[0, 49, 7], [7, 1, 48]]), "s": scales}
+    sizes = {"bits": bits, "block_size": size, "gather_axis": 0, "quantize_axis": 1}
+    both(helper.make_node("GatherBlockQuantized", ["t", "i", "s"], ["y"], domain=CONTRIB, **sizes), feed)
+
+
 # Norms, 16 bits, types
 
 

@@ -161,7 +161,7 @@ def test_packing_gives_each_matrix_one_place(
 ) -> None:
     plan = make_plan(source, Knobs(form="int4"))
     assert plan.bytes > 0
-    right = list(packed_layout.stacks(plan.target, 32))
+    right = list(packed_layout.stacks(plan.target, packed_layout.Packing(4)))
     monkeypatch.setattr(packed_layout, "stacks", lambda *_: [*right[:-1], *damage(right[-1])])
     with pytest.raises(PassError, match=message):
         _ = plan.bytes

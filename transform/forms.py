@@ -13,6 +13,9 @@ from transform.errors import KnobError
 # Who computes a form's graphs where it is proven: without repacking, because onnxruntime's kernels for repacked 8-bit
 # experts round activations to 8 bits as well; numpy where no CPU has the experts.
 Checker = Literal["onnxruntime", "onnxruntime without repacking", "numpy"]
+# Of each row that meets a quantised matrix: as it is, or rounded to 8 bits for kernels that multiply integers.
+ROUNDED = "int8"
+ACTIVATIONS = ("float32", ROUNDED)
 
 
 @dataclass(frozen=True)
@@ -20,10 +23,12 @@ class Form:
     """One row of FORMS.
 
     `compute`: the dtype of its graphs. `stored`: the dtype of its weights, None: as the setting asks. `bits`: of the
-    codes that attention, head and experts are quantised to, None: they stay floats. `experts`: the operator that
-    computes a block's experts. `providers`: words of `--provider` that can run it, the usual one first. `tolerance`: of
-    the experts' results in the operator checks, as a part of the largest value. `oldest`: onnxruntime that runs it;
-    `vision_oldest`: that runs its vision graph.
+    codes that attention, head and experts are quantised to, `table_bits` and `vision_bits`: of those of the embedding
+    tables and of the vision side's matrices, None: they stay floats. `experts`: the operator that computes a block's
+    experts. `providers`: words of `--provider` that can run it, the usual one first. `tolerance`: of the experts'
+    results in the operator checks, as a part of the largest value. `oldest`: onnxruntime that runs it; `vision_oldest`:
+    that runs its vision graph. `activations`: what quantised matrices can be multiplied with, the usual first; empty:
+    there are none.
     """
 
     name: str
@@ -38,6 +43,9 @@ class Form:
     tolerance: float
     oldest: str
     vision_oldest: str
+    table_bits: int | None = None
+    vision_bits: int | None = None
+    activations: tuple[str, ...] = ()
 
     @property
     def usual_provider(self) -> str:
@@ -48,6 +56,10 @@ class Form:
     def runs_on_cpu(self) -> bool:
         """Whether onnxruntime's CPU provider has all its operators."""
         return "cpu" in self.providers
+
+    def oldest_with(self, activations: str | None) -> str:
+        """The onnxruntime that runs it with these activations: `QMoE` has 4-bit experts for int8 ones since 1.31."""
+        return "1.31" if activations == ROUNDED and self.bits == 4 else self.oldest
 
     def takes(self, dtype: str) -> bool:
         """Whether a setting may ask for `dtype`."""
@@ -74,12 +86,12 @@ FORMS = (
     Form(
         "int4", compute="float32", stored=None, bits=4, stacked=False, fused=True, experts="QMoE",
         providers=("cpu",), checked_by="onnxruntime", tolerance=1e-5, oldest="1.25",
-        vision_oldest="1.14",
+        vision_oldest="1.23", table_bits=4, vision_bits=8, activations=ACTIVATIONS,
     ),
     Form(
         "int8", compute="float32", stored=None, bits=8, stacked=False, fused=True, experts="QMoE",
         providers=("cpu",), checked_by="onnxruntime without repacking", tolerance=3e-2, oldest="1.25",  # 1e-2 was seen
-        vision_oldest="1.14",
+        vision_oldest="1.23", table_bits=8, vision_bits=8, activations=ACTIVATIONS,
     ),
 )  # fmt: skip
 NAMES = tuple(form.name for form in FORMS)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from transform.errors import KnobError
-from transform.forms import form_named
+from transform.forms import ACTIVATIONS, form_named
 
 MOST_DIGITS = 9
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -18,7 +18,8 @@ DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 class Knobs:
     """One setting. `k`: global or one value per kept block; `keep`: kept block indices of the source, ascending;
     `tokens`: nominal vision tokens per image, or a tier; `dtype`: `source` or a key of DTYPES; `form`: a name
-    of FORMS, None: the one that the source's weights are for; `resize`, `rule`: how a picture is fitted and tiled."""
+    of FORMS, None: the one that the source's weights are for; `resize`, `rule`: how a picture is fitted and tiled;
+    `activations`: of ACTIVATIONS, what quantised matrices are multiplied with."""
 
     k: int | tuple[int, ...] | None = None
     keep: tuple[int, ...] | None = None
@@ -27,6 +28,7 @@ class Knobs:
     form: str | None = None
     resize: str | None = None
     rule: str | None = None
+    activations: str | None = None
 
     def __post_init__(self) -> None:
         if self.dtype != "source" and self.dtype not in DTYPES:
@@ -34,6 +36,8 @@ class Knobs:
         form = None if self.form is None else form_named(self.form)
         if form and not form.takes(self.dtype):
             raise KnobError(f"the {form.name} form is {form.stored}, got dtype {self.dtype!r}. Leave the dtype out.")
+        if self.activations is not None and self.activations not in ACTIVATIONS:
+            raise KnobError(f"activations must be {' or '.join(ACTIVATIONS)}, got {self.activations!r}.")
 
 
 def parse_k(text: str | int | None) -> int | tuple[int, ...] | None:

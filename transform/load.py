@@ -23,6 +23,7 @@ from transform.depth import drop_blocks
 from transform.dtype import cast, stored_dtype
 from transform.errors import CheckpointError, KnobcastError
 from transform.packed import dequantise, fake_quantised
+from transform.packed_layout import Packing
 from transform.read import read_checkpoint
 from transform.strict_json import MAX_TABLE_BYTES, Record, read_json
 from transform.weight_files import INDEX
@@ -138,11 +139,11 @@ def load_model(directory: Path, dtype: str = "float32", **kwargs: object) -> "Pr
 
 
 def load_view(
-    view: Checkpoint, dtype: str = "float32", packed: tuple[int, int] | None = None, pictures: bool = True
+    view: Checkpoint, dtype: str = "float32", packed: Packing | None = None, pictures: bool = True
 ) -> "tuple[PreTrainedModel, LoadReport]":
     """A model in float32 from a checkpoint value, its tensors mapped from wherever they lie.
 
-    `dtype` rounds first; `packed` (bits, values per scale) then gives what is quantised in such a variant the values
+    `dtype` rounds first; `packed` then gives what is quantised in such a variant the values
     it has there, to the last bit. Without `pictures` nothing is read of what only they pass, and the model has no place
     for them.
 
@@ -154,7 +155,7 @@ def load_view(
     if packed is not None:
         if dtype != "float32":
             tensors = {name: _Later(partial(_rounded, values, dtype)) for name, values in tensors.items()}
-        tensors |= {name: _Later(make) for name, make in fake_quantised(cast(view, dtype), *packed)}
+        tensors |= {name: _Later(make) for name, make in fake_quantised(cast(view, dtype), packed)}
         given = "float32"  # another one would round the quantised values
     images = None if pictures else view.architecture.images
     if images:

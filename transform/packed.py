@@ -1,4 +1,4 @@
-"""A checkpoint whose decoder is block-quantised, in one file: write it, read it back, its values.
+"""A checkpoint whose matrices are block-quantised, in one file: write it, read it back, its values.
 
 What lies where is `packed_layout.py`'s to say. Read back it is a Checkpoint of the float one's names and shapes, its
 quantised tensors with a `pack`. Its blocks and k can still change, its codes and scales no more.
@@ -15,10 +15,11 @@ from typing import BinaryIO
 import numpy as np
 
 from transform.arrays import Array
-from transform.checkpoint import PACKED, Checkpoint, Pack, Tensor, agrees, check_tensors
+from transform.checkpoint import Checkpoint, Pack, Tensor, agrees, check_tensors
 from transform.copying import RangeCopier, write_at
 from transform.errors import CheckpointError
-from transform.packed_layout import BLOCK, FILES, MATRICES, Stack, check_format, entries, stacks
+from transform.forms import ACTIVATIONS
+from transform.packed_layout import FILES, Packing, Stack, activations_of, entries, packing_of, stacks
 from transform.packing import decode, encode
 from transform.progress import Progress
 from transform.safetensors_header import Entry, read_header
@@ -32,27 +33,31 @@ _AT_ONCE = 1 << 20  # values of source
 
 
 def write_packed(
-    checkpoint: Checkpoint, directory: Path, bits: int, block: int = BLOCK, progress: Progress = nothing
+    checkpoint: Checkpoint,
+    directory: Path,
+    packing: Packing,
+    progress: Progress = nothing,
+    activations: str = ACTIVATIONS[0],
 ) -> None:
     """Write a planned checkpoint, quantised, into the empty `directory`: weights, config, side files.
 
     Streams: holds a few rows at a time. `progress` is told the bytes of source read. Raises CheckpointError for what
     can't be quantised and WriteError for lack of space.
     """
-    placed = entries(checkpoint, bits, block)
+    _check_same(checkpoint, packing)
+    placed = entries(checkpoint, packing)
     insist_on_space(sum(entry.nbytes for entry in placed.values()), directory)
     header = _header(placed)
     starts = {name: len(header) + entry.start for name, entry in placed.items()}
-    with ExitStack() as files, (directory / FILES[bits]).open("w+b") as out:
+    with ExitStack() as files, (directory / FILES[packing.bits]).open("w+b") as out:
         out.write(header)
         out.flush()
         sources = _Sources(files, progress)
-        for stack in stacks(checkpoint, block):
+        for stack in stacks(checkpoint, packing):
             found = checkpoint.tensors[stack.members[0]].pack
             if found is None:
-                _write_stack(checkpoint, stack, bits, block, sources, out, starts)
+                _write_stack(checkpoint, stack, packing.block, sources, out, starts)
             else:
-                _check_same(found, bits, block, checkpoint.path)
                 for part, which in ((found.codes, "codes"), (found.scales, "scales")):
                     copier = RangeCopier(sources.file(part.file), out.fileno(), progress)
                     copier.copy(part.start, starts[f"{stack.stem}.{which}"], part.nbytes)
@@ -63,27 +68,30 @@ def write_packed(
                     RangeCopier(source, out.fileno(), progress).copy(tensor.start, starts[tensor.name], tensor.nbytes)
                 else:
                     convert(tensor, source, out.fileno(), starts[tensor.name], progress)
-    about = {"quant_method": PACKED, "bits": bits, "block_size": block}
+    about = packing.as_config()
+    if activations != ACTIVATIONS[0]:
+        about["activations"] = activations
     write_json(directory / "config.json", {**checkpoint.config, "quantization_config": about})
     copy_side_files(checkpoint.path, checkpoint.side_files, directory)
 
 
-def _check_same(found: Pack, bits: int, block: int, path: Path) -> None:
-    if (found.bits, found.block) != (bits, block):
+def _check_same(checkpoint: Checkpoint, packing: Packing) -> None:
+    found = packing_of(checkpoint.config)
+    if found not in (None, packing):
         raise CheckpointError(
-            f"{path}: its weights are quantised to {found.bits} bits, {found.block} values per scale, and can't have "
-            f"{bits} and {block} any more. Export from the source they were made of."
+            f"{checkpoint.path}: its weights are quantised to {found}, and can't be to {packing} any more. Export from "
+            "the source they were made of."
         )
 
 
-def fake_quantised(checkpoint: Checkpoint, bits: int, block: int = BLOCK) -> Iterator[tuple[str, Callable[[], Array]]]:
+def fake_quantised(checkpoint: Checkpoint, packing: Packing) -> Iterator[tuple[str, Callable[[], Array]]]:
     """(name, what computes its float32 values) of all that would be packed of a float checkpoint: what `dequantise`
     would then give. The values of all together take more memory than most callers have."""
     refuse_packed(checkpoint)
-    check_format(bits, block)
-    for stack in stacks(checkpoint, block):
+    for stack in stacks(checkpoint, packing):
         for name in stack.members:
-            yield name, partial(_fake_quantise, checkpoint.tensors[name], bits, block, _KINDS[stack.scale_dtype])
+            tensor, kind = checkpoint.tensors[name], _KINDS[stack.scale_dtype]
+            yield name, partial(_fake_quantise, tensor, stack.bits, packing.block, kind)
 
 
 def _fake_quantise(tensor: Tensor, bits: int, block: int, scales_kind: str) -> Array:
@@ -116,45 +124,48 @@ def read_packed(directory: Path, config: Record) -> Checkpoint:
 
     `nbytes` of a packed tensor is its share of codes and scales, so that all tensors together make up the file's data.
     """
-    about = dict(config["quantization_config"])
-    bits, block = about.pop("bits", None), about.pop("block_size", None)
-    check_format(bits, block)
-    if about.keys() != {"quant_method"}:
-        unknown = ", ".join(sorted(about.keys() - {"quant_method"}))
-        raise CheckpointError(f"config.json: quantization_config holds unknown keys ({unknown}). Export it again.")
-    path = directory / FILES[bits]
+    packing = packing_of(config)
+    assert packing is not None
+    activations_of(config)
+    path = directory / FILES[packing.bits]
     held = {e.name: Tensor(e.name, e.dtype, e.shape, path, e.start, e.nbytes, e.dtype) for e in read_header(path)}
-    checkpoint = Checkpoint(directory, config, _floats(directory, config, held, path), side_files(directory))
-    wanted = entries(checkpoint, bits, block)
+    checkpoint = Checkpoint(directory, config, _floats(directory, config, packing, held, path), side_files(directory))
+    wanted = entries(checkpoint, packing)
     _compare(wanted, held, path.name)
     tensors = dict(checkpoint.tensors)
-    for stack in stacks(checkpoint, block):
+    for stack in stacks(checkpoint, packing):
         codes, scales = held[f"{stack.stem}.codes"], held[f"{stack.stem}.scales"]
         share = (codes.nbytes + scales.nbytes) // len(stack.members)
         for at, name in enumerate(stack.members):
             turn, place = divmod(at, stack.step)
             first = turn * stack.step * tensors[name].shape[0] + place
-            found = Pack(codes, scales, bits, block, first, stack.step)
-            tensors[name] = Tensor(name, f"I{bits}", tensors[name].shape, path, codes.start, share, f"I{bits}", found)
+            found = Pack(codes, scales, stack.bits, packing.block, first, stack.step)
+            kind = f"I{stack.bits}"
+            tensors[name] = Tensor(name, kind, tensors[name].shape, path, codes.start, share, kind, found)
     checkpoint = Checkpoint(directory, config, tensors, checkpoint.side_files)
     check_tensors(checkpoint)
     return checkpoint
 
 
-def _floats(directory: Path, config: Mapping[str, object], held: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def _floats(
+    directory: Path, config: Mapping[str, object], packing: Packing, held: Mapping[str, Tensor], path: Path
+) -> dict[str, Tensor]:
     """The table of the float checkpoint: its names and shapes, with bytes only for what isn't packed."""
     stems = {name.removesuffix(".codes"): tensor for name, tensor in held.items() if name.endswith(".codes")}
     named = Checkpoint(directory, config, {**held, **stems}, ())
     bound, expected, roles = named.bound(), named.expected(), named.architecture.roles
     for name, (role, symbols) in expected.items():
-        if role in MATRICES and name in stems and stems[name].shape:
+        if packing.bits_of(role) and name in stems and stems[name].shape:
             agrees(symbols[0], stems[name].shape[0], bound)
+        elif name in held and len(held[name].shape) == len(symbols):
+            for symbol, size in zip(symbols, held[name].shape, strict=True):
+                agrees(symbol, size, bound)
     stacked = stems.get("blocks.0.experts.gate_up")
     if stacked is not None and len(stacked.shape) == 3:
         agrees(roles["expert.gate"].shape[0], stacked.shape[1] // 2, bound)
     tensors = {}
     for name, (role, symbols) in expected.items():
-        if role in MATRICES or role.startswith("expert."):
+        if packing.bits_of(role) or role.startswith("expert."):
             tensors[name] = Tensor(name, "U8", _numbers(name, symbols, bound), path, 0, 0, "U8")
         elif name in held:
             tensors[name] = held[name]
@@ -165,9 +176,9 @@ def _numbers(name: str, symbols: tuple[str, ...], bound: Mapping[str, int]) -> t
     shape = []
     for symbol in symbols:
         factor, _, base = symbol.rpartition("*")
-        if base not in bound:
+        if not base.isdigit() and base not in bound:
             raise CheckpointError(f"the codes of {name!r} are missing or empty. Export the variant again.")
-        shape.append(int(factor or 1) * bound[base])
+        shape.append(int(factor or 1) * (int(base) if base.isdigit() else bound[base]))
     return tuple(shape)
 
 
@@ -228,7 +239,6 @@ def _header(placed: Mapping[str, Entry]) -> bytes:
 def _write_stack(
     checkpoint: Checkpoint,
     stack: Stack,
-    bits: int,
     block: int,
     sources: _Sources,
     out: BinaryIO,
@@ -240,7 +250,7 @@ def _write_stack(
         tensors = [checkpoint.tensors[name] for name in stack.members[turn : turn + stack.step]]
         for parts in zip(*(sources.rows(tensor) for tensor in tensors), strict=True):
             pairs = [
-                encode(rows, bits, block, _KINDS[stack.scale_dtype], tensor.name)
+                encode(rows, stack.bits, block, _KINDS[stack.scale_dtype], tensor.name)
                 for tensor, (_, rows) in zip(tensors, parts, strict=True)
             ]
             for which, arrays in enumerate(zip(*pairs, strict=True)):

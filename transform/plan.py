@@ -10,12 +10,12 @@ from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
 from transform.dtype import cast
 from transform.errors import KnobError
-from transform.forms import FORMS, REFERENCE, Form, form_named
+from transform.forms import FORMS, REFERENCE, ROUNDED, Form, form_named
 from transform.hub_cache import hub_id, name_of, revision_of
 from transform.image_settings import max_crops, variant_policy
 from transform.knobs import DTYPES, Knobs, canonical_name, parse_tokens
 from transform.molmoe import tiling
-from transform.packed_layout import BLOCK, packed_bytes
+from transform.packed_layout import Packing, activations_of, packed_bytes, packing_for, packing_of
 from transform.plan_facts import PlanFacts, VisionFacts
 from transform.stack import is_stacked, stack_experts
 from transform.tokenizer_file import tokenizer_warnings
@@ -85,7 +85,18 @@ class Plan:
         policy = (self.vision.resize, self.vision.rule) if self.vision else ()
         words = (self.form.name, self.knobs.dtype, *policy)
         usual = (self.source_form.name, "source", *DEFAULT_POLICY)
-        return tuple(word for word in words if word not in usual)
+        rounded = ("a8",) if self.activations == ROUNDED else ()
+        return (*(word for word in words if word not in usual), *rounded)
+
+    @property
+    def activations(self) -> str | None:
+        """What quantised matrices are multiplied with: what is said, else as the source has it, else the usual; None
+        where no matrix is quantised."""
+        if not self.form.activations:
+            return None
+        if self.knobs.activations is not None:
+            return self.knobs.activations
+        return self.form.activations[0] if self.new_packing else activations_of(self.source.config)
 
     @property
     def dtype(self) -> str:
@@ -93,19 +104,19 @@ class Plan:
         return self.form.dtype(self.knobs.dtype)
 
     @property
-    def packing(self) -> tuple[int, int] | None:
-        """(bits, values per scale) of a quantised form; None: the weights stay floats."""
-        return None if self.form.bits is None else (self.form.bits, BLOCK)
+    def packing(self) -> Packing | None:
+        """How the weights are quantised, for good where the source's are already; None: they stay floats."""
+        return packing_of(self.source.config) or packing_for(self.form, self.source)
 
     @property
-    def new_packing(self) -> tuple[int, int] | None:
+    def new_packing(self) -> Packing | None:
         """The same where this plan quantises; None where the source's weights are codes already."""
-        return None if self.form == self.source_form else self.packing
+        return None if packing_of(self.source.config) else self.packing
 
     @property
     def bytes(self) -> int:
         """Of the weights as they will be written."""
-        return weight_bytes(self.target) if self.packing is None else packed_bytes(self.target, *self.packing)
+        return weight_bytes(self.target) if self.packing is None else packed_bytes(self.target, self.packing)
 
     @property
     def removed(self) -> tuple[int, ...]:
@@ -134,6 +145,7 @@ class Plan:
                 "tokens": self.knobs.tokens,
                 "dtype": self.knobs.dtype,
                 "form": self.form.name,
+                "activations": self.activations,
             },
             "blocks_kept": list(self.keep_blocks),
             "blocks_removed": list(self.removed),
@@ -189,6 +201,11 @@ def make_plan(source: Checkpoint, knobs: Knobs) -> Plan:
     source_form = form_of(source)
     form = source_form if knobs.form is None else form_named(knobs.form)
     _check_form(source, source_form, form, knobs.dtype)
+    if knobs.activations is not None and not form.activations:
+        raise KnobError(
+            f"activations are about quantised matrices, and the {form.name} form has none, got {knobs.activations}. "
+            "Leave them out, or give --form int4."
+        )
     target = cast(target, form.dtype(knobs.dtype))
     if form.stacked:
         target = stack_experts(target)
@@ -214,9 +231,9 @@ def make_plan(source: Checkpoint, knobs: Knobs) -> Plan:
 
 def form_of(checkpoint: Checkpoint) -> Form:
     """The form that stored weights are for: codes and stacked experts have one, all others are for any."""
-    bits = {tensor.pack.bits for tensor in checkpoint.tensors.values() if tensor.pack is not None}
+    packing = packing_of(checkpoint.config)
     for form in FORMS:
-        if bits == {form.bits}:
+        if packing is not None and packing.bits == form.bits:
             return form
         if form.stacked and form.stored is not None and is_stacked(checkpoint, DTYPES[form.stored]):
             return form

@@ -45,6 +45,7 @@ class KnobFacts(TypedDict):
     tokens: int | str | None
     dtype: str
     form: str
+    activations: str | None
 
 
 class PlanFacts(TypedDict):

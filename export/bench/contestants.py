@@ -12,20 +12,23 @@ from transform.extras import lacking
 from transform.machine import FLOAT32, free_memory
 
 GRAPHS = "graphs"
-BASELINES = ("eager", "grouped_mm", "exporter")
+LLAMA = "llama.cpp"
+BASELINES = ("eager", "grouped_mm", "exporter", LLAMA)
 HOME = {
     "graphs": "export.bench.engine_graphs",
     "eager": "export.bench.engine_torch",
     "grouped_mm": "export.bench.engine_torch",
     "exporter": "export.bench.engine_exporter",
+    LLAMA: "export.bench.engine_llama",
 }
 WHAT = {
     "graphs": "the variant's graphs, onnxruntime",
     "eager": "PyTorch, a loop over experts",
     "grouped_mm": "PyTorch, one grouped product over experts",
     "exporter": "the graph of transformers' exporter, onnxruntime",
+    LLAMA: "llama.cpp, the same weights in Q4_0 (Q8_0 of 8 bits)",
 }
-PREPARES = ("exporter",)
+PREPARES = ("exporter", LLAMA)
 
 
 def parse_against(text: str) -> tuple[str, ...]:
@@ -41,13 +44,22 @@ def parse_against(text: str) -> tuple[str, ...]:
     return names
 
 
-def unavailable(names: Sequence[str], parameters: int, provider: str) -> dict[str, str]:
-    """{name: reason} of those that can't run here. All are in memory at once, in float32: `parameters` each."""
+def unavailable(names: Sequence[str], parameters: int, provider: str, unfit: str | None = None) -> dict[str, str]:
+    """{name: reason} of those that can't run here. All are in memory at once, `parameters` each, in float32 but for
+    llama.cpp. `unfit`: why that one can't be given the variant."""
     free, needed = free_memory(), 0
     reasons = {}
     for name in names:
         if name == GRAPHS:
             continue  # its weights are mapped; whether it loads, onnxruntime says
+        if name == LLAMA:
+            if lacks := next((package for package in ("xllamacpp", "gguf") if find_spec(package) is None), None):
+                reasons[name] = f"needs the package {lacks}: pip install -e '.[llamacpp]'"
+            elif provider != "cpu":
+                reasons[name] = "is built for the CPU here: bench on the cpu, or leave it out of --against"
+            elif unfit is not None:
+                reasons[name] = unfit
+            continue  # a fraction of the others' memory
         if find_spec("torch") is None:
             reasons[name] = lacking("torch")
         elif name == "exporter" and find_spec("onnxscript") is None:

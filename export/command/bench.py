@@ -67,6 +67,7 @@ def bench(
     """Measure a variant's speed and memory beside PyTorch and transformers' exporter."""
     from export.bench.contestants import GRAPHS, WHAT, parse_against, unavailable
     from export.bench.cutting import open_cutter
+    from export.bench.gguf_file import why_not
     from export.bench.machine import machine_facts, physical_cores
     from export.bench.show import show_bench, show_contestants
     from export.command.bars import turn_bar
@@ -89,7 +90,9 @@ def bench(
         directory, io, rounds.prompt_tokens, rounds.new_tokens, None if cutter is None else cutter.cut()
     )
     names = (GRAPHS, *baselines)
-    reasons = unavailable(names, parameters(read_checkpoint(directory)), provider)
+    checkpoint = read_checkpoint(directory)
+    ks = chosen.top_k if chosen else checkpoint.settings.top_k
+    reasons = unavailable(names, parameters(checkpoint), provider, why_not(checkpoint, ks))
     graph = directory / decoder
     try:
         check_provider(graph, read_facts(graph), _named(provider))

@@ -21,6 +21,12 @@ Dtype = Annotated[str, typer.Option("--dtype", help="source, float32, float16 or
 Form = Annotated[
     str | None, typer.Option("--form", help="cpu (float32), cuda (float16, fused), int4 or int8 (quantised, fused).")
 ]
+Activations = Annotated[
+    str | None,
+    typer.Option(
+        "--activations", help="Of int4 and int8: float32, or int8 (faster, onnxruntime 1.31); absent: as the model."
+    ),
+]
 Resize = Annotated[
     str | None,
     typer.Option("--resize", help="pad (letterbox, as trained) or fill (cover and crop); absent: as the model has it."),

@@ -9,6 +9,7 @@ import typer
 
 from export.command.once import joined
 from export.command.options import (
+    Activations,
     Blocks,
     Drop,
     Dtype,
@@ -98,12 +99,14 @@ class Request(RunTimeRequest):
     rule: Rule = None
     form: Form = None
     dtype: Dtype = "source"
+    activations: Activations = None
 
     @property
     def knobs(self) -> Knobs:
         """As they were typed, checked; which blocks stay is the plan's to say."""
         said = super().knobs
-        return replace(said, dtype=self.dtype, form=self.form, resize=self.resize, rule=self.rule)
+        said = replace(said, dtype=self.dtype, form=self.form, activations=self.activations)
+        return replace(said, resize=self.resize, rule=self.rule)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from rich.table import Table
 from export.files.verification import Verification
 from importance.choose import Source
 from importance.scores import Scores
-from transform.forms import Form
+from transform.forms import ROUNDED, Form
 from transform.knobs import spelt_k
 from transform.plan import Plan
 from transform.plan_facts import VisionFacts
@@ -75,7 +75,8 @@ def ranking_words(ranking: Source) -> str:
 
 def _stored(plan: Plan) -> str:
     if plan.packing:
-        return f"{plan.packing[0]}-bit codes and scales"
+        rounded = ", activations rounded to 8 bits" if plan.activations == ROUNDED else ""
+        return f"codes and scales: {plan.packing}{rounded}"
     return f"{plan.dtype} dtype"
 
 

@@ -135,12 +135,10 @@ def _mixture(stored: Stored, i: int, new: int) -> list[Part]:
 
 
 def _expert_operators(stored: Stored, touched: float, casts: int) -> float:
-    """One where the form has a fused operator. Else sorting and joining, and six per expert; those whose weights are
-    cast are skipped where no token needs them."""
+    """One where the form has a fused operator. Else sorting and joining, and six per expert; experts whose weights are
+    cast are taken one after another, those that tokens need (of wide matrices, which are cut, somewhat more)."""
     if stored.form.fused:
         return 1.0
     settings = stored.checkpoint.settings
-    around = 16 + 2 * int(settings.norm_top_k)
-    if not casts:
-        return around + 6.0 * settings.experts
-    return around + 2 + 2 * settings.experts + touched * (5 + casts)
+    norm = 2 * int(settings.norm_top_k)
+    return 9 + norm + 27 * touched if casts else 16 + norm + 6.0 * settings.experts

@@ -17,7 +17,7 @@ from transform.forms import NAMES, Form, form_named
 from transform.regular_file import IrregularError, read_regular
 
 HOME = "export.cost.devices"
-RATES = ("float32", "float16", "int8", "int4")
+RATES = ("float32", "float16", *(f"int{bits}" for bits in (8, 4)))  # types of numbers, whatever forms are called
 PROVIDERS = tuple(dict.fromkeys(word for name in NAMES for word in form_named(name).providers))
 NUMBERS = ("memory_gb", "bandwidth_gb_s", "operator_us")
 OPTIONAL = ("runtime_mb", "cut_gb_s")

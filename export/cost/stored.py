@@ -40,7 +40,7 @@ class Stored:
     @cached_property
     def _placed(self) -> Mapping[str, Entry]:
         """The entries of a quantised file; none of any other."""
-        return {} if self.plan.packing is None else entries(self.checkpoint, *self.plan.packing)
+        return {} if self.plan.packing is None else entries(self.checkpoint, self.plan.packing)
 
     def shape(self, role: str, i: int = 0, j: int = 0) -> tuple[int, ...]:
         """Of a role's tensor."""

@@ -19,7 +19,7 @@ SMALL = 64  # elements; larger constants are no shapes and no k
 # operator -> the least inputs and outputs it has; others may have none of the first, and have one of the second
 _LEAST = {
     "Shape": (1, 1), "Size": (1, 1), "MoE": (3, 1), "QMoE": (3, 1), "TopK": (2, 1),
-    "SkipSimplifiedLayerNormalization": (2, 1),
+    "SkipSimplifiedLayerNormalization": (2, 1), "GatherBlockQuantized": (3, 1),
 }  # fmt: skip
 
 

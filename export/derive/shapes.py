@@ -334,6 +334,15 @@ def _packed_linear(node: Node, given: Sequence[Known]) -> Known:
     return NOTHING if shape is None else Known((*shape[:-1], node.attribute("N")))
 
 
+def _packed_rows(node: Node, given: Sequence[Known]) -> Known:
+    """Codes [rows, bytes], indices, scales [rows, blocks]: the last block is there as a whole."""
+    codes, indices, scales = (known.shape for known in given[:3])
+    if codes is None or indices is None or scales is None or scales[-1] is None:
+        return NOTHING
+    _within(given[1], codes[0])
+    return Known((*indices, scales[-1] * node.whole("block_size", 128)))
+
+
 def _split(node: Node, given: Sequence[Known]) -> list[Known]:
     count, shape = len(node.outputs), given[0].shape
     if shape is None:
@@ -420,6 +429,7 @@ _RULES: dict[str, Callable[[Node, Sequence[Known]], Known | list[Known]]] = {
     "MatMul": _mat_mul,
     "Gemm": _gemm,
     "MatMulNBits": _packed_linear,
+    "GatherBlockQuantized": _packed_rows,
     "Split": _split,
     "SplitToSequence": _split_to_sequence,
     "SequenceAt": lambda _, given: Known(given[0].shape),

@@ -73,7 +73,7 @@ def _what(plan: Plan, verified: bool) -> list[str]:
     if rounded := _rounded(plan):
         lines += [f"Its weights are the source's, {rounded}."]
     elif plan.packing:
-        lines += [f"Its weights are quantised to {plan.packing[0]} bits, as the source's are."]
+        lines += [f"Its weights are quantised to {plan.packing}, as the source's are."]
     if verified:
         same = f", its weights {_alike(plan)} in the same way" if rounded else ""
         lines += [f"In PyTorch it equals the source with the same knobs at run time{same}."]
@@ -88,8 +88,7 @@ def _source(plan: Plan) -> str:
 def _rounded(plan: Plan) -> str:
     """How the stored weights differ from the source's; empty: they don't."""
     if plan.new_packing:
-        bits, block = plan.new_packing
-        return f"quantised to {bits} bits in blocks of {block} (attention, head and experts)"
+        return f"quantised to {plan.new_packing}"
     return "" if plan.dtype in ("source", "float32") else f"as {plan.dtype}"
 
 

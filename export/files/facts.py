@@ -16,6 +16,7 @@ from transform.forms import REFERENCE, form_named
 from transform.knobs import DTYPES
 from transform.molmoe.tiling import BudgetError
 from transform.ownership import MANIFEST, SCHEMA
+from transform.packed_layout import activations_of
 from transform.plan import active_parameters, form_of, own_policy, parameters, plan_vision, weight_bytes
 from transform.strict_json import Record, read_json
 
@@ -100,6 +101,13 @@ def _knobs(manifest: Record, checkpoint: Checkpoint) -> Iterator[Fact]:
     if (checkpoint.path / IO).is_file():
         said = read_json(checkpoint.path / IO).get("form")
         yield "knobs.form by io.json", REFERENCE.name if said is None else said, form.name
+    activations = knobs.get("activations")  # earlier versions said none, and had float32 ones
+    if form.activations:
+        activations = activations or form.activations[0]
+        yield "knobs.activations", activations_of(checkpoint.config), activations
+    if (checkpoint.path / IO).is_file() and activations is not None:
+        said = read_json(checkpoint.path / IO).get("activations") or form.activations[0]
+        yield "knobs.activations by io.json", said, activations
     own = form_of(checkpoint)
     if own.bits or form.bits:
         yield "knobs.form", own.name, form.name

@@ -19,6 +19,7 @@ from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError
 from transform.forms import REFERENCE, Form
 from transform.molmoe.tiling import CROP
+from transform.packed_layout import activations_of
 from transform.special_tokens import begin_id, end_ids, image_token_ids
 from transform.strict_json import Record
 from transform.tokenizer_file import embedding_rows
@@ -47,16 +48,18 @@ def io_spec(
     if checkpoint.architecture.modality.sees_images:
         start, end, patch, column = image_token_ids(checkpoint, directory)
         ids |= {"image_start": start, "image_end": end, "image_patch": patch, "image_column": column}
+    activations = activations_of(checkpoint.config) if form.activations else None
     spec: Record = {
         "schema": 1,
         "form": form.name,
-        "onnxruntime": f">={form.oldest}",
+        "onnxruntime": f">={form.oldest_with(activations)}",
         "model_type": checkpoint.architecture.model_type,
         "layers": checkpoint.settings.layers,
         "top_k": list(checkpoint.settings.top_k),
         "max_positions": checkpoint.settings.max_positions,
         "embedding_rows": embedding_rows(checkpoint),
         "session_options": session_options(form),
+        **({} if activations is None else {"activations": activations}),
         "vision_session_options": dict(SESSION_OPTIONS),
         "session_attributes": SESSION_ATTRIBUTES,
         "special_ids": ids,

@@ -65,6 +65,7 @@ class Verification:
     graph_ranges: Mapping[str, int] = field(default_factory=dict)  # graph file -> how many ranges of weights it reads
     onnx_vs_torch: Measured = field(default_factory=dict)
     float16_rounding: float | None = None  # of the largest logit
+    int8_activations: Measured = field(default_factory=dict)  # the graphs as users run them: a part of the logits
     static_vs_torch: Mapping[str, float | None] = field(default_factory=dict)  # None where float32 can't decide
     preprocess: Measured = field(default_factory=dict)  # preprocess.onnx and the Python code: tolerance, pictures
     graphs_computed_by: str | None = None

@@ -7,7 +7,7 @@ equality of all tensors this covers what the resident gate covers, except the su
 in one graph.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ import torch
 
 from export.files.integrity import check_graph_bounds
 from export.files.verification import Verification
+from export.gate.activations import check_activations
 from export.gate.as_user import check_as_user
 from export.gate.checking import checking_graphs
 from export.gate.compare import TOLERANCE, exactly_equal, find_probe, onnx_vs_outputs, other_k, run_text
@@ -32,9 +33,10 @@ from export.run.io_file import read_io
 from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks, without_blocks
 from transform.errors import VerificationError
-from transform.forms import Form
+from transform.forms import ROUNDED, Form
 from transform.load import building, load_view, model_class, plain_config
 from transform.machine import fitting_blocks, release_memory, return_at_once
+from transform.packed_layout import Packing
 from transform.plan import Plan, parameters
 from transform.progress import Say
 from transform.runtime import set_moe_top_k
@@ -61,14 +63,16 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
     differences: dict[str, float] = {}
     graphs: dict[str, float] = {}
     fixed: dict[str, float] = {}
+    rounded: dict[str, float] = {}
     counts: dict[str, float] = {}
-    static = onnx and "static" in read_io(directory)
+    io = read_io(directory) if onnx else None
+    static, rounds = io is not None and "static" in io, io is not None and io.get("activations") == ROUNDED
     seen, embeddings = None, None
     if plan.vision:
         say("a picture")
         seen = image_probe(plan.target, directory, plan.vision.as_dict(), 0)
         embeddings = _embed(written, seen, "float32")
-        theirs = _embed(plan.source, seen, rounding(plan))  # no form quantises what embeds
+        theirs = _embed(plan.source, seen, rounding(plan), plan.new_packing)
         keep_largest(differences, exactly_equal({"embeddings": embeddings}, {"embeddings": theirs}))
     for new, old in enumerate(plan.keep_blocks):
         say(f"block {old} ({new + 1} of {len(plan.keep_blocks)})")
@@ -80,6 +84,8 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
         if new == 0:
             seed, other = probe.seed, other_k(model, view, probe)
             golden = record(model, probe.ids.numpy(), None)
+        if rounds:
+            logits = record(model, probe.ids.numpy(), None)["logits"]
         if static:
             found = verify_static_block(model, view, directory, probe.ids.numpy(), new == 0, TOLERANCE)
             keep_largest(fixed, found)
@@ -99,6 +105,10 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
                     golden |= {"image.rows": rows, "image.embeddings": embeddings[0].numpy()}
                 keep_largest(graphs, check_graphs(block_graphs, golden, seen, TOLERANCE))
             del block_graphs
+            if rounds:
+                users = one_block_graphs(view, directory, plan.form, Graphs)
+                keep_largest(rounded, check_activations(users, probe.ids.numpy(), logits))
+                del users
             release_memory()
         embeddings = None  # one block is enough to see that a picture reaches it
     cut: dict[str, float] = {}
@@ -117,15 +127,16 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
         other_k=other,
         graph_ranges=check_graph_bounds(directory) if onnx else {},
         onnx_vs_torch=graphs,
+        int8_activations=rounded,
         static_vs_torch=fixed,
         preprocess=cut,
         sums=sums,
     )
 
 
-def _embed(checkpoint: Checkpoint, seen: ImageProbe, dtype: str) -> torch.Tensor:
-    """The picture prompt's embeddings [1, s, d], by the model without its blocks, rounded to `dtype` first."""
-    model, _ = load_view(without_blocks(checkpoint), dtype)
+def _embed(checkpoint: Checkpoint, seen: ImageProbe, dtype: str, packed: Packing | None = None) -> torch.Tensor:
+    """The picture prompt's embeddings [1, s, d], by the model without its blocks, rounded as `load_view` does."""
+    model, _ = load_view(without_blocks(checkpoint), dtype, packed)
     with torch.no_grad():
         embeddings: torch.Tensor = model.embed(**seen.for_torch())
     del model
@@ -156,14 +167,19 @@ def _check_meta(variant: Checkpoint) -> int:
     return count
 
 
-def one_block_graphs(view: Checkpoint, directory: Path, form: Form) -> Graphs:
-    """The graphs of one block over the variant's own weight files; io.json and the other graphs stay the variant's."""
+def one_block_graphs(
+    view: Checkpoint, directory: Path, form: Form, opened: Callable[..., Graphs] = checking_graphs
+) -> Graphs:
+    """The graphs of one block over the variant's own weight files; io.json and the other graphs stay the variant's.
+
+    `opened`: how, exactly or as users open them (`Graphs`).
+    """
     from export.graph.decoder import text_graph
 
     name = f".block-{GRAPH}"
     text_graph(view, form).write(directory / name)
     try:
-        graphs = checking_graphs(directory, text=name)
+        graphs = opened(directory, text=name)
         _ = graphs.text  # opened now: the file can go
     finally:
         (directory / name).unlink()

@@ -10,7 +10,7 @@ from export.numpy_run.graphs import NumpyGraphs
 from export.numpy_run.static import NumpyStaticGraphs
 from export.run.graphs import Graphs
 from export.run.static import StaticGraphs
-from transform.forms import Form
+from transform.forms import ROUNDED, Form
 
 Opened = TypeVar("Opened", bound=Graphs)
 
@@ -35,7 +35,12 @@ def computed_by(form: Form) -> str:
     return f"onnxruntime {onnxruntime.__version__} on the CPU{weights}"
 
 
+def rounds_activations(graphs: Graphs | StaticGraphs) -> bool:
+    """Whether a variant's kernels round what they multiply with; they do so with repacked weights alone."""
+    return graphs.io.get("activations") == ROUNDED
+
+
 def _exact(graphs: Opened) -> Opened:
-    if graphs.form.checked_by == "onnxruntime without repacking":
+    if graphs.form.checked_by == "onnxruntime without repacking" or rounds_activations(graphs):
         graphs.io["session_options"]["session.disable_prepacking"] = "1"
     return graphs

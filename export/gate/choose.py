@@ -22,7 +22,10 @@ def run_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Verificat
         from export.gate.op_checks import check_operators
 
         say("operators")
-        computed, operators = computed_by(plan.form), check_operators(plan.form, plan.target.settings)
+        computed, operators = (
+            computed_by(plan.form),
+            check_operators(plan.form, plan.target.settings, activations=plan.activations),
+        )
     with fitting_threads(plan.source):
         if fits(plan.source):
             from export.gate.resident import resident_gate as gate

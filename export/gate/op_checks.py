@@ -24,6 +24,7 @@ from export.gate.op_rig import (
     norm_graph,
     relative,
     rms_normed,
+    rows_graph,
 )
 from export.graph.builder import CONTRIB, FLOAT16, Graph
 from export.run.oldest import too_old_for
@@ -32,14 +33,15 @@ from export.run.session import RunError, check_loads
 from export.run.session_options import SESSION_OPTIONS, session_options
 from transform.architectures import Settings
 from transform.arrays import Array
-from transform.checkpoint import Checkpoint, Tensor
+from transform.checkpoint import Checkpoint
 from transform.errors import VerificationError
-from transform.forms import REFERENCE, Form
+from transform.forms import REFERENCE, ROUNDED, Form
 from transform.knobs import DTYPES
 from transform.packed_layout import BLOCK
 from transform.scratch import scratch
 
 LIMITS = {"float32": 1e-5, "float16": 5e-3}  # of operators but the experts; the first as in the gate
+INT8_LIMIT = 3e-2  # of products with rows rounded to 8 bits: 1e-2 was seen
 _ODD = 77  # no multiple of a block
 
 
@@ -57,13 +59,13 @@ class Check(NamedTuple):
         return self.limit is None or self.difference <= self.limit
 
 
-def check_operators(form: Form, settings: Settings, provider: str = "cpu") -> Operators:
-    """Run the checks of a form; raises VerificationError at the first that fails.
+def check_operators(form: Form, settings: Settings, provider: str = "cpu", activations: str | None = None) -> Operators:
+    """Run the checks of a form and its activations; raises VerificationError at the first that fails.
 
     -> {"onnxruntime", "provider", "checks": {operator, what: {"difference", "limit"}}}, or "not_run" with the reason
     where no machine of this kind can run the form's experts.
     """
-    check_form(form)
+    check_form(form, activations)
     wanted, not_run = CPU if provider == "cpu" else CUDA, None
     if provider == "cpu" and not form.runs_on_cpu:
         reason = missing_cuda()
@@ -72,7 +74,7 @@ def check_operators(form: Form, settings: Settings, provider: str = "cpu") -> Op
         else:
             not_run = f"{form.experts}: {reason}"
     checks: dict[str, dict[str, float]] = {}
-    for check in run_checks(form, settings, wanted):
+    for check in run_checks(form, settings, wanted, activations):
         _insist(check, form)
         limits = {} if check.limit is None else {"limit": check.limit}
         checks[f"{check.operator}, {check.what}"] = {"difference": float(f"{check.difference:.2g}"), **limits}
@@ -82,13 +84,13 @@ def check_operators(form: Form, settings: Settings, provider: str = "cpu") -> Op
     return {"onnxruntime": version, "provider": provider, "checks": checks}
 
 
-def check_form(form: Form) -> None:
+def check_form(form: Form, activations: str | None = None) -> None:
     """Refuse a form that the installed onnxruntime is too old for; raises VerificationError."""
-    if text := too_old_for(form, onnxruntime.__version__):
+    if text := too_old_for(form, onnxruntime.__version__, activations):
         raise VerificationError(text)
 
 
-def run_checks(form: Form, settings: Settings, provider: str = CPU) -> Iterator[Check]:
+def run_checks(form: Form, settings: Settings, provider: str = CPU, activations: str | None = None) -> Iterator[Check]:
     """Measure the checks of a form one by one, judging none; raises VerificationError for what can't run at all."""
     with scratch("operators") as directory:
         # whether weights are repacked at load decides which kernels run: codes must be right both ways
@@ -100,7 +102,10 @@ def run_checks(form: Form, settings: Settings, provider: str = CPU) -> Iterator[
             for k in sorted(set(settings.top_k)):
                 yield from _experts(rig, settings, k, form)
         if form.bits:
-            yield from _products(rig, form, form.bits)
+            yield from _products(rig, form)
+            yield from _tables(rig, form)
+        if form.bits and activations == ROUNDED:
+            yield from _rounded(rig, settings, form, form.bits)
 
 
 def missing_cuda() -> str | None:
@@ -197,14 +202,40 @@ def _block(rig: Rig, block: Block, form: Form, what: str) -> Check:
     return Check(form.experts, what, float(np.max(found)), form.tolerance)
 
 
-def _products(rig: Rig, form: Form, bits: int) -> Iterator[Check]:
-    for columns in (2 * BLOCK, _ODD):
-        weight = rig.draw(24, columns, scale=columns**-0.5)
-        pack, meant = rig.pack(f"product{columns}", weight, bits, "F32")
-        tensor = Tensor(f"weight{columns}", "F32", weight.shape, pack.codes.file, 0, 0, f"I{bits}", pack)
-        x = rig.draw(4, columns)
-        what = f"{bits} bits, {columns} columns"
-        yield _compare(rig, "MatMulNBits", what, linear_graph(tensor, form), x, x @ meant.T, form)
+def _products(rig: Rig, form: Form) -> Iterator[Check]:
+    """The decoder's and the vision side's, with a bias as there; the activations stay floats in both."""
+    for bits in sorted({bits for bits in (form.bits, form.vision_bits) if bits}):
+        for columns in (2 * BLOCK, _ODD):
+            weight = rig.draw(24, columns, scale=columns**-0.5)
+            tensor, meant = rig.packed(f"product{bits}.{columns}", weight, bits)
+            x, values = rig.draw(4, columns), rig.draw(24)
+            bias = rig.store(f"{tensor.name}.bias", values)
+            graph = linear_graph(tensor, form, bias)
+            yield _compare(rig, "MatMulNBits", f"{bits} bits, {columns} columns", graph, x, x @ meant.T + values, form)
+
+
+def _tables(rig: Rig, form: Form) -> Iterator[Check]:
+    """Rows of an embedding table. Its width fills its blocks, or the experts would have been refused."""
+    if form.table_bits is None:
+        return
+    tensor, meant = rig.packed("table", rig.draw(24, WIDTH), form.table_bits)
+    ids = np.array([[0, 23, 5], [5, 1, 23]])
+    what = f"{form.table_bits} bits"
+    yield _compare(rig, "GatherBlockQuantized", what, rows_graph(tensor, form), ids, meant[ids], form)
+
+
+def _rounded(rig: Rig, settings: Settings, form: Form, bits: int) -> Iterator[Check]:
+    """The same two operators where rows are rounded to 8 bits; without repacking they are not."""
+    k = max(settings.top_k)
+    block = make_block(rig, settings, k, bits=bits)
+    graph = block_graph(block.checkpoint, form, activations=ROUNDED)
+    found = [_difference(rig, block, graph, x) for x in (block.tokens, block.tokens[:1])]
+    yield Check(form.experts, f"{bits} bits, int8 activations, k {k}", float(np.max(found)), INT8_LIMIT)
+    weight = rig.draw(24, _ODD, scale=_ODD**-0.5)
+    tensor, meant = rig.packed("rounded", weight, bits)
+    x = rig.draw(4, _ODD)
+    difference = relative(rig.run(linear_graph(tensor, form, activations=ROUNDED), x), x @ meant.T)
+    yield Check("MatMulNBits", f"{bits} bits, int8 activations", difference, INT8_LIMIT)
 
 
 def _no_router_weights(model: Any) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from ml_dtypes import bfloat16
 
-from export.graph.builder import FLOAT16, Graph
+from export.graph.builder import FLOAT16, INT64, Graph
 from export.graph.moe import mixture
 from export.graph.norm import rms_norm
 from export.run.load_errors import shortened
@@ -23,8 +23,9 @@ from transform.architectures import Settings
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint, Pack, Tensor
 from transform.errors import VerificationError
-from transform.forms import Form
-from transform.packed_layout import BLOCK
+from transform.forms import ACTIVATIONS, Form
+from transform.knobs import DTYPES
+from transform.packed_layout import BLOCK, SCALES
 from transform.packing import encode
 
 STORED = {"F32": np.float32, "F16": np.float16, "BF16": bfloat16, "U8": np.uint8}
@@ -78,13 +79,19 @@ class Rig:
         )
         return Pack(*stored, bits, BLOCK), meant
 
+    def packed(self, name: str, values: Array, bits: int) -> tuple[Tensor, Array]:
+        """A matrix [N, K] with codes and scales of its own, and the values that these mean (float64)."""
+        pack, meant = self.pack(name, values, bits, DTYPES[SCALES[0]])
+        return Tensor(name, "F32", values.shape, pack.codes.file, 0, 0, f"I{bits}", pack), meant
+
     def run(self, graph: Graph, x: Array, change: Callable[[Any], None] = lambda _: None) -> list[Array]:
         """What a graph makes of its one input, under each of the options; `change` may edit the model first."""
         model = graph.model()
         change(model)
         path = self.directory / "graph.onnx"
         path.write_bytes(model.SerializeToString())
-        feed = {"x": x.astype(np.float16 if graph.compute == FLOAT16 else np.float32)}
+        whole = np.issubdtype(x.dtype, np.integer)
+        feed = {"x": x if whole else x.astype(np.float16 if graph.compute == FLOAT16 else np.float32)}
         try:
             return [open_session(path, o, (self.provider,), threads=1).run(None, feed)[0] for o in self.options]
         except Exception as error:  # onnxruntime has a dozen exception types without a common base
@@ -185,10 +192,16 @@ def _clear_tokens(rig: Rig, norm: Array, router: Array, k: int) -> Array:
     return many[np.argsort(-lead)[:TOKENS]]
 
 
-def block_graph(checkpoint: Checkpoint, form: Form, rows: int | str = "n", experts: Any = mixture) -> Graph:
+def block_graph(
+    checkpoint: Checkpoint,
+    form: Form,
+    rows: int | str = "n",
+    experts: Any = mixture,
+    activations: str = ACTIVATIONS[0],
+) -> Graph:
     """norm, router, experts, residual sum, on x [rows, d]: both ends of the experts are values inside the graph."""
     settings = checkpoint.settings
-    g = Graph("block", form)
+    g = Graph("block", form, activations=activations)
     x = g.input("x", g.compute, [rows, settings.hidden])
     normed = rms_norm(g, x, checkpoint.tensor("mlp.norm"), settings.eps)
     g.output("y", g.op("Add", x, experts(g, checkpoint, 0, normed)), g.compute, [rows, settings.hidden])
@@ -203,12 +216,20 @@ def norm_graph(weight: Tensor, eps: float, form: Form) -> Graph:
     return g
 
 
-def linear_graph(weight: Tensor, form: Form) -> Graph:
-    """One product x W^T."""
+def rows_graph(table: Tensor, form: Form) -> Graph:
+    """Rows of a table by their indices."""
+    g = Graph("rows", form)
+    ids = g.input("x", INT64, ["batch", "sequence"])
+    g.output("y", g.rows(table, ids), g.compute, ["batch", "sequence", table.shape[1]])
+    return g
+
+
+def linear_graph(weight: Tensor, form: Form, bias: Tensor | None = None, activations: str = ACTIVATIONS[0]) -> Graph:
+    """One product x W^T (+ b)."""
     rows, columns = weight.shape
-    g = Graph("linear", form)
+    g = Graph("linear", form, activations=activations)
     x = g.input("x", g.compute, ["n", columns])
-    g.output("y", g.linear(x, weight), g.compute, ["n", rows])
+    g.output("y", g.linear(x, weight, bias), g.compute, ["n", rows])
     return g
 
 

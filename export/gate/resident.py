@@ -10,6 +10,7 @@ import torch
 
 from export.files.integrity import check_graph_bounds
 from export.files.verification import Verification
+from export.gate.activations import check_activations
 from export.gate.as_user import check_as_user
 from export.gate.checking import checking_graphs
 from export.gate.compare import TOLERANCE, exactly_equal, find_probe, onnx_vs_torch, other_k, run_text
@@ -19,6 +20,7 @@ from export.gate.preprocess import check_preprocess, has_preprocess, record_pict
 from export.gate.probe import TextProbe
 from export.gate.static import verify_static
 from export.numpy_run.graphs import check_rounding
+from export.run.graphs import Graphs
 from transform.checkpoint import Checkpoint
 from transform.load import align, load_model, load_view, load_with_report
 from transform.plan import Plan
@@ -71,6 +73,7 @@ def resident_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Veri
     write_golden(directory, golden)
     say("ONNX == PyTorch")
     compared = onnx_vs_torch(variant, graphs, probe) | check_graphs(graphs, golden, image, TOLERANCE)
+    rounded = check_activations(Graphs(directory), golden["ids"], golden["logits"])
     rounds = check_rounding(directory, golden["ids"], golden["logits"]) if plan.form.compute != "float32" else None
     fixed = {}
     if graphs.io.get("static"):
@@ -78,7 +81,7 @@ def resident_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Veri
         fixed = verify_static(variant, written, directory, golden, probe.seed, TOLERANCE)
     return replace(
         found, graph_ranges=ranges, onnx_vs_torch=compared, float16_rounding=rounds, static_vs_torch=fixed,
-        preprocess=cut,
+        preprocess=cut, int8_activations=rounded,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from export.files.check import check_variant_files
 from export.files.integrity import unreplaced
 from export.files.verification import Verification
+from export.gate.activations import check_activations
 from export.gate.as_user import check_as_user, code_of_others
 from export.gate.checking import checking_graphs, checking_static
 from export.gate.compare import TOLERANCE
@@ -14,6 +15,7 @@ from export.gate.golden_file import load_golden, with_golden_ids
 from export.gate.image_probe import image_probe
 from export.gate.preprocess import check_golden_picture, has_preprocess
 from export.gate.static import check_static_text
+from export.run.graphs import Graphs
 from transform.errors import VerificationError
 from transform.load import load_model, quiet_transformers
 from transform.machine import fitting_threads
@@ -56,6 +58,8 @@ def _verify_directory(directory: Path, say: Say) -> Record:
         say("ONNX == golden")
         graphs = checking_graphs(directory)
         results["onnx_vs_golden"] = check_graphs(graphs, golden, image, TOLERANCE)
+        if rounded := check_activations(Graphs(directory), golden["ids"], golden["logits"]):
+            results["int8_activations"] = rounded
         if has_preprocess(directory):
             results["preprocess_vs_golden"] = check_golden_picture(graphs, golden)
         if graphs.io.get("static"):

@@ -17,7 +17,7 @@ from export.graph.shapes import fused_shapes
 from transform.arrays import Array
 from transform.checkpoint import Pack, Tensor
 from transform.errors import CheckpointError
-from transform.forms import REFERENCE, Form
+from transform.forms import ACTIVATIONS, REFERENCE, ROUNDED, Form
 from transform.knobs import DTYPES
 
 # Of the ordinary operators, as early as runs as fast; IR 8 is what onnxruntime 1.14 reads besides.
@@ -40,8 +40,17 @@ Shape = Sequence[int | str]
 class Graph:
     """One graph under construction; values are strings, as ONNX has them."""
 
-    def __init__(self, name: str, form: Form = REFERENCE, fixed: bool = False, opset: int = OPSET) -> None:
+    def __init__(
+        self,
+        name: str,
+        form: Form = REFERENCE,
+        fixed: bool = False,
+        opset: int = OPSET,
+        activations: str = ACTIVATIONS[0],
+    ) -> None:
         self.name, self.opset = name, opset
+        # 4: each row that meets a quantised matrix is rounded to 8 bits; 1: it stays float32
+        self.accuracy = 4 if activations == ROUNDED else 1
         self.fixed = fixed  # all sizes are known: those that onnx can't infer are written down
         self.compute = TYPES[DTYPES[form.compute]]
         self.fused = form.fused  # onnxruntime's own operators may be used
@@ -166,6 +175,8 @@ class Graph:
 
     def rows(self, table: Tensor, indices: str) -> str:
         """Rows of a stored table [rows, width] in the graph's type."""
+        if table.pack is not None:
+            return self._packed_rows(table, table.pack, indices)
         found = self.op("Gather", self.stored(table), indices, axis=0)
         return found if TYPES[table.stored] == self.compute else self.op("Cast", found, to=self.compute)
 
@@ -185,7 +196,7 @@ class Graph:
     def linear(self, x: str, weight: Tensor, bias: Tensor | None = None) -> str:
         """x W^T (+ b) for x [n, in] and W [out, in]: the stored layout, so that no weight is ever transposed."""
         if weight.pack is not None:
-            return self._packed_linear(x, weight, weight.pack)
+            return self._packed_linear(x, weight, weight.pack, bias)
         operands = [x, self.weight(weight)] + ([self.weight(bias)] if bias else [])
         return self.op("Gemm", *operands, transB=1)
 
@@ -210,11 +221,18 @@ class Graph:
         """Write the file."""
         path.write_bytes(self.serialised())
 
-    def _packed_linear(self, x: str, weight: Tensor, pack: Pack) -> str:
-        operands = [x, self.stored(pack.codes), self.stored(pack.scales)]
+    def _packed_rows(self, table: Tensor, pack: Pack, indices: str) -> str:
+        sizes = {"bits": pack.bits, "block_size": pack.block, "gather_axis": 0, "quantize_axis": 1}
+        rows = table.shape[0]
+        codes = self.stored(pack.codes._replace(shape=(rows, pack.codes.nbytes // rows)))  # it takes rows, not blocks
+        return self.op("GatherBlockQuantized", codes, indices, self.weight(pack.scales), domain=CONTRIB, **sizes)
+
+    def _packed_linear(self, x: str, weight: Tensor, pack: Pack, bias: Tensor | None) -> str:
+        # float16 scales are widened once, at load
+        operands = [x, self.stored(pack.codes), self.weight(pack.scales)]
+        operands += ["", "", self.weight(bias)] if bias else []
         rows, columns = weight.shape
-        # accuracy_level 1: the activations stay float32
-        sizes = {"N": rows, "K": columns, "bits": pack.bits, "block_size": pack.block, "accuracy_level": 1}
+        sizes = {"N": rows, "K": columns, "bits": pack.bits, "block_size": pack.block, "accuracy_level": self.accuracy}
         return self.op("MatMulNBits", *operands, domain=CONTRIB, **sizes)
 
     def _append(self, kind: str, inputs: Sequence[str], results: Sequence[str], **attributes: object) -> None:

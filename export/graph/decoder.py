@@ -10,6 +10,7 @@ from export.graph.moe import mixture
 from export.graph.norm import rms_norm
 from transform.checkpoint import Checkpoint
 from transform.forms import REFERENCE, Form
+from transform.packed_layout import activations_of
 
 Sizes = tuple[int | str, int | str, int | str, int | str]
 DYNAMIC: Sizes = ("batch", "sequence", "past", "total")
@@ -22,7 +23,7 @@ def text_graph(checkpoint: Checkpoint, form: Form = REFERENCE, static: Static | 
     of the row `logits_index` [1] where there are several.
     """
     settings = checkpoint.settings
-    g = Graph("text", form, fixed=static is not None)
+    g = Graph("text", form, fixed=static is not None, activations=activations_of(checkpoint.config))
     sizes: Sizes = (1, static.sequence, static.cache, static.cache) if static else DYNAMIC
     batch, new, held, total = sizes
     modality = checkpoint.architecture.modality

@@ -48,11 +48,13 @@ def _quantised(g: Graph, checkpoint: Checkpoint, i: int, x: str, logits: str) ->
         operands += [g.stored(pack.codes), g.stored(pack.scales), ""]
     if not settings.norm_top_k:
         operands += [""] * (14 - len(operands)) + [g.op("Softmax", logits, axis=-1)]
+    # an attribute as of onnxruntime 1.31, and absent where it would change nothing: 8 bits are always multiplied so
+    accuracy = {"accuracy_level": 4} if g.accuracy == 4 and gate_up.bits == 4 else {}
     return g.op(
         "QMoE", *operands,
         domain=CONTRIB, k=settings.top_k[i], expert_weight_bits=gate_up.bits, block_size=gate_up.block,
         activation_type="swiglu", swiglu_fusion=1, activation_alpha=1.0, activation_beta=0.0,
-        normalize_routing_weights=int(settings.norm_top_k),
+        normalize_routing_weights=int(settings.norm_top_k), **accuracy,
     )  # fmt: skip
 
 

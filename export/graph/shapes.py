@@ -11,7 +11,7 @@ from onnx import helper
 
 # These give what their first input is.
 ELEMENTWISE = ("MoE", "QMoE", "QuickGelu", "SimplifiedLayerNormalization")
-FUSED = (*ELEMENTWISE, "FusedMatMul", "MatMulNBits")
+FUSED = (*ELEMENTWISE, "FusedMatMul", "GatherBlockQuantized", "MatMulNBits")
 
 
 def fused_shapes(model: Any, compute: int) -> list[Any]:
@@ -22,6 +22,7 @@ def fused_shapes(model: Any, compute: int) -> list[Any]:
     shadow.CopyFrom(model)
     graph = shadow.graph
     results = set()
+    stored = {proto.name: proto.dims for proto in graph.initializer}
     for node in graph.node:
         if node.op_type not in FUSED:
             continue
@@ -33,6 +34,11 @@ def fused_shapes(model: Any, compute: int) -> list[Any]:
             node.CopyFrom(helper.make_node("Identity", inputs[:1], [name]))
         elif kind == "FusedMatMul":
             node.CopyFrom(helper.make_node("Einsum", inputs, [name], equation="...ij,...kj->...ik"))
+        elif kind == "GatherBlockQuantized":
+            rows, row_bytes = stored[inputs[0]]
+            table = helper.make_tensor_value_info(f"{name}.table", compute, [rows, 8 * row_bytes // sizes["bits"]])
+            graph.input.append(table)
+            node.CopyFrom(helper.make_node("Gather", [table.name, inputs[1]], [name], axis=0))
         else:
             weight = helper.make_tensor_value_info(f"{name}.weight", compute, [sizes["K"], sizes["N"]])
             graph.input.append(weight)

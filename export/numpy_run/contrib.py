@@ -1,4 +1,4 @@
-"""onnxruntime's other operators that graphs use: products, norms and an activation."""
+"""onnxruntime's other operators that graphs use: products, rows of tables, norms and an activation."""
 
 import numpy as np
 from onnx.reference.op_run import OpRun
@@ -11,19 +11,39 @@ from transform.errors import VerificationError
 
 
 class MatMulNBits(OpRun):
-    """x W^T with W [N, K] in codes [N, blocks, block * bits / 8] and scales [N, blocks]; activations stay floats."""
+    """x W^T (+ b), W [N, K] in codes [N, blocks, block * bits / 8] and scales [N, blocks]; activations stay floats."""
 
     op_domain = CONTRIB
 
     def _run(
-        self, x: Array, codes: Array, scales: Array, *more: Array | None, K: int, N: int, bits: int = 4,  # noqa: N803
-        block_size: int, accuracy_level: int = 0,  # noqa: ARG002
+        self, x: Array, codes: Array, scales: Array, zeros: Array | None = None, order: Array | None = None,
+        bias: Array | None = None, K: int = 0, N: int = 0, bits: int = 4, block_size: int = 0,  # noqa: N803
+        accuracy_level: int = 0,  # noqa: ARG002
     ) -> tuple[Array]:  # fmt: skip
-        if any(value is not None for value in more):
-            raise VerificationError("numpy runs MatMulNBits without zero points, indices and bias.")
+        if zeros is not None or order is not None:
+            raise VerificationError("numpy runs MatMulNBits without zero points and indices.")
         weight = Packed(codes, scales, bits, block_size, (N, K))
         result = linear(x.reshape(-1, K), weight).reshape(*x.shape[:-1], N)
+        if bias is not None:
+            result = result + bias
         return (result.astype(x.dtype, copy=False),)
+
+
+class GatherBlockQuantized(OpRun):
+    """Rows of a table in codes [rows, blocks * block * bits / 8] and scales [rows, blocks], in the scales' type."""
+
+    op_domain = CONTRIB
+
+    def _run(
+        self, codes: Array, indices: Array, scales: Array, zeros: Array | None = None, gather_axis: int = 0,
+        quantize_axis: int = 1, block_size: int = 128, bits: int = 4,
+    ) -> tuple[Array]:  # fmt: skip
+        if zeros is not None or gather_axis != 0 or quantize_axis not in (1, -1) or codes.ndim != 2:
+            raise VerificationError("numpy runs GatherBlockQuantized on rows of a table, without zero points.")
+        chosen, steps = (part[indices.reshape(-1)] for part in (codes, scales))
+        width = steps.shape[1] * block_size
+        table = Packed(chosen, steps, bits, block_size, (len(chosen), width))
+        return (table[:].reshape(*indices.shape, width).astype(scales.dtype, copy=False),)
 
 
 class SimplifiedLayerNormalization(OpRun):
@@ -76,6 +96,7 @@ def _rms_norm(x: Array, scale: Array, epsilon: float) -> Array:
 
 OPERATORS = (
     FusedMatMul,
+    GatherBlockQuantized,
     MatMulNBits,
     MoE,
     QMoE,

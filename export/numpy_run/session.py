@@ -19,7 +19,7 @@ from transform.strict_json import Record
 # Operators that may be given floats of two types; all others onnxruntime refuses, where numpy would widen silently.
 MIXED = ("Cast", "MatMulNBits", "Pow", "QMoE", "SimplifiedLayerNormalization")
 # Operators that read large weights piece by piece and widen them by themselves.
-SPARING = ("Gather", "Gemm", "MatMulNBits", "MoE", "QMoE")
+SPARING = ("Gather", "GatherBlockQuantized", "Gemm", "MatMulNBits", "MoE", "QMoE")
 
 
 class Value(NamedTuple):

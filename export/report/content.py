@@ -12,6 +12,7 @@ from export.sweep.pareto import Place, front
 from export.sweep.pictures import Kept, read_pictures
 from export.sweep.table import Drop, Point, Share, Table, read_table
 from importance.scores import Scores, read_scores
+from transform.architectures import architecture_named, known_model_types
 
 SCORES = "scores.json"
 
@@ -62,7 +63,8 @@ class Content:
     @property
     def cuts_pictures(self) -> bool:
         """Whether the model takes pictures in tiles that this package knows."""
-        return self.table.source.model_type.startswith("molmo")
+        kind = self.table.source.model_type
+        return kind in known_model_types() and architecture_named(kind).modality.sees_images
 
     @property
     def front_axes(self) -> tuple[Axis, ...]:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NotRequired, TypedDict, cast
 from export.run.providers import Providers, check_providers
 from export.run.static_plan import read_static
 from transform.errors import CheckpointError, VerificationError
-from transform.forms import NAMES, REFERENCE, Form, form_named
+from transform.forms import ACTIVATIONS, NAMES, REFERENCE, Form, form_named
 from transform.molmoe.preprocessing import RESIZES
 from transform.molmoe.tiling import RULES, TIERS, TOKENS_PER_CROP
 from transform.strict_json import read_json
@@ -78,6 +78,7 @@ class Io(TypedDict):
     model_type: str
     special_ids: SpecialIds
     form: NotRequired[str]
+    activations: NotRequired[str]
     providers: NotRequired[Providers]
     vision_session_options: NotRequired[dict[str, str]]
     graphs: NotRequired[dict[str, Signature]]
@@ -193,6 +194,7 @@ _SEEING: tuple[Rule, ...] = (
 _SOMETIMES: tuple[Rule, ...] = (
     ("vision_session_options", _are_options, f"session options, strings of at most {LONGEST:,} characters"),
     ("form", lambda value: isinstance(value, str) and value in NAMES, f"one of {', '.join(NAMES)}"),
+    ("activations", lambda value: value in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"),
     ("graphs", _are_graphs, "graphs with inputs and outputs, each with name, dtype and shape"),
     ("vision", _is_policy, "how pictures are cut: tokens, max_crops, resize, rule"),
 )

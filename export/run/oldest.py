@@ -11,6 +11,7 @@ from transform.forms import Form
 
 QMOE = "com.microsoft::QMoE"
 EARLIEST = "1.12"  # of graphs without operators that are onnxruntime's own
+PACKED_ROWS = "1.23"  # of embedding tables in codes: older ones don't take bytes
 OPERATORS = {QMOE: "1.25"}  # older ones have it with fewer inputs, or not at all
 
 
@@ -26,8 +27,14 @@ def too_old(what: str, operators: Iterable[str], version: str) -> str | None:
     return None
 
 
-def too_old_for(form: Form, version: str) -> str | None:
-    """The same for the graphs of a form that don't exist yet."""
+def too_old_for(form: Form, version: str, activations: str | None = None) -> str | None:
+    """The same for the graphs of a form that don't exist yet, with these activations."""
+    oldest = form.oldest_with(activations)
+    if oldest != form.oldest and _numbers(version) < _numbers(oldest):
+        return (
+            f"The {form.name} form with {activations} activations needs {form.experts} as of onnxruntime {oldest}, "
+            f"this is {version}. Install onnxruntime {oldest} or later, or leave out --activations."
+        )
     return too_old(f"The {form.name} form", (f"com.microsoft::{form.experts}",), version)
 
 
@@ -49,7 +56,7 @@ def oldest_of(graph: str, form: Form) -> str:
     if graph == "preprocess.onnx":
         return EARLIEST
     if graph == "embedding.onnx" and form.runs_on_cpu:
-        return EARLIEST
+        return EARLIEST if form.table_bits is None else PACKED_ROWS
     return form.vision_oldest if graph == "vision.onnx" else form.oldest
 
 
