@@ -124,14 +124,14 @@ def attention(
     k = _rotate(g, normed(g.op("Reshape", k, context.key_shape), "k", QkNorm.HEAD), context)  # [b, s, G, h]
     v = g.op("Reshape", v, context.key_shape)
     q, k, v = (g.op("Transpose", value, perm=[0, 2, 1, 3]) for value in (q, k, v))
+    cached = zip(("key", "value"), past, (k, v), strict=True)
     if context.places:
         # only this reads the past, so that it may be the same buffer as the present
         keys, values = (
-            g.named(f"present.{i}.{part}", "ScatterND", old, context.places, new)
-            for part, old, new in zip(("key", "value"), past, (k, v), strict=True)
+            g.named(f"present.{i}.{part}", "ScatterND", old, context.places, new) for part, old, new in cached
         )
-    else:
-        keys, values = (g.op("Concat", old, new, axis=2) for old, new in zip(past, (k, v), strict=True))
+    else:  # under the output's own name: an Identity would copy the whole cache once more
+        keys, values = (g.named(f"present.{i}.{part}", "Concat", old, new, axis=2) for part, old, new in cached)
     # both [b, G, t, h]
 
     grouped = settings.kv_heads < settings.heads
