@@ -110,11 +110,10 @@ class StreamedBlocks:
 
 def _without_blocks(checkpoint: Checkpoint) -> tuple[nn.Module, int]:
     """(the model of a checkpoint with 0 blocks, bytes of its tensors)."""
-    rest = without_blocks(checkpoint)
-    model, _ = load_view(rest)
+    model, _ = load_view(checkpoint, blocks=False)
     if (checkpoint.path / "generation_config.json").is_file():  # which says what ends an answer
         model.generation_config = GenerationConfig.from_pretrained(checkpoint.path, local_files_only=True)
-    return model, sum(tensor.nbytes for tensor in rest.tensors.values())
+    return model, sum(tensor.nbytes for tensor in without_blocks(checkpoint).tensors.values())
 
 
 def _empty_block(checkpoint: Checkpoint) -> nn.Module:

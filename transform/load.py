@@ -19,7 +19,7 @@ from transformers import CONFIG_MAPPING, GenerationConfig
 from transform.architectures import architecture_named, imported, lookup
 from transform.arrays import Array
 from transform.checkpoint import OF_A_MACHINE, PACKED, Checkpoint
-from transform.depth import drop_blocks
+from transform.depth import drop_blocks, without_blocks
 from transform.dtype import cast, stored_dtype
 from transform.errors import CheckpointError, KnobcastError
 from transform.packed import dequantise, fake_quantised
@@ -139,23 +139,30 @@ def load_model(directory: Path, dtype: str = "float32", **kwargs: object) -> "Pr
 
 
 def load_view(
-    view: Checkpoint, dtype: str = "float32", packed: Packing | None = None, pictures: bool = True
+    view: Checkpoint,
+    dtype: str = "float32",
+    packed: Packing | None = None,
+    pictures: bool = True,
+    blocks: bool = True,
 ) -> "tuple[PreTrainedModel, LoadReport]":
     """A model in float32 from a checkpoint value, its tensors mapped from wherever they lie.
 
-    `dtype` rounds first; `packed` then gives what is quantised in such a variant the values
-    it has there, to the last bit. Without `pictures` nothing is read of what only they pass, and the model has no place
-    for them.
+    `dtype` rounds first; `packed` then gives what is quantised in such a variant the values it has there, to the last
+    bit. Without `pictures` nothing is read of what only they pass, and the model has no place for them; without
+    `blocks` it embeds, and has norm and head.
 
     Tensors of one 16-bit type become float32 when the model is whole, one parameter at a time: where experts are fused,
     lists of their matrices in float32 would take as much memory as the model itself.
     """
+    quantised = {} if packed is None else dict(fake_quantised(cast(view, dtype), packed))  # of all: they lie in stacks
+    if not blocks:
+        view = without_blocks(view)
     given = stored_dtype(view) if dtype == "float32" else dtype
     tensors = _mapped(view)
     if packed is not None:
         if dtype != "float32":
             tensors = {name: _Later(partial(_rounded, values, dtype)) for name, values in tensors.items()}
-        tensors |= {name: _Later(make) for name, make in fake_quantised(cast(view, dtype), packed)}
+        tensors |= {name: _Later(make) for name, make in quantised.items() if name in tensors}
         given = "float32"  # another one would round the quantised values
     images = None if pictures else view.architecture.images
     if images:

@@ -31,7 +31,7 @@ from export.gate.static import verify_static_block
 from export.run.graphs import Graphs
 from export.run.io_file import read_io
 from transform.checkpoint import Checkpoint
-from transform.depth import drop_blocks, without_blocks
+from transform.depth import drop_blocks
 from transform.errors import VerificationError
 from transform.forms import ROUNDED, Form
 from transform.load import building, load_view, model_class, plain_config
@@ -136,7 +136,7 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
 
 def _embed(checkpoint: Checkpoint, seen: ImageProbe, dtype: str, packed: Packing | None = None) -> torch.Tensor:
     """The picture prompt's embeddings [1, s, d], by the model without its blocks, rounded as `load_view` does."""
-    model, _ = load_view(without_blocks(checkpoint), dtype, packed)
+    model, _ = load_view(checkpoint, dtype, packed, blocks=False)
     with torch.no_grad():
         embeddings: torch.Tensor = model.embed(**seen.for_torch())
     del model
