@@ -174,7 +174,9 @@ WORDS = [
     ("wall_minutes", "by the clock, in minutes", ""),
     ("mode", "verified", ""),
     ("onnxruntime", "version of onnxruntime", ""),
-    ("(tensors|sets|settings|questions|calls|members|blocks|note|skipped)", r"\1", ""),
+    ("page_kb", "the page", "kB"),
+    ("seconds_with_plots", "the same with all plots as files", "s"),
+    ("(workloads|tensors|sets|settings|questions|calls|members|blocks|note|skipped)", r"\1", ""),
 ]
 
 
