@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.bench_activations import bars as activations_bars
 from tests.bench_cost import bars as cost_bars
 from tests.bench_family import bars as family_bars
 from tests.bench_full_size import bars as full_size_bars
@@ -195,6 +196,7 @@ def main() -> None:
         *family_bars(work, runs),
         *([] if options.quick else onnx_bars(work, runs)),
         *opening_bars(work),
+        *activations_bars(work),
         *([] if options.quick else cost_bars(work)),
         *picture_bars(work),
         *scoring_bars(work, runs, options.quick),
