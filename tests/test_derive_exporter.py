@@ -1,7 +1,5 @@
 """Derived from graphs that transformers' own exporter made, against PyTorch with the same knobs at run time."""
 
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -154,12 +152,7 @@ def test_fused_experts_have_k_as_an_attribute(model: Any, tmp_path: Path) -> Non
 
 
 def test_one_block_at_full_width(tmp_path: Path) -> None:
-    """The widths and experts of the released model: what surgery takes on a graph of 64 experts per block."""
+    """As many experts as the released model has."""
     wide = tiny(hidden_size=256, num_experts=64, num_experts_per_tok=8, num_hidden_layers=2, intermediate_size=64)
     source = export(wide, tmp_path, "grouped_mm", None, True)
-    start = time.process_time()
-    surgery = operate(load_graph(source), 3, drop=[0])
-    seconds = time.process_time() - start
-    print(f"{len(load_graph(source).graph.node)} operators, {seconds:.3f} s", file=sys.stderr)
-    assert surgery.top_k == (3,)
-    assert seconds < 1
+    assert operate(load_graph(source), 3, drop=[0]).top_k == (3,)
