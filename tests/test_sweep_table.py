@@ -67,6 +67,8 @@ def test_answers_come_back_and_damaged_ones_are_named(tmp_path: Path) -> None:
     quality = table.point(table.full).quality
     assert quality is not None
     assert sum(found.scores) / len(found.scores) == pytest.approx(quality.total.accuracy, abs=1e-12)
+    with pytest.raises(VerificationError, match=r"must be that of a file, got '\.\./samples'"):
+        read_answers(tmp_path, "../samples", len(samples.ids))
     with pytest.raises(VerificationError, match=r"119 answers and scores, got 120 and 120"):
         read_answers(tmp_path, table.full, 119)
     (tmp_path / "answers" / f"{table.full}.json").unlink()

@@ -60,6 +60,8 @@ def write_answers(directory: Path, name: str, answers: Answers) -> None:
 
 def read_answers(directory: Path, name: str, samples: int) -> Answers:
     """What `write_answers` wrote, of so many samples; raises VerificationError."""
+    if Path(name).name != name:
+        raise VerificationError(f"a setting's name must be that of a file, got {name[:80]!r}. Run the sweep again.")
     file = directory / FOLDER / f"{name}.json"
     record = _record(file)
     found = Answers(
