@@ -9,7 +9,7 @@ from artifacts.nano import data
 from export.run.answer import Runner
 from export.variant import export_variant
 from importance.readers.read import read_samples
-from importance.samples import Sample
+from importance.samples import EncodedImage, Sample
 from importance.statistics import paired_drop
 from importance.tasks import metric_named
 from transform.knobs import Knobs
@@ -48,7 +48,12 @@ def _answers(out: Path, activations: str, samples: Sequence[Sample]) -> list[str
     knobs = replace(Knobs(tokens=432, form="int4"), activations=activations)
     export_variant(make_plan(read_checkpoint(DEFAULT), knobs), out, verify=False)
     runner = Runner(out, threads=1)
-    return [runner.answer(sample.images[0], sample.prompt, NEW_TOKENS).text for sample in samples]
+    found = []
+    for sample in samples:
+        picture = sample.images[0]
+        assert not isinstance(picture, EncodedImage)  # the file names them
+        found.append(runner.answer(picture, sample.prompt, NEW_TOKENS).text)
+    return found
 
 
 def bars(work: Path) -> list[tuple[str, Callable[[], dict[str, Any]]]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.cost.calibrate import Measured, calibrate, rank_correlation, spread
+from export.cost.calibrate import Measured, calibrate, spread
 from export.cost.count import count
 from export.cost.device import Device, read_device
 from export.cost.estimate import estimate
@@ -18,6 +18,7 @@ from export.files.measured import Latency
 from export.sweep.table import FILE, Point, Source, Table, table_text
 from export.sweep.timings import read_timings
 from importance.scores import model_digest
+from importance.statistics import spearman
 from tests.support.bench_records import bench_record
 from tests.support.command import knobcast
 from tests.support.paths import ROOT
@@ -112,8 +113,8 @@ def test_least_squares_never_go_below_zero() -> None:
 
 
 def test_ranks_share_ties() -> None:
-    assert rank_correlation(np.array([1.0, 2, 2, 4]), np.array([10.0, 20, 20, 40])) == pytest.approx(1)
-    assert rank_correlation(np.array([1.0, 2, 3]), np.array([3.0, 2, 1])) == pytest.approx(-1)
+    assert spearman(np.array([1.0, 2, 2, 4]), np.array([10.0, 20, 20, 40])) == pytest.approx(1)
+    assert spearman(np.array([1.0, 2, 3]), np.array([3.0, 2, 1])) == pytest.approx(-1)
 
 
 def write_sweep(directory: Path, plans: list[Plan], device: Device = TRUE, digest: str | None = None) -> Path:

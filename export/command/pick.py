@@ -39,14 +39,14 @@ class Bounds:
         from export.sweep.constraints import ACCURACY, BYTES, DECODE, LATENCY, MEMORY, PREFILL, parse_constraint
 
         costs = (
-            (LATENCY, self.latency_ms, "--latency-ms"),
-            (PREFILL, self.prefill_ms, "--prefill-ms"),
-            (DECODE, self.decode_ms, "--decode-ms"),
-            (MEMORY, self.memory_mb, "--memory-mb"),
-            (BYTES, self.bytes_mb, "--bytes-mb"),
+            (LATENCY, self.latency_ms),
+            (PREFILL, self.prefill_ms),
+            (DECODE, self.decode_ms),
+            (MEMORY, self.memory_mb),
+            (BYTES, self.bytes_mb),
         )
-        found = [parse_constraint(q, text, option, tolerance) for q, text, option in costs if text is not None]
-        return found + [parse_constraint(ACCURACY, text, "--accuracy") for text in self.accuracy or ()]
+        found = [parse_constraint(quantity, text, tolerance) for quantity, text in costs if text is not None]
+        return found + [parse_constraint(ACCURACY, text) for text in self.accuracy or ()]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def pick(
     as_json: Json = False,
 ) -> None:
     """Choose the best setting of a sweep within what a device affords."""
-    from export.command.show_pick import as_record, show_pick
+    from export.command.show_pick import as_record, facts, show_lookup, show_pick
     from export.sweep.constraints import check_constraints, choose_workload, quantity_named
     from export.sweep.difference import Differences
     from export.sweep.pick import pick as choose
@@ -87,10 +87,8 @@ def pick(
             return
         point, fits, made = by_lookup
         if as_json:
-            print_json({"rule": "lookup", "fits": fits, "tolerance": made.tolerance, "best": _facts(point, at)})
+            print_json({"rule": "lookup", "fits": fits, "tolerance": made.tolerance, "best": facts(point, at)})
         else:
-            from export.command.show_pick import show_lookup
-
             show_lookup(point, fits, made)
         _export(table, point, choosing)
         return
@@ -136,15 +134,9 @@ def _look_up(table: "Table", bounds: Bounds, choosing: Choosing, at: str | None)
         return None
     from export.sweep.constraints import parse_constraint
 
-    budget = parse_constraint(quantity, said[quantity], f"--{quantity.word}-ms").limit(table, at)
+    budget = parse_constraint(quantity, said[quantity]).limit(table, at)
     entry, fits = made.setting(budget)
     return table.point(entry.name), fits, made
-
-
-def _facts(point: "Point", at: str | None) -> dict[str, object]:
-    from export.command.show_pick import facts
-
-    return facts(point, at)
 
 
 def _export(table: "Table", point: "Point", choosing: Choosing) -> None:
@@ -153,11 +145,11 @@ def _export(table: "Table", point: "Point", choosing: Choosing) -> None:
         return
     from export.command.bars import progress_bars
     from export.command.output import show_warnings
-    from export.sweep.variant import plan_point
+    from export.sweep.variant import plan_on, swept_source
     from export.variant import export_variant
     from transform.plan import weight_bytes
 
-    plan = plan_point(table, point, choosing.model)
+    plan = plan_on(swept_source(table, choosing.model), point)
     show_warnings(plan.warnings)
     with progress_bars(remarks, weight_bytes(plan.target)) as (say, progress):
         export_variant(

@@ -13,6 +13,7 @@ from export.cost.device import Device
 from export.cost.estimate import estimate
 from export.cost.fit import NO_LIMIT, Fitted, Timed, fit
 from export.cost.part import flops
+from importance.statistics import spearman
 from transform.arrays import Array
 from transform.errors import KnobError
 from transform.forms import Form
@@ -118,7 +119,7 @@ def errors(points: Sequence[Measured], device: Device) -> Errors:
         took = [(e.milliseconds[name] / 1e3, p.seconds[name]) for e, p in both if name in p.seconds]
         if took:
             stages[name] = float(np.median([abs(ours / theirs - 1) for ours, theirs in took]))
-    rank = rank_correlation(predicted, measured) if len(points) > 2 else None
+    rank = _rank(predicted, measured)
     peaks = [abs(e.peak / p.peak - 1) for e, p in both if p.peak is not None]
     memory = float(np.median(peaks)) if peaks else None
     return Errors(len(points), float(np.median(off)), float(off.max()), rank, stages, memory)
@@ -139,15 +140,11 @@ def spread(points: Sequence[Measured], count: int) -> list[Measured]:
     return [points[n] for n in sorted(chosen)]
 
 
-def rank_correlation(ours: Array, theirs: Array) -> float:
-    """Spearman's: Pearson's of the ranks, equal values sharing their mean rank."""
-    return float(np.corrcoef(_ranks(ours), _ranks(theirs))[0, 1])
-
-
-def _ranks(values: Array) -> Array:
-    below = (values[None] < values[:, None]).sum(axis=1)
-    equal = (values[None] == values[:, None]).sum(axis=1)
-    return below + (equal - 1) / 2
+def _rank(ours: Array, theirs: Array) -> float | None:
+    """Spearman's rank correlation; None where there is nothing to rank."""
+    if len(ours) < 3 or min(np.ptp(ours), np.ptp(theirs)) == 0:
+        return None
+    return spearman(ours, theirs)
 
 
 def _place(point: Measured) -> list[float]:

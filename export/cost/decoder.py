@@ -91,7 +91,7 @@ def _attention(stored: Stored, i: int, new: int, total: int) -> list[Part]:
         )
     )
     # the graph copies the cache: past and new are read, the present is written, and read by the two products
-    parts.append(Part("cache", activations=value * 2 * narrow * 3 * total, operators=4))
+    parts.append(Part("cache", activations=value * 2 * narrow * 3 * total, operators=2))
     grouped = settings.kv_heads < settings.heads
     unfused = 0 if stored.form.fused else 2  # scaling and transposing for themselves
     scores = 6 * settings.heads * new * total + 2 * wide * new

@@ -83,9 +83,8 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
         ours = _outputs(model, probe, embeddings)
         if new == 0:
             seed, other = probe.seed, other_k(model, view, probe)
+        if new == 0 or rounds:
             golden = record(model, probe.ids.numpy(), None)
-        if rounds:
-            logits = record(model, probe.ids.numpy(), None)["logits"]
         if static:
             found = verify_static_block(model, view, directory, probe.ids.numpy(), new == 0, TOLERANCE)
             keep_largest(fixed, found)
@@ -107,7 +106,7 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
             del block_graphs
             if rounds:
                 users = one_block_graphs(view, directory, plan.form, Graphs)
-                keep_largest(rounded, check_activations(users, probe.ids.numpy(), logits))
+                keep_largest(rounded, check_activations(users, probe.ids.numpy(), golden["logits"]))
                 del users
             release_memory()
         embeddings = None  # one block is enough to see that a picture reaches it

@@ -30,6 +30,11 @@ class Quantity:
         """In JSON: `latency_ms`."""
         return f"{self.word}_{self.unit.lower()}" if self.unit else self.word
 
+    @property
+    def option(self) -> str:
+        """On the command line: `--latency-ms`."""
+        return f"--{self.key.replace('_', '-')}"
+
 
 def _timed(read: Callable[[Latency], float | None]) -> Callable[[Point, str | None], float | None]:
     def of(point: Point, workload: str | None) -> float | None:
@@ -101,8 +106,9 @@ class Constraint:
         return f"{what} {'>=' if self.quantity.most else '<='} {self.bound:g}{'x' if self.relative else ''}{unit}"
 
 
-def parse_constraint(quantity: Quantity, text: str, option: str, tolerance: float = 0.0) -> Constraint:
-    """An option's value; raises KnobError. `tolerance`: upper bounds grow by this part."""
+def parse_constraint(quantity: Quantity, text: str, tolerance: float = 0.0) -> Constraint:
+    """The value of the quantity's option; raises KnobError. `tolerance`: upper bounds grow by this part."""
+    option = quantity.option
     match = _BOUND.fullmatch(text.strip())
     sign, example = (">=", ">=0.95x") if quantity.most else ("<=", "200 or 0.8x")
     task = match["task"] if match and match["task"] else None
@@ -124,18 +130,18 @@ def parse_constraint(quantity: Quantity, text: str, option: str, tolerance: floa
 def check_constraints(table: Table, constraints: Sequence[Constraint], at: str | None) -> None:
     """Refuse what no setting of the sweep could tell, and what is asked twice; raises KnobError."""
     seen = set()
+    tasks = sorted({task for p in table.points if p.quality for task in p.quality.by_task})
     for constraint in constraints:
         key = (constraint.quantity.word, constraint.task)
         if key in seen:
             raise KnobError(f"each quantity is bounded once, {constraint} is a second bound. Leave one out.")
         seen.add(key)
-        tasks = sorted({task for p in table.points if p.quality for task in p.quality.by_task})
         if constraint.task is not None and constraint.task not in tasks:
             raise KnobError(f"the sweep's tasks are {', '.join(tasks) or 'none'}, got {constraint.task[:40]!r}.")
         if all(constraint.value(point, at) is None for point in table.points):
             raise KnobError(
                 f"no setting of this sweep has a measured {constraint.quantity.word}{f' at {at}' if at else ''}. "
-                f"Leave --{constraint.quantity.word} out, or run the sweep again with it."
+                f"Leave {constraint.quantity.option} out, or run the sweep again with it."
             )
 
 

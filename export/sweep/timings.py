@@ -8,12 +8,11 @@ from export.cost.calibrate import Measured
 from export.cost.count import Tokens, count, count_tokens
 from export.run.family_file import read_family
 from export.sweep.table import FILE, Table, read_table
-from importance.scores import model_digest
+from export.sweep.variant import plan_on, swept_source
 from transform.errors import KnobError
 from transform.knobs import Knobs
-from transform.plan import make_plan, own_policy
+from transform.plan import make_plan
 from transform.read import read_checkpoint
-from transform.source import resolve
 from transform.strict_json import Record, read_json
 from transform.strict_record import parse_record
 
@@ -49,18 +48,10 @@ def _of_sweep(directory: Path, model: str | None) -> Timings:
     table = read_table(directory)
     if table.machine is None or not any(point.latency for point in table.points):
         raise KnobError(f"{directory / FILE} must hold latencies, it has none. Run the sweep without --no-latency.")
-    source = read_checkpoint(resolve(model or table.source.path))
-    if model_digest(source) != table.source.digest:
-        raise KnobError(
-            f"{directory / FILE} is a sweep of {table.source.name}, {source.path} holds another model. "
-            "Give the one that was swept by --model."
-        )
-    sees = source.architecture.modality.sees_images
-    resize, rule = own_policy(source)[1:] if sees else (None, None)
+    source = swept_source(table, model)
     points = []
     for point in table.points:
-        knobs = Knobs(point.top_k, point.keep_blocks, point.tokens, point.dtype, point.form, resize, rule)
-        plan = make_plan(source, knobs)
+        plan = plan_on(source, point)
         for name, latency in point.latency.items():
             seconds = {"prefill": latency.prefill_ms / 1e3, "decode": latency.decode_ms / 1e3}
             if latency.vision_ms is not None:

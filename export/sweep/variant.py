@@ -3,6 +3,7 @@
 from export.files.measured import Measured
 from export.sweep.table import Point, Table
 from importance.scores import model_digest
+from transform.checkpoint import Checkpoint
 from transform.errors import KnobError
 from transform.knobs import Knobs, merged_k
 from transform.plan import Plan, make_plan
@@ -10,10 +11,15 @@ from transform.read import read_checkpoint
 from transform.source import resolve
 
 
-def plan_point(table: Table, point: Point, model: str | None = None) -> Plan:
-    """The setting's plan over its source (`model`, None: as the sweep found it); raises KnobError for another model."""
+def swept_source(table: Table, model: str | None = None) -> Checkpoint:
+    """The model that was swept (`model`, None: as the sweep found it); raises KnobError for another one."""
     source = read_checkpoint(resolve(model or table.source.path))
     _insist_on(table, model_digest(source))
+    return source
+
+
+def plan_on(source: Checkpoint, point: Point) -> Plan:
+    """The setting's plan over the model that was swept."""
     knobs = Knobs(
         k=merged_k(point.top_k), keep=point.keep_blocks, tokens=point.tokens, dtype=point.dtype, form=point.form
     )
@@ -42,6 +48,6 @@ def _is(point: Point, plan: Plan) -> bool:
 def _insist_on(table: Table, digest: str) -> None:
     if digest != table.source.digest:
         raise KnobError(
-            f"a sweep's settings are of one model: {table.source.name} ({table.source.digest[:12]}…), these "
-            f"are other weights ({digest[:12]}…). Give the same model, or run the sweep on this one."
+            f"a sweep's settings are of one model: {table.source.name} ({table.source.digest[:12]}…), this "
+            f"is another model ({digest[:12]}…). Give the same model, or run the sweep on this one."
         )
