@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from export.publish.directory import open_directory
+from export.publish.oci import open_oci, open_oci_http
 from export.publish.publisher import Publisher, scrubbed
 from transform.errors import PublishError
 
@@ -20,6 +21,8 @@ class Scheme(NamedTuple):
 
 SCHEMES: dict[str, Scheme] = {
     "dir": Scheme("dir:FOLDER", open_directory),
+    "oci": Scheme("oci://HOST/REPOSITORY", open_oci),
+    "oci+http": Scheme("oci+http://HOST/REPOSITORY", open_oci_http),
 }
 
 
