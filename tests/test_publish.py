@@ -159,6 +159,21 @@ def test_a_version_that_was_changed_is_told(two: tuple[Path, Path], tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
+def test_links_of_killed_runs_are_swept(two: tuple[Path, Path], tmp_path: Path) -> None:
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    left, other = shelf / ".edge.999999999-0123abcd", shelf / ".edge.txt"
+    left.symlink_to("nowhere")
+    other.symlink_to("nowhere")
+    assert knobcast("push", two[0], f"dir:{shelf}", "--alias", "edge").code == 0
+    assert (left.is_symlink(), other.is_symlink()) == (False, True)
+
+
+def test_an_address_that_none_can_have_is_refused(two: tuple[Path, Path]) -> None:
+    for host in ("localhost:99999", f"{'a' * 80}.example"):
+        assert "isn't the address of a registry" in knobcast("push", two[0], f"oci+http://{host}/molmoe").said
+
+
 def test_a_shelf_is_no_version(two: tuple[Path, Path], tmp_path: Path) -> None:
     shelf = tmp_path / "shelf"
     assert knobcast("push", two[0], f"dir:{shelf}").code == 0
