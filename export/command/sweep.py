@@ -167,7 +167,7 @@ def sweep(swept: Swept, files: SampleFiles, questions: Questions, clocked: Clock
     """Measure every setting of a grid: accuracy on your samples, latency and memory of your workloads."""
     from export.command.bars import sweep_bars
     from export.command.show_sweep import show_plan, show_sweep, sweep_facts
-    from export.sweep.folder import check_same, held
+    from export.sweep.folder import check_same, damaged_files, held
     from export.sweep.run import Runner
 
     out = place.out
@@ -192,13 +192,16 @@ def sweep(swept: Swept, files: SampleFiles, questions: Questions, clocked: Clock
         trusted, notes = check_same(out, table)
         damaged = damaged_results(out / JOBS)
         notes += [f"{out / JOBS / name} is damaged and is computed again." for name in damaged]
+        if made.questions is not None:
+            notes += [f"{out / name} is damaged or gone and is written again." for name in damaged_files(out)]
         show_warnings(notes)
         facts = sweep_facts(made)
         with (
             sweep_bars(remarks, facts["answers"], facts["decoders"]) as (say, asked, timed),
             open_executor(place.executor, place.workers) as pool,
         ):
-            runner = Runner(made, out, Families(out, clocked.verify, trusted), pool, say, asked, timed)
+            families = Families(out, clocked.verify, trusted, lambda line: show_warnings([line]))
+            runner = Runner(made, out, families, pool, say, asked, timed)
             table = runner.run()
     if place.as_json:
         print_json({**table.as_dict(), "engine": runner.report, "out": str(out)})
