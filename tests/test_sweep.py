@@ -16,6 +16,7 @@ import pytest
 import importance.evaluate
 import importance.score
 from export.family.family import MemberError, export_family, member_name
+from export.run.session import RunError
 from export.sweep.answers import read_answers
 from export.sweep.clock import Ask
 from export.sweep.folder import held
@@ -372,6 +373,10 @@ def test_a_folder_is_one_sweeps(
         (["--grid", "k=1", "--workloads", "nowhere.toml"], "no such file"),
         (["--grid", "k=1 blocks=3"], "needs scores"),
         (["--grid", "k=1", "--prune", "0.2"], "--prune goes by"),
+        (["--grid", "k=1", "--limit", "2"], "--limit is about samples"),
+        (["--grid", "k=1", "--images", "x"], "--images is about samples"),
+        (["--grid", "k=1", "--executor", "cloud"], "an executor is one of"),
+        (["--grid", "k=1", "--workers", "2"], "--executor local is one worker"),
     ],
 )
 def test_what_can_not_be_is_refused_before_anything_is_written(
@@ -380,6 +385,19 @@ def test_what_can_not_be_is_refused_before_anything_is_written(
     done = knobcast("sweep", model, *words, "--out", tmp_path / "s")
     assert done.code == 1
     assert said in done.said
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_provider_that_does_not_load_is_refused_before_anything_is_written(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unloaded(providers: Sequence[tuple[str, object]]) -> None:
+        raise RunError(f"{providers[0][0]} must load")
+
+    monkeypatch.setattr("export.sweep.latency.check_loads", unloaded)
+    words = ("sweep", model, "--grid", "k=1", "--data", data, "--provider", "cuda", "--out", tmp_path / "s")
+    assert knobcast(*words, "--dry-run").code == 0, "a plan for another machine"
+    assert "CUDAExecutionProvider must load" in knobcast(*words).said
     assert not (tmp_path / "s").exists()
 
 

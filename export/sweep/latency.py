@@ -21,11 +21,14 @@ from export.bench.process import without_folders
 from export.files.integrity import sha256_file
 from export.run.io_file import policy_in
 from export.run.picture import GRAPH
+from export.run.providers import provider_options
+from export.run.session import check_loads
 from export.sweep.clock import Ask, Request
 from export.sweep.settings import Planned
 from export.sweep.table import Latency, Workload
 from importance.jobs import JobsError, run_jobs
 from transform.errors import KnobcastError
+from transform.forms import Form
 from transform.scratch import scratch
 from transform.strict_json import Record
 
@@ -63,6 +66,10 @@ class Clock:
     def machine(self) -> Mapping[str, object]:
         """What the numbers depend on."""
         return dict(machine_facts(self.threads, self.provider != "cpu"))
+
+    def check(self, form: Form) -> None:
+        """Raise RunError where the provider doesn't load on this machine."""
+        check_loads([(name, options) for name, options in provider_options(form, static=False)[self.provider]])
 
 
 def asks_of(settings: Iterable[Planned], workloads: Mapping[str, Workload]) -> list[Ask]:
