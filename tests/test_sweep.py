@@ -23,6 +23,7 @@ from export.sweep.folder import held
 from export.sweep.latency import LatencyError, time_decoder
 from export.sweep.table import Table, read_table
 from export.variant import export_variant
+from importance.atomic import _host
 from importance.evaluate import Group, Prepared, evaluate_plan
 from importance.readers.read import read_samples
 from importance.shards import run_shard
@@ -217,6 +218,24 @@ def test_a_killed_sweep_goes_on(model: Path, scores: str, data: Path, tmp_path: 
     after = jobs(out)
     assert {name: after[name] for name in done} == done, "what was finished is as it was"
     assert len(calls) == len(after) - len(done)
+
+
+def test_a_sweep_killed_at_its_first_file_goes_on_and_clears_up(
+    model: Path, scores: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("export.sweep.run.keep_pictures", killed)
+        assert swept(tmp_path / "s", model, scores, data, "--no-latency", grid="k=1 blocks=3").code == 9
+    assert (tmp_path / "s" / "samples.json").is_file()
+    dead = [tmp_path / "s" / name for name in ("answers", "pictures")]
+    for folder in dead:
+        folder.mkdir()
+        (folder / f".x.json.{_host()}-999999999-0a.tmp").write_text("half of it")
+    assert swept(tmp_path / "s", model, scores, data, "--no-latency", grid="k=1 blocks=3").code == 0
+    assert not [file.name for folder in dead for file in folder.iterdir() if file.name.startswith(".")]
 
 
 def test_a_failing_setting_fails_alone(

@@ -10,6 +10,7 @@ from pathlib import Path
 from export.sweep import pictures
 from export.sweep.answers import FOLDER, SAMPLES, read_answers, read_samples
 from export.sweep.table import FILE, Table, read_table
+from importance.atomic import sweep_staged
 from importance.choose import SCORES
 from importance.scores import read_scores
 from transform.disk import full_disk
@@ -20,7 +21,8 @@ LOCK = ".sweep.lock"
 
 @contextmanager
 def held(directory: Path) -> Iterator[None]:
-    """`directory` exists inside, and is this run's alone; raises WriteError where another sweep writes it."""
+    """`directory` exists inside, is this run's alone, and is rid of what killed ones were writing; raises WriteError
+    where another sweep writes it."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         handle = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -40,6 +42,8 @@ def held(directory: Path) -> Iterator[None]:
             ) from error
         except OSError:  # a file system without locks
             pass
+        for folder in (directory, directory / FOLDER, directory / pictures.FOLDER):
+            sweep_staged(folder)
         yield
     finally:
         with suppress(OSError):

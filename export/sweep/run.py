@@ -124,6 +124,7 @@ class Runner:
 
     def run(self) -> Table:
         """Everything, and the finished table."""
+        table = self._write()  # first: it says whose folder this is
         if self.sweep.questions is not None:
             write_samples(self.out, samples_of(self.sweep.questions))
             keep_pictures(self.sweep.questions.samples, self.out)
@@ -132,7 +133,6 @@ class Runner:
         else:  # those of an earlier run chose other blocks
             with suppress(OSError):
                 (self.out / SCORES).unlink()
-        table = self._write()
         for members in self.sweep.by_weights().values():
             own = members[0].as_source
             if own:
