@@ -31,6 +31,7 @@ from tests.support.command import Done, knobcast
 from tests.support.families import write_scores
 from tests.support.paths import ROOT
 from tests.support.speakers import drawn_samples, speaking_molmo
+from transform.errors import WriteError
 from transform.knobs import Knobs
 from transform.plan import Plan, make_plan
 from transform.read import read_checkpoint
@@ -292,6 +293,20 @@ def test_a_decoder_that_can_not_be_proven_is_left_out_alone(
     table = read_table(tmp_path / "s")
     assert {p.name: p.errors for p in table.points if p.errors} == {"k1-b3-t288": {"latency": "member k1-b3: differs"}}
     assert all("qa" in p.latency for p in table.points if not p.errors)
+
+
+def test_graphs_without_room_are_said_to_have_none(
+    model: Path, scores: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise WriteError("the disk is full")
+
+    monkeypatch.setattr("export.sweep.families.export_family", full)
+    done = swept(tmp_path / "s", model, scores, data, grid="k=1 blocks=3 tokens=288 form=cpu,int4")
+    assert "no latency of k4-b4, k1-b3-t288, k1-b3-t288-int4: the disk is full" in done.out
+    assert "no quality of k1-b3-t288-int4: the disk is full" in done.out
+    assert done.code == 1, "every setting lacks something"
+    assert read_table(tmp_path / "s").point("k4-b4").quality is not None
 
 
 def test_damaged_results_are_named_and_made_again(

@@ -124,7 +124,7 @@ class Runner:
 
     def run(self) -> Table:
         """Everything, and the finished table."""
-        table = self._write()  # first: it says whose folder this is
+        self._write()  # first: it says whose folder this is
         if self.sweep.questions is not None:
             write_samples(self.out, samples_of(self.sweep.questions))
             keep_pictures(self.sweep.questions.samples, self.out)
@@ -151,8 +151,7 @@ class Runner:
             for graph, reason in failed.items():
                 self._fail([member for member in members if graph_of(member) == graph], ["latency"], reason)
             self._time([member for member in members if graph_of(member) not in failed], family)
-            table = self._write()
-        return table
+        return self._write()
 
     def _ask(self, members: Sequence[Planned], weights: Checkpoint) -> None:
         if self.sweep.questions is None:
