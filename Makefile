@@ -78,7 +78,7 @@ test-versions: .venv-oldest/.installed .venv-newest/.installed $(EXTRAS)
 	$(BIN)/python -m tests.versions.environments $*
 
 test-all: $(STAMP) $(EXTRAS) small-env $(GENAI)/.installed js-env browser-env ort-envs
-	$(BIN)/pytest -q -m extra
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m extra
 
 check: $(STAMP)
 	$(BIN)/ruff check .
