@@ -42,7 +42,7 @@ FORCE:
 setup: $(STAMP)
 
 $(EXTRAS): $(STAMP)
-	$(BIN)/pip install $(QUIET) -e ".[eval,ray,llamacpp]" "onnxscript>=0.7,<0.8" # transformers' exporter: a source of graphs for tests
+	$(BIN)/pip install $(QUIET) -e ".[eval,ray,llamacpp,sign]" "onnxscript>=0.7,<0.8" # transformers' exporter: a source of graphs for tests
 	@touch $@
 
 export: $(STAMP)
