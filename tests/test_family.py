@@ -125,6 +125,39 @@ def test_a_family_holds_the_weights_once_and_a_graph_per_member(made: Path, molm
     assert all(name in listed for name in (*graphs, "family.json"))
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"schema": 2}, "a family of schema 1"),
+        ({"model": "../m"}, "with the name of its model"),
+        ({"form": "gpu"}, "family.json: form must be one of"),
+        ({"extras": ["A/B"]}, "must have names as k4-b12"),
+        (
+            {"vision": {"tokens": 1.5, "resize": "pad", "rule": "canvas"}},
+            "vision: tokens must be a whole number, got 1.5",
+        ),
+        ({"members": []}, "different names"),
+        ({"name": "k4"}, "must have names as k4-b12"),
+        ({"graph": "text-k9-b9.onnx"}, r"members\[0\]: graph must be 'text-k2-b3.onnx', got text-k9"),
+        ({"overlay": "x.json"}, r"members\[0\]: overlay must be"),
+        ({"top_k": [2, 2]}, "one k per kept block"),
+        ({"top_k": [True, 2, 2]}, r"members\[0\]: top_k\[0\] must be a whole number, got True"),
+        ({"sha256": None}, "sha256 must be text"),
+        ({"more": 1}, r"members\[0\] must be an object with the keys name, "),
+    ],
+)
+def test_a_damaged_record_is_refused_by_the_field(made: Path, change: dict[str, object], said: str) -> None:
+    record = read_json(made / "family.json")
+    if change.keys() & record.keys():
+        record |= change
+    else:
+        record["members"][0] |= change
+        for name in ("graph", "overlay") if "name" in change else ():
+            del record["members"][0][name]
+    with pytest.raises(VerificationError, match=said):
+        Family.parse(record)
+
+
 def test_the_record_says_what_the_members_are_and_what_was_measured(made: Path) -> None:
     record = read_json(made / "family.json")
     assert Family.parse(record).as_dict() == record
