@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from export.files.card_graphs import graph_lines
 from export.files.card_measured import accuracy_lines, speed_lines
 from export.files.measured import Measured
 from export.files.verification import SKIPPED, Verification
@@ -57,6 +58,8 @@ def write_card(
     if measured and measured.latency:
         lines += ["## Speed", "", *speed_lines(measured), ""]
     lines += ["## Verification", "", *_verification(plan, verification), ""]
+    if graphs := graph_lines(directory, plan, verification):
+        lines += ["## Graphs", "", *graphs, ""]
     lines += ["## Use", "", *_use(plan, directory, onnx), ""]
     if facts["warnings"]:
         lines += ["## Warnings", "", *(f"- {warning}" for warning in facts["warnings"]), ""]
@@ -77,7 +80,7 @@ def _what(plan: Plan, verified: bool) -> list[str]:
     if verified:
         same = f", its weights {_alike(plan)} in the same way" if rounded else ""
         lines += [f"In PyTorch it equals the source with the same knobs at run time{same}."]
-    return [*lines, f"The graphs are of the `{plan.form.name}` form."]
+    return lines
 
 
 def _source(plan: Plan) -> str:
