@@ -40,8 +40,8 @@ def test_tokens_are_written_into_the_buffer_until_it_is_full(variant: Path, monk
         held = sequence._cache["past_key_values.0.key"]
         assert not isinstance(held, np.ndarray)
         places.append((held.data_ptr(), held.shape()[2]))
-    assert [room for _, room in places] == [11] * 4 + [16] * 5
-    assert len({place for place, room in places if room == 11}) == len({p for p, room in places if room == 16}) == 1
+    assert [room for _, room in places] == [12] * 5 + [17] * 4
+    assert len({place for place, room in places if room == 12}) == len({p for p, room in places if room == 17}) == 1
 
 
 def test_graphs_of_earlier_versions_have_a_cache_that_grows(variant: Path) -> None:

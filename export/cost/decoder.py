@@ -11,7 +11,7 @@ from transform.architectures import QkNorm
 ROTATION = 13  # numbers read or written per number that is split, turned, joined and transposed
 ROTATION_OPERATORS = 8
 SHARED_OPERATORS = 29  # mask, positions and shapes, once per call
-ONE_OPERATORS = 11  # the same of what attention in one operator asks for besides
+ONE_OPERATORS = 10  # the same of what attention in one operator asks for besides
 
 
 def decoder_parts(stored: Stored, new: int, total: int) -> Stage:
@@ -49,7 +49,7 @@ def kv_bytes(stored: Stored, positions: int) -> int:
 
 
 def _at_once(stored: Stored) -> bool:
-    """Whether attention is one operator, which `knobcast run` has write into the past's own buffer."""
+    """Whether attention behind a past is one operator, which `knobcast run` has write into the past's own buffer."""
     return stored.form.attends_at_once(stored.checkpoint.settings.head_dim)
 
 
@@ -92,7 +92,7 @@ def _attention(stored: Stored, i: int, new: int, total: int) -> list[Part]:
         )
     )
     clipped = 3 if settings.clip_qkv is not None else 0
-    one = _at_once(stored)
+    one = _at_once(stored) and new < total
     turned = (ROTATION - 2) * (wide + narrow) if one else ROTATION * (wide + narrow) + 2 * narrow + 2 * wide
     turned += 2 * outputs if fused or clipped else 0
     parts.append(

@@ -130,8 +130,8 @@ def _in_place(graphs: Graphs, probe: TextProbe) -> torch.Tensor:
 
 
 def _in_two(graphs: Graphs, probe: TextProbe) -> torch.Tensor:
-    """The padded batch's logits by two calls: several tokens of several rows behind others, which is the one way of
-    calling that attention in one operator leaves to others."""
+    """The padded batch's logits by two calls: several tokens of several rows behind a past, which attention in one
+    operator can't take and the graph leaves to others."""
     ids, mask = probe.batch.numpy(), probe.mask.numpy()
     half = ids.shape[1] // 2
     first, cache = graphs.step(ids[:, :half], mask[:, :half], graphs.empty_cache(len(ids)))

@@ -67,13 +67,13 @@ def attention_context(g: Graph, settings: Settings, batch_and_new: str, mask: st
     context = Context(cos, sin, bias=bias, query_shape=shapes[settings.heads], key_shape=shapes[settings.kv_heads])
     if not one:
         return context
-    # it takes several new tokens of several rows at the beginning alone: one of b, s and p + 1 must be 1
-    behind = g.op("Add", g.op("Sub", total, new), g.ints(1))
-    least = g.op("ReduceMin", g.op("Concat", batch_and_new, behind, axis=0), keepdims=0)
+    # behind a past it takes several new tokens of one row alone: min(b, s) is 1 where p isn't 0; without one there is
+    # nothing to gain, and some runtimes give an empty past another batch
+    reach = g.op("Min", g.op("Sub", total, new), g.ints(1))
     end = g.op("Cast", g.op("Sub", total, g.ints(1)), to=INT32)
     return replace(
         context,
-        alone=g.op("Equal", least, g.int(1)),
+        alone=g.op("LessOrEqual", g.op("ReduceMin", batch_and_new), reach),
         last=g.op("Expand", end, g.op("Shape", mask, start=0, end=1)),
         total=g.op("Squeeze", g.op("Cast", total, to=INT32), g.ints(0)),
     )

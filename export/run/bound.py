@@ -57,14 +57,13 @@ class Bound:
 
     def _step(self, ids: Array) -> Array:
         held, self.length = self.length, self.length + ids.shape[1]
-        if self.graphs.shares_cache:
+        if shared := self.graphs.shares_cache and held > 0:
             self._make_room(held)
         feed: dict[str, Fed] = {"attention_mask": np.ones((1, self.length), np.int64), **self._cache}
         modality = self.graphs.modality
         feed[modality.decoder_input] = self._embed(ids) if modality.sees_images else ids
-        shared = self._cache if self.graphs.shares_cache else {}
-        into = {name.replace("past_key_values.", "present."): value for name, value in shared.items()}
-        found = self._run(self.graphs.text, feed, into)
+        into = {name.replace("past_key_values.", "present."): value for name, value in self._cache.items()}
+        found = self._run(self.graphs.text, feed, into if shared else {})
         logits = found.pop("logits")
         if not shared:  # a shared one stays what it is, and only its own values keep their arrays alive
             self._cache = {name.replace("present.", "past_key_values."): value for name, value in found.items()}

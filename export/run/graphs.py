@@ -99,7 +99,8 @@ class Graphs:
 
     @cached_property
     def shares_cache(self) -> bool:
-        """Whether past and present of the decoder may be one buffer, which has room for more tokens than it holds."""
+        """Whether past and present of the decoder may be one buffer, with room for more tokens than it holds, once it
+        holds some."""
         return SHARING in read_facts(self.directory / self._text).operators
 
     def empty_cache(self, batch: int) -> dict[str, Array]:
