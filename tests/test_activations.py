@@ -15,6 +15,7 @@ from export.gate.checking import checking_graphs
 from export.run.graphs import Graphs
 from export.run.oldest import too_old_for
 from export.variant import export_variant
+from tests.support.parity_activations import rounding_by_case
 from transform.errors import KnobError, VerificationError
 from transform.forms import form_named
 from transform.knobs import Knobs
@@ -74,6 +75,13 @@ def test_without_repacking_nothing_is_rounded(variant: Path) -> None:
         for graphs in (checking_graphs(variant), Graphs(variant))
     )
     assert 1e-4 < np.abs(exact - users).max() < 0.3 * np.abs(exact).max()
+
+
+def test_the_parity_set_stays_within_the_tolerance(tmp_path: Path) -> None:
+    """Pictures, padding and a k of its own for every block; all variants: tests/bench_activations.py."""
+    found = rounding_by_case(tmp_path, ["k4212"])
+    assert len(found) == 8
+    assert 1e-4 < min(found.values()) <= max(found.values()) < export.gate.activations.TOLERANCE
 
 
 def test_kernels_that_round_more_are_refused(variant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
