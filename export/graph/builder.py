@@ -5,7 +5,7 @@ knows a model, and nothing reads a weight: an initializer is a name, a shape, a 
 A graph computes in one type, float32 or float16; weights stored otherwise are cast at the place of use.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class Graph:
         self.compute = TYPES[DTYPES[form.compute]]
         self.fused = form.fused  # onnxruntime's own operators may be used
         self.form = form
+        self.notes: Mapping[str, str] = {}  # metadata
         self._nodes: list[Any] = []
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
@@ -199,8 +200,10 @@ class Graph:
         found = self.op("Gather", self.stored(table), indices, axis=0)
         return found if TYPES[table.stored] == self.compute else self.op("Cast", found, to=self.compute)
 
-    def stack(self, tensors: Sequence[Tensor]) -> str:
-        """Equal tensors that lie back to back in one file, as one [count, ...] in place; raises CheckpointError."""
+    def stack(self, tensors: Sequence[Tensor], spread: bool = False) -> str:
+        """Equal matrices that lie back to back in one file, as one [count, rows, columns] in place; raises
+        CheckpointError. With `spread` an axis of 1 keeps the rows apart: [count, rows, 1, columns].
+        """
         first = tensors[0]
         for at, tensor in enumerate(tensors):
             place = (first.file, first.start + at * first.nbytes, first.shape, first.stored)
@@ -209,7 +212,8 @@ class Graph:
                     f"{tensor.name} must follow {tensors[at - 1].name} in the weight file, so that one operator can "
                     "read them together. Export with --form cuda, which writes them so."
                 )
-        shape = (len(tensors), *first.shape)
+        rows, columns = first.shape
+        shape = (len(tensors), rows, 1, columns) if spread else (len(tensors), rows, columns)
         return self.stored(first._replace(name=f"{first.name}.stack", shape=shape, nbytes=len(tensors) * first.nbytes))
 
     def linear(self, x: str, weight: Tensor, bias: Tensor | None = None) -> str:
@@ -230,6 +234,8 @@ class Graph:
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="knobcast")
         if self.fixed:
             model.graph.value_info.extend(fused_shapes(model, self.compute))
+        for key, value in self.notes.items():
+            model.metadata_props.add(key=key, value=value)
         return model
 
     def serialised(self) -> bytes:
