@@ -160,9 +160,9 @@ def test_written_with_a_variant(tmp_path: Path) -> None:
     emitted.notes = Provenance.parse(read_json(made / "manifest.json")).of("preprocess.onnx")
     assert (made / "preprocess.onnx").read_bytes() == emitted.serialised()
     io = read_io(made)
-    graph = io["graphs"]["preprocess.onnx"]
-    assert graph["inputs"] == [{"name": "image", "dtype": "uint8", "shape": ["height", "width", 3]}]
-    assert graph["outputs"] == [
+    said = io["graphs"]["preprocess.onnx"]
+    assert said["inputs"] == [{"name": "image", "dtype": "uint8", "shape": ["height", "width", 3]}]
+    assert said["outputs"] == [
         {"name": "images", "dtype": "float32", "shape": ["crops", 576, 588]},
         {"name": "image_masks", "dtype": "float32", "shape": ["crops", 576]},
         {"name": "feature_index", "dtype": "int64", "shape": ["features"]},

@@ -126,7 +126,7 @@ def write_decoders(
 
 def static_decoders(checkpoint: Checkpoint, static: StaticPlan, form: Form) -> "dict[str, Graph]":
     """The static decoders by their files: one per prompt length, and that of one token more."""
-    from export.graph.attention import Static
+    from export.graph.context import Static
     from export.graph.decoder import text_graph
 
     lengths = {prefill.file("prefill"): prefill.sequence for prefill in static.prefills} | {DECODE: 1}
