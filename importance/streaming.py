@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from importance.suited import insist_on_suited
-from transform.architectures.per_block import select_blocks
 from transform.checkpoint import Checkpoint
-from transform.depth import without_blocks
+from transform.depth import view_blocks, without_blocks
 from transform.load import TORCH_DTYPES, building, load_view, model_class, plain_config
 from transform.packed import dequantise
 from transform.runtime import find_decoder, find_routers
@@ -118,7 +117,7 @@ def _without_blocks(checkpoint: Checkpoint) -> tuple[nn.Module, int]:
 
 def _empty_block(checkpoint: Checkpoint) -> nn.Module:
     """One decoder block with room for weights, in float32."""
-    config = select_blocks(checkpoint.config, checkpoint.architecture.depth_key, (0,))
+    config = view_blocks(checkpoint, (0,)).config
     kind = model_class(config)
     with building(str(checkpoint.path)), torch.device("meta"):
         model = kind(kind.config_class.from_dict(plain_config(config)))

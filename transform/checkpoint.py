@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from transform.architectures import Architecture, Settings, architecture_of, lookup
+from transform.architectures.vocabulary import predictors
 from transform.errors import CheckpointError
 
 PACKED = "knobcast"  # how config.json calls weights quantised by `packed.py`
@@ -81,6 +82,8 @@ class Checkpoint:
     def _spelling(self) -> dict[str, str]:
         """Role -> the spelling of its name that this checkpoint uses."""
         chosen = {}
+        if not self.architecture.complete:
+            return {role: self._spelt(names) for role, (names, _) in self.architecture.roles.items()}
         at = 0
         for role, (names, _) in self.architecture.roles.items():
             first = [name.format(i=0, e=0, j=0) for name in names]
@@ -88,6 +91,39 @@ class Checkpoint:
             at = next((n for n, name in enumerate(first) if name in self.tensors), min(at, len(names) - 1))
             chosen[role] = names[at]
         return chosen
+
+    def _spelt(self, names: tuple[str, ...]) -> str:
+        """The spelling that some block's tensor has, for not every block need have one; else the usual."""
+        first = [
+            name for name in names for i in range(self.settings.layers) if name.format(i=i, e=0, j=0) in self.tensors
+        ]
+        return first[0] if first else names[0]
+
+    def has(self, role: str, i: int = 0, e: int = 0) -> bool:
+        """Whether there is a tensor of a role, in this block: of roles that only some families or blocks have."""
+        return role in self.architecture.roles and self.name(role, i, e) in self.tensors
+
+    @cached_property
+    def block_prefix(self) -> str:
+        """What the names of tensors in blocks begin with, up to the block's number."""
+        family = self.architecture
+        beginnings = [block.partition("{i}")[0] for block in (family.block, *family.also)]
+        if len(beginnings) > 1:
+            return next((b for b in beginnings if any(name.startswith(b) for name in self.tensors)), beginnings[0])
+        return beginnings[0]
+
+    def block_of(self, name: str) -> tuple[int | None, str]:
+        """(block, the name behind its number) of a tensor; (None, name) for one in no block."""
+        number, _, part = name.removeprefix(self.block_prefix).partition(".")
+        inside = name.startswith(self.block_prefix) and part and number.isascii() and number.isdigit()
+        return (int(number), part) if inside else (None, name)
+
+    def is_beyond(self, name: str) -> bool:
+        """Whether a tensor is of blocks behind the decoder, or of another part that transformers doesn't load."""
+        if self.architecture.complete:
+            return False
+        block, _ = self.block_of(name)
+        return name.startswith(self.architecture.ignored) or (block is not None and block >= self.settings.layers)
 
     def name(self, role: str, i: int = 0, e: int = 0, j: int = 0) -> str:
         """The tensor name of a role such as `expert.gate` (block i, expert e; j counts vision blocks)."""
@@ -106,6 +142,8 @@ class Checkpoint:
 
     @cached_property
     def _expected(self) -> Mapping[str, tuple[str, tuple[str, ...]]]:
+        if not self.architecture.complete:
+            return dict.fromkeys(self.tensors, ("", ()))
         wanted = {}
         vision = self.count("j")
         for role, (_, shape) in self.architecture.roles.items():
@@ -142,6 +180,9 @@ class Checkpoint:
 
 def check_tensors(checkpoint: Checkpoint) -> None:
     """Every tensor the architecture asks for is there with a consistent shape, and no other."""
+    if not checkpoint.architecture.complete:
+        check_blocks(checkpoint)
+        return
     expected = checkpoint.expected()
     missing = [name for name in expected if name not in checkpoint.tensors]
     unexpected = [name for name in checkpoint.tensors if name not in expected]
@@ -187,6 +228,23 @@ def check_tensors(checkpoint: Checkpoint) -> None:
     if floats:
         raise CheckpointError(
             f"weights must be F32, F16 or BF16, found {', '.join(sorted(floats))}. Convert the checkpoint first."
+        )
+
+
+def check_blocks(checkpoint: Checkpoint) -> None:
+    """Where no family says all names: each block has tensors, none is beyond but what predicts further tokens."""
+    layers = checkpoint.settings.layers
+    text = checkpoint.architecture.text_of(checkpoint.config)
+    found = {block for name in checkpoint.tensors if (block := checkpoint.block_of(name)[0]) is not None}
+    if missing := [i for i in range(layers) if i not in found]:
+        raise CheckpointError(
+            f"config.json describes {layers} blocks, {len(missing)} of them have no tensor, the first is block "
+            f"{missing[0]} ({checkpoint.block_prefix}{missing[0]}.). Config and weights must be of one checkpoint."
+        )
+    if max(found) >= layers + predictors(text):
+        raise CheckpointError(
+            f"config.json describes {layers} blocks, there are tensors of block {max(found)}. "
+            "Config and weights must be of one checkpoint."
         )
 
 

@@ -14,18 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import transformers
 from transformers import CONFIG_MAPPING, GenerationConfig
 
 from transform.architectures import architecture_named, imported, lookup
 from transform.arrays import Array
 from transform.checkpoint import OF_A_MACHINE, PACKED, Checkpoint
-from transform.depth import drop_blocks, without_blocks
+from transform.depth import view_blocks, without_blocks
 from transform.dtype import cast, stored_dtype
 from transform.errors import CheckpointError, KnobcastError
 from transform.packed import dequantise, fake_quantised
 from transform.packed_layout import Packing
 from transform.read import read_checkpoint
-from transform.strict_json import MAX_TABLE_BYTES, Record, read_json
+from transform.strict_json import MAX_TABLE_BYTES, Record, read_json, with_floats
 from transform.weight_files import INDEX
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def load_with_report(directory: Path, dtype: str = "float32", **kwargs: object) 
     config = read_json(directory / "config.json")
     if lookup(config, "quantization_config.quant_method") == PACKED or _read_otherwise(directory, config):
         return _load_by_table(directory, dtype, kwargs)
-    kind = imported(architecture_named(config.get("model_type")).model_class)
+    kind = model_class(config)
     with building(str(directory)):
         model, info = kind.from_pretrained(
             str(directory),
@@ -109,12 +110,13 @@ def building(what: str) -> Iterator[None]:
 
 def plain_config(config: Mapping[str, object]) -> Record:
     """A config for weights given as floats, without what it says about the machine that it was saved on."""
-    return {key: value for key, value in config.items() if key not in ("quantization_config", *OF_A_MACHINE)}
+    plain = {key: value for key, value in config.items() if key not in ("quantization_config", *OF_A_MACHINE)}
+    return dict(with_floats(plain))
 
 
 def check_buildable(checkpoint: Checkpoint) -> None:
     """Raise CheckpointError where transformers refuses the config: before any work, on one block without memory."""
-    config = drop_blocks(checkpoint, (0,)).config
+    config = view_blocks(checkpoint, (0,)).config
     kind = model_class(config)
     with building(str(checkpoint.path)), torch.device("meta"):
         kind(kind.config_class.from_dict(plain_config(config)))
@@ -255,9 +257,32 @@ def _in_turn() -> Iterator[None]:
 
 
 def model_class(config: Mapping[str, object]) -> "type[PreTrainedModel]":
-    """The PyTorch class for a config: the family's own, or the one that its auto class has for it."""
-    kind = imported(architecture_named(config.get("model_type")).model_class)
-    return kind._model_mapping[CONFIG_MAPPING[config["model_type"]]] if hasattr(kind, "_model_mapping") else kind
+    """The PyTorch class for a config: the family's own, or the one that its auto class has for it.
+
+    Where the family names none, the class that the config does: an auto class for text may leave out a vision tower
+    without a word.
+    """
+    named = architecture_named(config.get("model_type")).model_class
+    if named is not None:
+        kind = imported(named)
+        return kind._model_mapping[CONFIG_MAPPING[config["model_type"]]] if hasattr(kind, "_model_mapping") else kind
+    own = config.get("architectures")
+    stock = getattr(transformers, str(own[0]), None) if isinstance(own, list) and own else None
+    if isinstance(stock, type) and issubclass(stock, transformers.PreTrainedModel):
+        return stock
+    return _auto_class(config)
+
+
+def _auto_class(config: Mapping[str, object]) -> "type[PreTrainedModel]":
+    known = CONFIG_MAPPING[config["model_type"]]
+    for auto in (transformers.AutoModelForImageTextToText, transformers.AutoModelForCausalLM):
+        if known in auto._model_mapping:
+            found: type[PreTrainedModel] = auto._model_mapping[known]
+            return found
+    raise CheckpointError(
+        f"transformers {transformers.__version__} has no class for {config['model_type']!r} models. "
+        "Install a release that has one."
+    )
 
 
 def quiet_transformers() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from export.files.verification import UserReport
 from export.gate.tolerance import LEAST_SCALE
 from transform.checkpoint import Checkpoint
-from transform.depth import drop_blocks
+from transform.depth import view_blocks
 from transform.dtype import stored_dtype
 from transform.errors import VerificationError
 from transform.machine import LARGE, SMALL
@@ -84,7 +84,7 @@ def _linked(variant: Checkpoint, place: Path, blocks: int) -> Path:
         if file.is_file() and not (short and file.name == "config.json"):
             (place / file.name).symlink_to(file.resolve())
     if short:
-        write_json(place / "config.json", drop_blocks(variant, range(blocks)).config)
+        write_json(place / "config.json", view_blocks(variant, range(blocks)).config)
     return place
 
 

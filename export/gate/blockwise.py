@@ -31,7 +31,7 @@ from export.gate.static import verify_static_block
 from export.run.graphs import Graphs
 from export.run.io_file import read_io
 from transform.checkpoint import Checkpoint
-from transform.depth import drop_blocks
+from transform.depth import view_blocks
 from transform.errors import VerificationError
 from transform.forms import ROUNDED, Form
 from transform.load import building, load_view, model_class, plain_config
@@ -76,7 +76,7 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
         keep_largest(differences, exactly_equal({"embeddings": embeddings}, {"embeddings": theirs}))
     for new, old in enumerate(plan.keep_blocks):
         say(f"block {old} ({new + 1} of {len(plan.keep_blocks)})")
-        view = drop_blocks(written, (new,))
+        view = view_blocks(written, (new,))
         model, report = load_view(view, pictures=static and new == 0)
         keep_largest(counts, report.counts())
         probe = find_probe(model, view)
@@ -90,7 +90,7 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
             keep_largest(fixed, found)
         del model
         release_memory()
-        model, _ = source(drop_blocks(plan.source, (old,)), pictures=False)
+        model, _ = source(view_blocks(plan.source, (old,)), pictures=False)
         set_moe_top_k(model, plan.target.settings.top_k[new])
         keep_largest(differences, exactly_equal(ours, _outputs(model, probe, embeddings)))
         del model

@@ -1,0 +1,37 @@
+"""Whether a checkpoint's family has graphs, or why not: what a plan, a card and a manifest say in their place."""
+
+import re
+
+from transform.checkpoint import Checkpoint
+
+_EXPERT = re.compile(r"(?<=experts\.)[0-9]+(?=\.)")
+
+NONE_YET = "no graphs for this family yet"
+
+
+def why_no_graphs(checkpoint: Checkpoint) -> str | None:
+    """The reason in one line; None where graphs can be emitted."""
+    family = checkpoint.architecture
+    if family.complete:
+        return None
+    unread = unread_tensors(checkpoint)
+    if unread:
+        return f"{NONE_YET}: nothing reads {unread[0]}{f' and {len(unread) - 1} more' if unread[1:] else ''}"
+    if family.graph is None:
+        return f"{NONE_YET}: nothing says how a {family.model_type!r} decoder computes"
+    return None
+
+
+def unread_tensors(checkpoint: Checkpoint) -> list[str]:
+    """Tensors of the decoder's blocks that no role reads, by their names with {i} for the block and {e} for experts."""
+    family = checkpoint.architecture
+    known = {re.sub(r"\{[ie]\}", "#", name) for tensor in family.roles.values() for name in tensor.names}
+    found: dict[str, None] = {}
+    for name in checkpoint.tensors:
+        block, part = checkpoint.block_of(name)
+        if block is None or checkpoint.is_beyond(name):
+            continue
+        plain = f"{checkpoint.block_prefix}#.{_EXPERT.sub('#', part)}"
+        if plain not in known:
+            found[plain.replace("#", "{i}", 1).replace("#", "{e}")] = None
+    return list(found)
