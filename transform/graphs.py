@@ -2,11 +2,14 @@
 
 import re
 
+from transform.architectures.graph_keys import unfit, unread_keys
 from transform.checkpoint import Checkpoint
+from transform.errors import CheckpointError
 
 _EXPERT = re.compile(r"(?<=experts\.)[0-9]+(?=\.)")
 
 NONE_YET = "no graphs for this family yet"
+NONE_FOR_IT = "no graphs for this checkpoint"
 
 
 def why_no_graphs(checkpoint: Checkpoint) -> str | None:
@@ -19,6 +22,16 @@ def why_no_graphs(checkpoint: Checkpoint) -> str | None:
         return f"{NONE_YET}: nothing reads {unread[0]}{f' and {len(unread) - 1} more' if unread[1:] else ''}"
     if family.graph is None:
         return f"{NONE_YET}: nothing says how a {family.model_type!r} decoder computes"
+    config = family.text_of(checkpoint.config)
+    of_settings = {key.partition(".")[0] for names in family.keys.values() for key in names}
+    if keys := unread_keys(family.graph, of_settings, config):
+        return f"{NONE_FOR_IT}: nothing reads {', '.join(keys)} of config.json"
+    if reason := unfit(family.graph, config):
+        return f"{NONE_FOR_IT}: {reason}"
+    try:
+        _ = checkpoint.graph
+    except CheckpointError as error:
+        return f"{NONE_FOR_IT}: {error}"
     return None
 
 

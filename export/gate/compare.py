@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from export.files.verification import OtherK
-from export.gate.probe import DECODE, MIN_MARGIN, PROMPT, SEEDS, MarginWatch, TextProbe, text_probe
+from export.gate.probe import MIN_MARGIN, SEEDS, MarginWatch, TextProbe, prompt_length, text_probe
 from export.gate.tolerance import LEAST_SCALE, scale_of
 from export.run.graphs import Graphs
 from transform.checkpoint import Checkpoint
 from transform.errors import VerificationError
+from transform.graphs import why_no_graphs
 from transform.molmoe.compatibility import CACHE
 from transform.runtime import moe_top_k
 
@@ -21,11 +22,14 @@ TOLERANCE = 1e-5
 
 
 def find_probe(model: "PreTrainedModel", checkpoint: Checkpoint) -> TextProbe:
-    """The first seed whose every expert choice is decidable in float32."""
+    """The first seed whose every expert choice is decidable in float32; any where no graph is compared."""
+    settings, length = checkpoint.settings, prompt_length(checkpoint.settings.windows)
+    if why_no_graphs(checkpoint):
+        return text_probe(settings.vocab, SEEDS[0], length)
     for seed in SEEDS:
-        probe = text_probe(checkpoint.settings.vocab, seed)
+        probe = text_probe(settings.vocab, seed, length)
         try:
-            with torch.no_grad(), MarginWatch(model) as watch:
+            with torch.no_grad(), MarginWatch(model, checkpoint.graph.routing) as watch:
                 model(input_ids=probe.ids)
                 watch.mask = probe.mask
                 model(input_ids=probe.batch, attention_mask=probe.mask)
@@ -45,9 +49,9 @@ def find_probe(model: "PreTrainedModel", checkpoint: Checkpoint) -> TextProbe:
 @torch.no_grad()
 def run_text(model: "PreTrainedModel", probe: TextProbe) -> dict[str, torch.Tensor]:
     """Logits of the three ways a decoder is used: prefill, decode with a cache, a padded batch."""
-    prefill = model(input_ids=probe.ids[:, :PROMPT], use_cache=True)
+    prefill = model(input_ids=probe.ids[:, : probe.prompt], use_cache=True)
     cache, steps = prefill[CACHE], []
-    for at in range(PROMPT, PROMPT + DECODE):
+    for at in range(probe.prompt, probe.ids.shape[1]):
         step = model(
             input_ids=probe.ids[:, at : at + 1],
             attention_mask=torch.ones(1, at + 1, dtype=torch.int64),
@@ -88,10 +92,10 @@ def exactly_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]
 
 def other_k(model: "PreTrainedModel", target: Checkpoint, probe: TextProbe) -> OtherK:
     """The comparison can tell one k from another: changing it must change the result."""
-    k = target.settings.top_k
+    k = [value for value in target.settings.top_k if value]
     other = [value - 1 if value > 1 else value + 1 for value in k]
-    if max(other) > target.settings.experts:
-        return {"k": None, "difference": None}  # one expert: there is no other k
+    if not other or max(other) > target.settings.experts:
+        return {"k": None, "difference": None}  # one expert or none: there is no other k
     with torch.no_grad():
         before = model(input_ids=probe.ids).logits
         with moe_top_k(model, other):
@@ -99,7 +103,7 @@ def other_k(model: "PreTrainedModel", target: Checkpoint, probe: TextProbe) -> O
     difference = largest_difference(before, after, "other k")
     if difference == 0:
         raise VerificationError(
-            f"k={other} must give another result than k={list(k)}, the difference is 0: the model ignores its top-k."
+            f"k={other} must give another result than k={k}, the difference is 0: the model ignores its top-k."
         )
     return {"k": other, "difference": difference}
 

@@ -2,17 +2,22 @@
 
 An expert choice is decided by the gap between the k-th and the next router probability. Where that gap is smaller
 than what float32 can tell apart, two correct programs may choose differently: such a probe proves nothing, so
-another seed is taken.
+another seed is taken. Prompts are longer than the windows of blocks that attend to the last tokens alone, or such a
+window would prove nothing either.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from transform.architectures.graph_facts import Routing, Scores
 from transform.runtime import find_routers
 
 PROMPT, DECODE = 14, 4
+BEYOND = 8  # tokens of a prompt that a window no longer reaches
+MOST_WINDOW = 512  # windows beyond are not passed: a prompt of thousands would take longer than all else
 PADDING = 5
 MIN_MARGIN = 2e-7  # router probabilities of two correct programs differ by about 1e-8
 SEEDS = range(40)
@@ -20,7 +25,7 @@ SEEDS = range(40)
 
 @dataclass(frozen=True)
 class TextProbe:
-    """`ids` [1, PROMPT + DECODE]; `batch` [2, PROMPT], padded on the left in the first row, on the right in the second.
+    """`ids` [1, prompt + DECODE]; `batch` [2, prompt], padded on the left in the first row, on the right in the second.
 
     Only the left one tells a decoder that heeds its mask: what stands on the right is hidden by causality as well.
     """
@@ -30,26 +35,37 @@ class TextProbe:
     batch: torch.Tensor
     mask: torch.Tensor
 
+    @property
+    def prompt(self) -> int:
+        """How many tokens of `ids` are given at once."""
+        return self.batch.shape[1]
 
-def text_probe(vocab: int, seed: int) -> TextProbe:
+
+def prompt_length(windows: Sequence[int | None]) -> int:
+    """Tokens that reach beyond every window that a probe can pass."""
+    passed = [window + BEYOND for window in windows if window is not None and window <= MOST_WINDOW]
+    return max([PROMPT, *passed])
+
+
+def text_probe(vocab: int, seed: int, prompt: int = PROMPT) -> TextProbe:
     """Tokens drawn uniformly from the ordinary ids."""
     generator = np.random.Generator(np.random.PCG64(seed))
-    ids = torch.from_numpy(generator.integers(0, vocab - 1, (1, PROMPT + DECODE)))
-    batch = torch.from_numpy(generator.integers(0, vocab - 1, (2, PROMPT)))
-    mask = torch.ones(2, PROMPT, dtype=torch.int64)
+    ids = torch.from_numpy(generator.integers(0, vocab - 1, (1, prompt + DECODE)))
+    batch = torch.from_numpy(generator.integers(0, vocab - 1, (2, prompt)))
+    mask = torch.ones(2, prompt, dtype=torch.int64)
     mask[0, :PADDING] = mask[1, -PADDING:] = 0
     return TextProbe(seed, ids, batch * mask, mask)
 
 
 class MarginWatch:
-    """Context manager: the smallest gap between the k-th and the (k+1)-th router probability seen meanwhile.
+    """Context manager: the smallest gap between what chose the k-th expert and the next one, seen meanwhile.
 
-    `mask` [b, s] of the next call: what a masked position chooses reaches nobody. A padding token's embedding often is
-    zero, between whose experts no program can decide.
+    `routing`: how the routers choose. `mask` [b, s] of the next call: what a masked position chooses reaches nobody. A
+    padding token's embedding often is zero, between whose experts no program can decide.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.model, self.smallest = model, float("inf")
+    def __init__(self, model: torch.nn.Module, routing: Routing = Routing()) -> None:  # noqa: B008
+        self.model, self.routing, self.smallest = model, routing, float("inf")
         self.mask: torch.Tensor | None = None
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
@@ -63,9 +79,30 @@ class MarginWatch:
             handle.remove()
 
     def _look(self, router: torch.nn.Module, _inputs: object, outputs: tuple[torch.Tensor, ...]) -> None:
-        probabilities = torch.softmax(outputs[0].float(), -1)
+        logits = outputs[0].float().reshape(-1, outputs[0].shape[-1])
         if self.mask is not None:
-            probabilities = probabilities.reshape(-1, probabilities.shape[-1])[self.mask.reshape(-1) == 1]
-        if router.top_k < probabilities.shape[-1]:
-            top = probabilities.topk(router.top_k + 1, -1).values
-            self.smallest = min(self.smallest, float((top[:, -2] - top[:, -1]).min()))
+            logits = logits[self.mask.reshape(-1) == 1]
+        self.smallest = min(self.smallest, choice_margin(self.routing, router, logits))
+
+
+def choice_margin(routing: Routing, router: torch.nn.Module, logits: torch.Tensor) -> float:
+    """The smallest gap of a router's choices by logits [n, E], of experts and of groups of them."""
+    choice = torch.sigmoid(logits) if routing.scores is Scores.SIGMOID else torch.softmax(logits, -1)
+    learned = (*router.named_parameters(), *router.named_buffers())
+    for name, correction in learned:
+        if name.endswith("correction_bias"):
+            choice = choice + correction.detach().float().reshape(-1)
+    gaps = [float("inf")]
+    if routing.groups is not None:
+        count, taken = routing.groups
+        grouped = choice.reshape(len(choice), count, -1)
+        best = grouped.topk(2, -1).values.sum(-1)
+        ranked = best.sort(-1, descending=True).values
+        gaps.append(float((ranked[:, taken - 1] - ranked[:, taken]).min()))
+        out = best < ranked[:, taken - 1 : taken]
+        choice = grouped.masked_fill(out.unsqueeze(-1), -torch.inf).reshape(choice.shape)
+    k = router.top_k
+    if isinstance(k, int) and k < choice.shape[-1]:
+        top = choice.topk(k + 1, -1).values
+        gaps.append(float((top[:, -2] - top[:, -1]).min()))
+    return min(gaps)

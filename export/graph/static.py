@@ -102,7 +102,7 @@ def write_decoders(
     checkpoint: Checkpoint, directory: Path, static: StaticPlan, form: Form = REFERENCE, prefix: str = ""
 ) -> list[Path]:
     """Write the static decoders alone, under names that begin with `prefix`."""
-    from export.graph.attention import Static
+    from export.graph.context import Static
     from export.graph.decoder import text_graph
 
     lengths = {prefill.file("prefill"): prefill.sequence for prefill in static.prefills} | {DECODE: 1}
