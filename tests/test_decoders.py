@@ -14,8 +14,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from export.gate.probe import MOST_WINDOW, PROMPT, prompt_length
+from export.gate.verify import verify_directory
 from export.graph.decoder import text_graph
-from tests.support.decoders import DECODERS, EXPERTS, VOCABULARY, WINDOW, K, write_decoder
+from export.graph.static import plan_static
+from export.variant import export_variant
+from tests.support.decoders import DECODERS, DENSE, EXPERTS, VOCABULARY, WINDOW, K, write_decoder
 from tests.support.graphs import empty_cache, session, step
 from tests.support.models import torch_logits
 from tests.support.variants import write_variant
@@ -23,7 +27,9 @@ from transform.architectures.graph_facts import DecoderGraph, Scaling, Turn
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint
 from transform.forms import NAMES, form_named
+from transform.knobs import Knobs
 from transform.load import load_model
+from transform.plan import make_plan
 from transform.read import read_checkpoint
 from transform.runtime import moe_top_k
 from transform.top_k import set_top_k
@@ -71,7 +77,7 @@ def loaded(variant: Path, form: str) -> Any:
 @pytest.mark.parametrize("name", DECODERS)
 def test_graphs_equal_transformers(name: str, form: str, tmp_path: Path) -> None:
     source = write_decoder(name, tmp_path / "source", torch.bfloat16)
-    variant = write_variant(source, tmp_path / "variant", k=3, form=form)
+    variant = write_variant(source, tmp_path / "variant", k=None if name in DENSE else 3, form=form)
     check(session(variant, "text.onnx"), loaded(variant, form))
 
 
@@ -86,6 +92,9 @@ def test_graphs_equal_transformers(name: str, form: str, tmp_path: Path) -> None
 def test_graphs_equal_transformers_at_every_k(name: str, form: str, stored: torch.dtype, tmp_path: Path) -> None:
     source = write_decoder(name, tmp_path / "source", stored)
     variant = write_variant(source, tmp_path / "variant", keep=[0, 1, 3], form=form)
+    if name in DENSE:
+        check(session(variant, "text.onnx"), loaded(variant, form))
+        return
     checkpoint, theirs = read_checkpoint(variant), loaded(variant, form)
     for k in (1, K, EXPERTS - 2):  # groups of experts don't let a token choose among all
         changed = set_top_k(checkpoint, k)
@@ -182,3 +191,35 @@ def test_each_fact_shows(what: str, tmp_path: Path) -> None:
         text = session(tmp_path, "text.onnx")
         logits.append(step(text, {"input_ids": ids}, np.ones_like(ids), empty_cache(text, 2))[0])
     assert np.abs(logits[0] - logits[1]).max() > 100 * TOLERANCE * np.abs(logits[0]).max()
+
+
+@pytest.mark.extra
+@pytest.mark.parametrize("form", ["cpu", "int4"])
+@pytest.mark.parametrize("name", DECODERS)
+def test_the_gate_proves_every_family(name: str, form: str, tmp_path: Path) -> None:
+    """Static graphs included; each window is passed by its probes."""
+    source = write_decoder(name, tmp_path / "source", torch.bfloat16)
+    knobs = Knobs(k=None if name in DENSE else 3, keep=(0, 2, 3), form=form)
+    plan = make_plan(read_checkpoint(source), knobs)
+    manifest = export_variant(plan, tmp_path / "variant", static=plan_static(plan, 48))
+    verified = manifest["verification"]
+    assert set(verified["static_vs_dynamic"].values()) == {0.0}
+    assert verified["onnx_vs_torch"]["padded"] < TOLERANCE * verified["onnx_vs_torch"]["largest_value"]
+    assert verified["static_vs_torch"]
+    verify_directory(tmp_path / "variant")
+
+
+@pytest.mark.extra
+def test_the_gate_proves_every_family_block_by_block(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("transform.machine.free_memory", lambda: 0)
+    source = write_decoder("glm4_moe", tmp_path / "source", torch.bfloat16)
+    plan = make_plan(read_checkpoint(source), Knobs(k=3, keep=(0, 2)))
+    verified = export_variant(plan, tmp_path / "variant")["verification"]
+    assert verified["mode"] == "blockwise"
+    assert verified["other_k"]["difference"] > 0
+
+
+def test_probes_are_longer_than_windows() -> None:
+    assert prompt_length((None, None)) == PROMPT
+    assert prompt_length((None, 128, 7)) > 128
+    assert prompt_length((MOST_WINDOW + 1,)) == PROMPT

@@ -77,6 +77,8 @@ def _what(plan: Plan, verified: bool) -> list[str]:
     if verified:
         same = f", its weights {_alike(plan)} in the same way" if rounded else ""
         lines += [f"In PyTorch it equals the source with the same knobs at run time{same}."]
+    if reason := plan.no_graphs:
+        return [*lines, f"It has {reason}."]
     return [*lines, f"The graphs are of the `{plan.form.name}` form."]
 
 

@@ -95,8 +95,8 @@ def _knobs(manifest: Record, checkpoint: Checkpoint) -> Iterator[Fact]:
     yield "knobs.blocks", checkpoint.settings.layers, knobs["blocks"]
     if k is not None:
         settings = checkpoint.settings
-        said = k if isinstance(k, list) else [k if experts else 0 for experts in settings.experts_of]
-        yield "top_k by knobs.k", said, list(settings.top_k)
+        meant = k if isinstance(k, list) else [k if experts else 0 for experts in settings.experts_of]
+        yield "top_k by knobs.k", meant, list(settings.top_k)
     try:
         form = form_named(knobs.get("form", REFERENCE.name))
     except KnobcastError as error:

@@ -113,7 +113,7 @@ def run_checks(
         if form.bits:
             yield from _products(rig, form)
             yield from _tables(rig, form)
-        if form.bits and activations == ROUNDED:
+        if form.bits and activations == ROUNDED and any(settings.top_k):
             yield from _rounded(rig, settings, form, form.bits, kind)
 
 

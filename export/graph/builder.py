@@ -142,6 +142,14 @@ class Graph:
         """An int64 scalar."""
         return self.constant(np.array(value, np.int64))
 
+    def scaled(self, value: str, by: float) -> str:
+        """A value of the graph's type times a number, which float16 would round for every token alike."""
+        if by == 1.0:
+            return value
+        if self.compute == FLOAT:
+            return self.op("Mul", value, self.float32(by))
+        return self.cast(self.op("Mul", self.wide(value), self.float32(by)))
+
     def float32(self, value: float) -> str:
         """A float32 scalar."""
         return self.constant(np.array(value, np.float32))
@@ -153,14 +161,6 @@ class Graph:
     def cast(self, value: str) -> str:
         """A float32 value in the graph's own type."""
         return value if self.compute == FLOAT else self.op("Cast", value, to=self.compute)
-
-    def scaled(self, value: str, by: float) -> str:
-        """A value of the graph's type times a number, which float16 would round for every token alike."""
-        if by == 1.0:
-            return value
-        if self.compute == FLOAT:
-            return self.op("Mul", value, self.float32(by))
-        return self.cast(self.op("Mul", self.wide(value), self.float32(by)))
 
     def wide(self, value: str) -> str:
         """A value of the graph's type in float32."""

@@ -62,7 +62,11 @@ def text_graph(checkpoint: Checkpoint, form: Form = REFERENCE, static: Static | 
             return mixed
 
         x = _branch(g, checkpoint, "attention", i, x, attend)
-        x = _branch(g, checkpoint, "mlp", i, x, lambda normed, i=i: feed_forward(g, checkpoint, i, normed))
+
+        def feed(normed: str, i: int = i) -> str:
+            return feed_forward(g, checkpoint, i, normed)
+
+        x = _branch(g, checkpoint, "mlp", i, x, feed)
     if static and static.sequence > 1:
         x = g.op("Gather", x, g.input("logits_index", INT64, [1]), axis=0)  # [1, d]
     head = checkpoint.head

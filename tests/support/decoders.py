@@ -1,7 +1,7 @@
 """Tiny random checkpoints of the families that have graphs, as transformers writes them: all that is trained is random.
 
 Widths fill the blocks that weights are quantised in, and none is another one's: vocabulary 212, width 64, heads 4 of 20
-(80 and 40), experts 8 of 96, shared 160, dense 128.
+(80 and 40), experts 8 of 96, shared 160 or 192, dense 128.
 """
 
 from collections.abc import Mapping
@@ -23,6 +23,9 @@ SIZES = {
 NAMED = {"num_experts": EXPERTS, "num_experts_per_tok": K}
 LOCAL = {"num_local_experts": EXPERTS, "num_experts_per_tok": K}
 SPLIT = {"moe_intermediate_size": 96, "intermediate_size": 128}
+ROUTED = {
+    "n_routed_experts": EXPERTS, "num_experts_per_tok": K, "routed_scaling_factor": 1.7, "n_group": 4, "topk_group": 3,
+}  # fmt: skip
 YARN = {
     "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64,
     "truncate": False,
@@ -34,6 +37,7 @@ LLAMA3 = {
 MULTIPLIERS = {
     "embedding_multiplier": 1.5, "residual_multiplier": 0.7, "logits_scaling": 1.3, "attention_multiplier": 0.2,
 }  # fmt: skip
+DENSE = ("llama", "qwen2", "qwen3")  # rows without experts
 # name -> class of transformers, what its config has besides SIZES
 DECODERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "qwen3_moe": (
@@ -56,10 +60,7 @@ DECODERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
     "glm4_moe": (
         "Glm4MoeForCausalLM",
-        SPLIT | {
-            "n_routed_experts": EXPERTS, "num_experts_per_tok": K, "routed_scaling_factor": 1.7, "n_group": 4,
-            "topk_group": 3, "first_k_dense_replace": 1, "use_qk_norm": True, "attention_bias": True,
-        },
+        SPLIT | ROUTED | {"first_k_dense_replace": 1, "use_qk_norm": True, "attention_bias": True},
     ),
     "ernie4_5_moe": (
         "Ernie4_5_MoeForCausalLM",
@@ -68,6 +69,24 @@ DECODERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
             "moe_norm_min": 0.6, "use_bias": True,
         },
     ),
+    "granitemoeshared": (
+        "GraniteMoeSharedForCausalLM",
+        LOCAL | MULTIPLIERS | {"intermediate_size": 96, "shared_intermediate_size": 160},
+    ),
+    "dots1": (
+        "Dots1ForCausalLM",
+        SPLIT | ROUTED | {
+            "n_shared_experts": 2, "first_k_dense_replace": 1, "sliding_window": WINDOW, "max_window_layers": 2,
+            "attention_bias": True,
+        },
+    ),
+    "solar_open": ("SolarOpenForCausalLM", SPLIT | ROUTED | {"n_shared_experts": 2}),
+    "llama": ("LlamaForCausalLM", {"intermediate_size": 128, "rope_parameters": LLAMA3, "mlp_bias": True}),
+    "qwen2": (
+        "Qwen2ForCausalLM",
+        {"intermediate_size": 128, "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2},
+    ),
+    "qwen3": ("Qwen3ForCausalLM", {"intermediate_size": 128, "tie_word_embeddings": True}),
     "flex_olmo": ("FlexOlmoForCausalLM", NAMED | {"intermediate_size": 96, "attention_bias": True}),
 }  # fmt: skip
 

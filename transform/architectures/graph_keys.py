@@ -3,7 +3,7 @@
 What others compute wrongly in silence mostly is a key that nobody read (`clip_qkv`, `truncate`, `mscale`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from transform.architectures.graph_facts import GraphWords
 from transform.architectures.values import shown
@@ -37,7 +37,7 @@ HARMLESS = frozenset((
 ))  # fmt: skip
 
 
-def unread_keys(words: GraphWords, read: Mapping[str, object], config: Mapping[str, object]) -> list[str]:
+def unread_keys(words: GraphWords, read: Collection[str], config: Mapping[str, object]) -> list[str]:
     """Keys of a decoder's config that nothing reads; `read`: those that settings are read from."""
     multipliers = vars(words.multipliers).values()
     of_words = (*words.groups, words.scale, words.least, words.alpha, words.limit, *multipliers, *words.fixed)
