@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from export.derive import derive
 from export.gate.probe import MOST_WINDOW, PROMPT, prompt_length
 from export.gate.verify import verify_directory
 from export.graph.decoder import text_graph
@@ -223,3 +224,18 @@ def test_probes_are_longer_than_windows() -> None:
     assert prompt_length((None, None)) == PROMPT
     assert prompt_length((None, 128, 7)) > 128
     assert prompt_length((MOST_WINDOW + 1,)) == PROMPT
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss", "ernie4_5_moe", "glm4_moe"])
+def test_derived_graphs_equal_those_that_are_exported(name: str, tmp_path: Path) -> None:
+    """Softmax behind the choice, blocks without experts, scores taken at the chosen places, ranked groups."""
+    variant = write_variant(write_decoder(name, tmp_path / "source"), tmp_path / "variant")
+    found = derive(variant / "text.onnx", 2, keep=[0, 1, 3], out=variant / "derived.onnx")
+    assert set(found["top_k"]) <= {0, 2}
+    other = write_variant(tmp_path / "source", tmp_path / "other", keep=[0, 1, 3], k=2)
+    ids, _ = ids_and_masks()
+    logits = []
+    for directory, file in ((variant, "derived.onnx"), (other, "text.onnx")):
+        text = session(directory, file)
+        logits.append(step(text, {"input_ids": ids}, np.ones_like(ids), empty_cache(text, 2))[0])
+    np.testing.assert_allclose(logits[0], logits[1], rtol=0, atol=TOLERANCE)
