@@ -8,6 +8,7 @@ from export.files.verification import OtherK
 from export.gate.probe import DECODE, MIN_MARGIN, PROMPT, SEEDS, MarginWatch, TextProbe, text_probe
 from export.gate.tolerance import LEAST_SCALE, scale_of
 from export.run.graphs import Graphs
+from transform.architectures import Choice
 from transform.checkpoint import Checkpoint
 from transform.errors import VerificationError
 from transform.molmoe.compatibility import CACHE
@@ -88,10 +89,11 @@ def exactly_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]
 
 def other_k(model: "PreTrainedModel", target: Checkpoint, probe: TextProbe) -> OtherK:
     """The comparison can tell one k from another: changing it must change the result."""
-    k = target.settings.top_k
+    k = [value for value in target.settings.top_k if value]
     other = [value - 1 if value > 1 else value + 1 for value in k]
-    if max(other) > target.settings.experts:
-        return {"k": None, "difference": None}  # one expert: there is no other k
+    fixed = target.architecture.k is Choice.FIXED
+    if fixed or max(other, default=1) > target.settings.experts:
+        return {"k": None, "difference": None}  # one expert, none, or a number built in
     with torch.no_grad():
         before = model(input_ids=probe.ids).logits
         with moe_top_k(model, other):

@@ -55,6 +55,8 @@ class MarginWatch:
 
     def __enter__(self) -> "MarginWatch":
         for router, _ in find_routers(self.model):
+            if type(getattr(router, "top_k", None)) is not int:
+                continue  # it reads its number from the config, and no graph is compared with it
             self._handles.append(router.register_forward_hook(self._look))
         return self
 
@@ -62,8 +64,11 @@ class MarginWatch:
         for handle in self._handles:
             handle.remove()
 
-    def _look(self, router: torch.nn.Module, _inputs: object, outputs: tuple[torch.Tensor, ...]) -> None:
-        probabilities = torch.softmax(outputs[0].float(), -1)
+    def _look(self, router: torch.nn.Module, _inputs: object, outputs: "tuple[torch.Tensor, ...] | torch.Tensor") -> None:
+        scores = outputs[0] if isinstance(outputs, tuple) else outputs
+        if scores.shape[-1] <= router.top_k:  # what a router gives first needn't be a score per expert
+            return
+        probabilities = torch.softmax(scores.float(), -1)
         if self.mask is not None:
             probabilities = probabilities.reshape(-1, probabilities.shape[-1])[self.mask.reshape(-1) == 1]
         if router.top_k < probabilities.shape[-1]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from transform.architectures.read import known_model_types as known_model_types
 from transform.architectures.read import read_architecture
 from transform.architectures.records import Architecture as Architecture
+from transform.architectures.records import beyond_the_model as beyond_the_model
 from transform.architectures.records import Choice as Choice
 from transform.architectures.records import Prompt as Prompt
 from transform.architectures.records import QkNorm as QkNorm
