@@ -6,14 +6,14 @@ know where their bytes lie in the source; `write.py` moves those bytes.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transform.architectures import Architecture, Settings, architecture_of, lookup
+from transform.architectures import Architecture, Settings, architecture_of, beyond_the_model, lookup
 from transform.architectures.graph_facts import DecoderGraph, decoder_graph
 from transform.architectures.vocabulary import predictors
 from transform.errors import CheckpointError
@@ -144,10 +144,11 @@ class Checkpoint:
 
     def is_beyond(self, name: str) -> bool:
         """Whether a tensor is of blocks behind the decoder, or of another part that transformers doesn't load."""
-        if self.architecture.complete:
-            return False
-        block, _ = self.block_of(name)
-        return name.startswith(self.architecture.ignored) or (block is not None and block >= self.settings.layers)
+        return self._beyond(name)
+
+    @cached_property
+    def _beyond(self) -> Callable[[str], bool]:
+        return beyond_the_model(self.architecture, self.settings.layers)
 
     def find(self, role: str, i: int = 0) -> Tensor | None:
         """The tensor of a role that only some families or blocks have."""

@@ -17,7 +17,7 @@ def why_no_graphs(checkpoint: Checkpoint) -> str | None:
     family = checkpoint.architecture
     if family.complete:
         return None
-    unread = unread_tensors(checkpoint)
+    unread = unread_tensors(checkpoint) if family.roles else []
     if unread:
         return f"{NONE_YET}: nothing reads {unread[0]}{f' and {len(unread) - 1} more' if unread[1:] else ''}"
     if family.graph is None:

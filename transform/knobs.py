@@ -101,6 +101,15 @@ def spelt_k(top_k: Sequence[int]) -> str:
     return str(k) if isinstance(k, int) else ",".join(map(str, k))
 
 
+def k_words(top_k: Sequence[int]) -> str:
+    """k as tables say it: of the blocks that have experts."""
+    routed = [k for k in top_k if k]
+    if not routed:
+        return "no experts"
+    dense = len(top_k) - len(routed)
+    return spelt_k(routed) + (f" (blocks without experts: {dense})" if dense else "")
+
+
 def canonical_name(top_k: tuple[int, ...], tokens: int | str | None) -> str:
     """`k4-b12-t432`; per-block k is written in runs (`k8x1.4x11`), blocks without experts count as blocks alone, stock
     tiling leaves the tokens out."""

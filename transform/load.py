@@ -8,7 +8,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,8 @@ import torch
 import transformers
 from transformers import CONFIG_MAPPING, GenerationConfig
 
-from transform.architectures import architecture_named, imported, lookup
+from transform.architectures import architecture_named, beyond_the_model, imported, lookup
+from transform.architectures.vocabulary import depth_of
 from transform.arrays import Array
 from transform.checkpoint import OF_A_MACHINE, PACKED, Checkpoint
 from transform.depth import view_blocks, without_blocks
@@ -65,6 +66,12 @@ class LoadReport:
                 "Config and weights must be of one checkpoint."
             )
 
+    def within(self, config: Mapping[str, object]) -> "LoadReport":
+        """Without tensors that the family knows to lie beyond the model, of blocks that predict further tokens."""
+        family = architecture_named(config.get("model_type"))
+        beyond = beyond_the_model(family, depth_of(family.text_of(config), family.depth_key))
+        return replace(self, unexpected=tuple(name for name in self.unexpected if not beyond(name)))
+
     @classmethod
     def of(cls, info: Mapping[str, Iterable[str | tuple[str, ...]]]) -> "LoadReport":
         """From transformers' loading info."""
@@ -90,7 +97,7 @@ def load_with_report(directory: Path, dtype: str = "float32", **kwargs: object) 
             local_files_only=True,
             **kwargs,
         )
-    return align(model).eval(), LoadReport.of(info)
+    return align(model).eval(), LoadReport.of(info).within(config)
 
 
 @contextmanager
@@ -238,7 +245,7 @@ def _from_tensors(
             output_loading_info=True,
             **kwargs,
         )
-    return model, LoadReport.of(info)
+    return model, LoadReport.of(info).within(view.config)
 
 
 @contextmanager

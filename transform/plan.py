@@ -98,6 +98,15 @@ class Plan:
         return why_no_graphs(self.target)
 
     @property
+    def left_out(self) -> tuple[str, ...]:
+        """Tensors of the source that lie beyond its blocks and aren't written, in a line; or nothing."""
+        beyond = [name for name in self.source.tensors if self.source.is_beyond(name)]
+        lost = [name for name in beyond if name not in self.target.tensors]
+        if not lost:
+            return ()
+        return (f"{len(lost)} tensors that predict further tokens ({lost[0]}, …): they belong to all blocks",)
+
+    @property
     def activations(self) -> str | None:
         """What quantised matrices are multiplied with: what is said, else as the source has it, else the usual; None
         where no matrix is quantised."""
@@ -168,6 +177,8 @@ class Plan:
         }
         if reason := self.no_graphs:
             facts["graphs"] = reason
+        if self.left_out:
+            facts["left_out"] = list(self.left_out)
         return facts
 
 

@@ -65,3 +65,4 @@ class PlanFacts(TypedDict):
     layout_digest: str
     warnings: list[str]
     graphs: NotRequired[str]  # why there are none
+    left_out: NotRequired[list[str]]  # of the source's tensors, and why

@@ -11,7 +11,7 @@ from importance.scores import Scores, model_digest, read_scores
 from transform.architectures.records import Published
 from transform.checkpoint import Checkpoint
 from transform.errors import ScoresError
-from transform.knobs import spelt_k
+from transform.knobs import k_words
 from transform.modality import Modality
 from transform.molmoe.versions import tested_range
 from transform.plan import Plan
@@ -35,7 +35,7 @@ def write_card(
     lines = [
         "---",
         f"library_name: {'onnx' if plan.packing else 'transformers'}",
-        f"tags: [knobcast, {facts['model_type']}, mixture-of-experts]",
+        f"tags: [knobcast, {facts['model_type']}{', mixture-of-experts' if any(k) else ''}]",
         "---",
         "",
         f"# {facts['name']}",
@@ -45,7 +45,7 @@ def write_card(
         "| | source | variant |",
         "|---|---|---|",
         f"| blocks | {source['blocks']} | {len(k)} (removed: {_list(facts['blocks_removed'])}) |",
-        f"| experts per token | {spelt_k(source['top_k'])} | {spelt_k(k)} |".replace(",", ", "),
+        f"| experts per token | {k_words(source['top_k'])} | {k_words(k)} |".replace(",", ", "),
         f"| parameters | {source['parameters']:,} | {facts['parameters']:,} |",
         f"| parameters active per token | {source['active_parameters']:,} | {facts['active_parameters']:,} |",
         f"| weight bytes | {source['bytes']:,} | {facts['bytes']:,} |",
@@ -77,8 +77,8 @@ def _what(plan: Plan, verified: bool) -> list[str]:
     if verified:
         same = f", its weights {_alike(plan)} in the same way" if rounded else ""
         lines += [f"In PyTorch it equals the source with the same knobs at run time{same}."]
-    if reason := plan.no_graphs:
-        return [*lines, f"It has {reason}."]
+    if plan.no_graphs:
+        return [*lines, f"It has weights alone: {plan.no_graphs}."]
     return [*lines, f"The graphs are of the `{plan.form.name}` form."]
 
 
@@ -205,7 +205,7 @@ def _published(published: Published) -> list[str]:
 
 def _use(plan: Plan, directory: Path, onnx: bool) -> list[str]:
     family, image = plan.target.architecture, plan.vision is not None
-    lines = ["```python", *_program(family.modality, (directory / "tokenizer.json").is_file()), "```"]
+    lines = ["```python", *_program(family.modality, plan, (directory / "tokenizer.json").is_file()), "```"]
     if plan.packing:
         lines = ["The weights are for the graphs, on a CPU; transformers can't load them, and says so."]
     else:
@@ -219,9 +219,12 @@ def _use(plan: Plan, directory: Path, onnx: bool) -> list[str]:
     return lines
 
 
-def _program(modality: Modality, words: bool) -> list[str]:
+def _program(modality: Modality, plan: Plan, words: bool) -> list[str]:
     """A question answered by transformers; without a tokenizer the model alone."""
-    image, auto = modality.sees_images, modality.auto_class
+    image = modality.sees_images
+    named = plan.target.config.get("architectures")
+    stock = plan.target.architecture.model_class is None and isinstance(named, list) and named
+    auto = str(named[0]) if stock else modality.auto_class
     side, name = ("AutoProcessor", "processor") if image else ("AutoTokenizer", "tokenizer")
     trust = ", trust_remote_code=True" if image else ""
     lines = [

@@ -42,6 +42,7 @@ def check_as_user(variant: Checkpoint, blocks: int | None = None) -> UserReport:
         "ids": [1 + 7 * n % (variant.settings.vocab - 1) for n in range(PROMPT)],  # where there is no tokenizer
         "new_tokens": NEW_TOKENS,
         "pictures": variant.architecture.modality.sees_images,
+        "class": None if variant.architecture.model_class else variant.config.get("architectures", [None])[0],
         "dtype": stored_dtype(variant),
         "tokenizer": (variant.path / "tokenizer.json").is_file(),
         "model": not any(tensor.pack for tensor in variant.tensors.values()),

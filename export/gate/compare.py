@@ -8,6 +8,7 @@ from export.files.verification import OtherK
 from export.gate.probe import MIN_MARGIN, SEEDS, MarginWatch, TextProbe, prompt_length, text_probe
 from export.gate.tolerance import LEAST_SCALE, scale_of
 from export.run.graphs import Graphs
+from transform.architectures import Choice
 from transform.checkpoint import Checkpoint
 from transform.errors import VerificationError
 from transform.graphs import why_no_graphs
@@ -94,8 +95,9 @@ def other_k(model: "PreTrainedModel", target: Checkpoint, probe: TextProbe) -> O
     """The comparison can tell one k from another: changing it must change the result."""
     k = [value for value in target.settings.top_k if value]
     other = [value - 1 if value > 1 else value + 1 for value in k]
-    if not other or max(other) > target.settings.experts:
-        return {"k": None, "difference": None}  # one expert or none: there is no other k
+    fixed = target.architecture.k is Choice.FIXED
+    if fixed or not other or max(other) > target.settings.experts:
+        return {"k": None, "difference": None}  # one expert, none, or a number built in
     with torch.no_grad():
         before = model(input_ids=probe.ids).logits
         with moe_top_k(model, other):

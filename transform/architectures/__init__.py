@@ -15,6 +15,7 @@ from transform.architectures.records import Choice as Choice
 from transform.architectures.records import Prompt as Prompt
 from transform.architectures.records import QkNorm as QkNorm
 from transform.architectures.records import Special as Special
+from transform.architectures.records import beyond_the_model as beyond_the_model
 from transform.architectures.settings import Settings as Settings
 from transform.architectures.values import imported as imported
 from transform.architectures.values import lookup as lookup

@@ -1,6 +1,7 @@
 """What a family's data file says, as values. Field names are the file's keys; `read.py` checks what it reads."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -211,3 +212,18 @@ class Architecture:
         """What this config calls k: all its spellings that are there, or the family's usual one."""
         text = self.text_of(config)
         return tuple(key for key in self.keys["top_k"] if text.get(key) is not None) or (self.top_k_key,)
+
+
+def beyond_the_model(family: Architecture, layers: int) -> Callable[[str], bool]:
+    """Whether a tensor's name says that it lies behind the decoder's blocks, or in a part that transformers doesn't
+    load: what predicts further tokens. Of a complete family none does."""
+    if family.complete:
+        return lambda _: False
+    begin = "|".join(re.escape(block.partition("{i}")[0]) for block in (family.block, *family.also))
+    numbered = re.compile(rf"(?:{begin})(\d{{1,6}})\.")
+
+    def beyond(name: str) -> bool:
+        match = numbered.match(name)
+        return name.startswith(family.ignored) or (match is not None and int(match[1]) >= layers)
+
+    return beyond
