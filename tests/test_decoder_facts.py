@@ -1,5 +1,6 @@
 """What a family's words and a config say about graphs, what stops them by name, and views of slabs."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.decoders import DECODERS, EXPERTS, write_decoder
+from tests.support.paths import ROOT
 from transform.architectures import architecture_named, known_model_types
 from transform.architectures.graph_keys import unread_keys
 from transform.checkpoint import Checkpoint
@@ -165,3 +167,9 @@ def test_codes_mean_what_they_were_made_of(name: str, tmp_path: Path) -> None:
 def test_every_family_with_words_about_graphs_is_tried() -> None:
     families = map(architecture_named, known_model_types())
     assert {family.model_type for family in families if family.graph and not family.complete} == DECODERS.keys()
+
+
+def test_the_family_that_the_docs_show_is_a_whole_one() -> None:
+    page = (ROOT / "docs" / "design.md").read_text()
+    shown = page.partition("All of GLM-4.5:")[2].partition("```json")[2].partition("```")[0]
+    assert json.loads(shown) == json.loads((ROOT / "transform" / "architectures" / "glm4_moe.json").read_text())
