@@ -22,6 +22,7 @@ from transform.checkpoint import Checkpoint, Tensor
 from transform.experts import PARTS, Expert
 
 MOST_SPANS = 4  # a block seldom lies in more files than two
+SUMMED_TILE = 1 << 19  # the same where products of tiles are added up: smaller ones are mostly adding
 TILE = 1 << 17  # elements of a matrix that are widened at once, at most: whole ones leave the processor's cache
 
 
@@ -81,24 +82,44 @@ def looped_experts(g: Graph, experts: Sequence[Expert], spans: Spans, x: str, we
 
 
 def looped_slabs(g: Graph, checkpoint: Checkpoint, i: int, x: str, weights: str, chosen: str) -> str:
-    """The same of block i whose matrices are turned, [in, out]: each is widened as a whole."""
+    """The same of block i whose matrices are turned, [in, out]: some rows of one at a time, their products added up."""
     slabs = {role: checkpoint.tensor(f"expert.{role}", i) for role in ("gate_up", "down_slab")}
     biases = {role: checkpoint.find(f"expert.{role}.bias", i) for role in slabs}
-    for tensor in (*slabs.values(), *biases.values()):
-        if tensor is not None:
-            g.stored(tensor)  # as below
+    views = {role: _tiled(g, slab) for role, slab in slabs.items()}
+    for bias in biases.values():
+        if bias is not None:
+            g.stored(bias)  # as in `_view`
 
     def compute(run: str, of_expert: Callable[[str], str]) -> str:
         def linear(value: str, role: str) -> str:
-            columns = slabs[role].shape[2]
-            matrix = g.op("Reshape", _row(g, slabs[role], of_expert), g.ints(-1, columns))
-            bias = biases[role]
-            operands = [] if bias is None else [g.op("Reshape", _row(g, bias, of_expert), g.ints(-1))]
-            return g.op("Gemm", value, matrix, *operands)
+            (count, rows, columns), view, bias = slabs[role].shape, views[role], biases[role]
+            tiles = view.shape[0] // count
+            first = of_expert(g.constant(tiles * np.arange(count)))  # [1]
+            parts = g.op("Reshape", value, g.ints(-1, tiles, rows // tiles))  # [m, tiles, rows of one]
+
+            def product(t: str, total: str) -> str:
+                matrix = g.op("Reshape", g.rows(view, g.op("Add", first, t)), g.ints(-1, columns))
+                return g.op("Gemm", g.op("Gather", parts, t, axis=1), matrix, *([total] if total else []))
+
+            total = "" if bias is None else g.op("Reshape", _row(g, bias, of_expert), g.ints(-1))
+            total = product(g.int(0), total)
+            if tiles == 1:
+                return total
+            return g.fold(g.int(tiles - 1), lambda t, before: product(g.op("Add", t, g.int(1)), before), total)
 
         return linear(expert_activation(g, checkpoint.graph, linear(run, "gate_up")), "down_slab")
 
     return _looped(g, checkpoint.settings.hidden, x, weights, chosen, compute)
+
+
+def _tiled(g: Graph, slab: Tensor) -> Tensor:
+    """[E * tiles, numbers of a tile] over a slab [E, rows, columns]: each is as many whole rows."""
+    count, rows, columns = slab.shape
+    fitting = (t for t in range(1, rows + 1) if rows % t == 0 and rows * columns <= SUMMED_TILE * t)
+    tiles = next(fitting, rows)
+    view = slab._replace(name=f"{slab.name}.tiles", shape=(count * tiles, rows * columns // tiles))
+    g.stored(view)
+    return view
 
 
 def _looped(
