@@ -36,6 +36,7 @@ from tests.bench_pictures import bars as picture_bars
 from tests.bench_report import bench_report
 from tests.bench_scoring import bars as scoring_bars
 from tests.bench_sweep import bars as sweep_bars
+from tests.bench_verify import bars as verify_bars
 from tests.support.full_size import measure_emission, released_config, write_sparse_molmoe
 
 ROOT = Path(__file__).parent.parent
@@ -205,6 +206,7 @@ def main() -> None:
         *([] if options.quick else full_size_bars(work)),
         *([] if options.quick else packed_bars()),
         *([] if options.quick else sweep_bars(work)),
+        *verify_bars(work, width, expert, runs),
         ("pick", lambda: bench_pick(work)),
         ("report", lambda: bench_report(work)),
     ]

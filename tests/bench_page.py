@@ -62,6 +62,11 @@ ABOUT = {
         "`knobcast sweep` of the embedded model, accuracy and latency; the baseline evaluates and benchmarks one after "
         "the other, timed on three. Seconds of a processor, one thread per process, proofs of the graphs included.",
     ),
+    "verify_files": (
+        "Checking a variant's files",
+        "`knobcast verify --level files` of a variant in the page cache: sums, facts, ranges; the baseline is a "
+        "process that calls `hashlib.file_digest` on the same files, one after the other, as `verify` does.",
+    ),
     "pick": ("Choosing a setting", "`knobcast pick` on a finished sweep, beside `knobcast --help`; processor time."),
     "report": ("A sweep as one page", "`knobcast report`: bytes of the page, processor time without and with plots."),
     "family_full_size": ("25 settings in one directory", "What `--family` adds to copying full-size weights."),
@@ -131,6 +136,8 @@ WORDS = [
     ("plain_loop_seconds", "the plain loop", "s"),
     (r"plain_loop_seconds_from_(\d+)_sets", r"the plain loop, from \1 sets", "s"),
     ("cp_sync_sha256sum_seconds", "`cp`, `sync` and `sha256sum` of the same files", "s"),
+    ("file_digest_seconds", "`hashlib.file_digest`", "s"),
+    ("file_bytes", "all files", "B"),
     ("python_seconds", "the Python code", "s"),
     ("picture_mb", "the photo", "MiB"),
     ("peak_ratio", "peak memory, to the photo", ""),

@@ -228,6 +228,8 @@ def test_the_command_answers_refuses_and_writes(swept: tuple[Path, Table], tmp_p
     done = knobcast("pick", directory, "--at", "qa", "--latency-ms", "1")
     assert done.code == 1
     assert "none of 75 settings fits" in done.out
+    ruled = knobcast("pick", directory, "--at", "qa", "--rule", "lookup", "--latency-ms", "500").out
+    assert "lookup: most accuracy at qa with latency <= 500 ms, 0.05 of it more allowed" in ruled
     file = tmp_path / "lookup.json"
     assert knobcast("pick", directory, "--at", "qa", "--lookup", file).code == 0
     entries = json.loads(file.read_text())["entries"]

@@ -258,8 +258,8 @@ def test_the_gate_sees_a_wrong_static_graph(molmo: Path, tmp_path: Path, monkeyp
 
     write = module.write_decoders
 
-    def wrong(checkpoint: Any, directory: Path, static: StaticPlan, form: Form, prefix: str = "") -> list[Path]:
-        files = write(checkpoint, directory, static, form, prefix)
+    def wrong(checkpoint: Any, directory: Path, static: StaticPlan, form: Form, prefix: str = "", **notes: Any) -> Any:
+        files = write(checkpoint, directory, static, form, prefix, **notes)
         one_more = Static(1, static.cache)
         from transform.top_k import set_top_k
 

@@ -85,11 +85,11 @@ def pick(
         by_lookup = _look_up(table, bounds, choosing, at)
         if by_lookup is None:
             return
-        point, fits, made = by_lookup
+        point, fits, made, budget = by_lookup
         if as_json:
             print_json({"rule": "lookup", "fits": fits, "tolerance": made.tolerance, "best": facts(point, at)})
         else:
-            show_lookup(point, fits, made)
+            show_lookup(point, fits, made, budget)
         _export(table, point, choosing)
         return
     constraints = bounds.parse(bounds.tolerance or 0.0)
@@ -106,8 +106,11 @@ def pick(
     _export(table, found.best, choosing)
 
 
-def _look_up(table: "Table", bounds: Bounds, choosing: Choosing, at: str | None) -> "tuple[Point, bool, Lookup] | None":
-    """(setting, whether it keeps to the budget, the table); None: the table alone was asked for, and is written."""
+def _look_up(
+    table: "Table", bounds: Bounds, choosing: Choosing, at: str | None
+) -> "tuple[Point, bool, Lookup, Constraint] | None":
+    """(setting, whether it keeps to the budget, the table, the budget); None: the table alone was asked for, and is
+    written."""
     from export.sweep.constraints import LATENCY, PREFILL
     from export.sweep.lookup import TOLERANCE, make_lookup
 
@@ -134,9 +137,9 @@ def _look_up(table: "Table", bounds: Bounds, choosing: Choosing, at: str | None)
         return None
     from export.sweep.constraints import parse_constraint
 
-    budget = parse_constraint(quantity, said[quantity]).limit(table, at)
-    entry, fits = made.setting(budget)
-    return table.point(entry.name), fits, made
+    budget = parse_constraint(quantity, said[quantity])
+    entry, fits = made.setting(budget.limit(table, at))
+    return table.point(entry.name), fits, made, budget
 
 
 def _export(table: "Table", point: "Point", choosing: Choosing) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from export.files.verification import OtherK
-from export.gate.probe import MIN_MARGIN, SEEDS, MarginWatch, TextProbe, prompt_length, text_probe
+from export.gate.probe import MIN_MARGIN, SEEDS, MarginWatch, TextProbe, prompt_length, routing_of, text_probe
 from export.gate.tolerance import LEAST_SCALE, scale_of
 from export.run.graphs import Graphs
 from transform.architectures import Choice
@@ -30,7 +30,7 @@ def find_probe(model: "PreTrainedModel", checkpoint: Checkpoint) -> TextProbe:
     for seed in SEEDS:
         probe = text_probe(settings.vocab, seed, length)
         try:
-            with torch.no_grad(), MarginWatch(model, checkpoint.graph.routing) as watch:
+            with torch.no_grad(), MarginWatch(model, routing_of(checkpoint)) as watch:
                 model(input_ids=probe.ids)
                 watch.mask = probe.mask
                 model(input_ids=probe.batch, attention_mask=probe.mask)

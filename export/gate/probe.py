@@ -13,6 +13,8 @@ import numpy as np
 import torch
 
 from transform.architectures.graph_facts import Routing, Scores
+from transform.checkpoint import Checkpoint
+from transform.graphs import why_no_graphs
 from transform.runtime import find_routers
 
 PROMPT, DECODE = 14, 4
@@ -21,6 +23,7 @@ MOST_WINDOW = 512  # windows beyond are not passed: a prompt of thousands would 
 PADDING = 5
 MIN_MARGIN = 2e-7  # router probabilities of two correct programs differ by about 1e-8
 SEEDS = range(40)
+PLAIN = Routing()
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class MarginWatch:
     padding token's embedding often is zero, between whose experts no program can decide.
     """
 
-    def __init__(self, model: torch.nn.Module, routing: Routing = Routing()) -> None:  # noqa: B008
+    def __init__(self, model: torch.nn.Module, routing: Routing = PLAIN) -> None:
         self.model, self.routing, self.smallest = model, routing, float("inf")
         self.mask: torch.Tensor | None = None
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -81,30 +84,38 @@ class MarginWatch:
             handle.remove()
 
     def _look(self, router: torch.nn.Module, _inputs: object, outputs: tuple[torch.Tensor, ...]) -> None:
-        logits = outputs[0].float().reshape(-1, outputs[0].shape[-1])
+        gaps = margins(router, outputs, self.routing)
         if self.mask is not None:
-            logits = logits[self.mask.reshape(-1) == 1]
-        self.smallest = min(self.smallest, choice_margin(self.routing, router, logits))
+            gaps = gaps[self.mask.reshape(-1) == 1]
+        self.smallest = min(self.smallest, float(gaps.min()))
 
 
-def choice_margin(routing: Routing, router: torch.nn.Module, logits: torch.Tensor) -> float:
-    """The smallest gap of a router's choices by logits [n, E], of experts and of groups of them."""
+def routing_of(checkpoint: Checkpoint) -> Routing:
+    """How a checkpoint's routers choose, as far as graphs must know."""
+    return PLAIN if why_no_graphs(checkpoint) else checkpoint.graph.routing
+
+
+def margins(router: torch.nn.Module, outputs: tuple[torch.Tensor, ...], routing: Routing = PLAIN) -> torch.Tensor:
+    """Per token of a router's call, the gap between what chose its k-th expert and the next one, and between the last
+    group of experts that it may choose from and the next; infinite where all are chosen."""
+    logits = (outputs[0] if isinstance(outputs, tuple) else outputs).float().flatten(0, -2)
+    k = getattr(router, "top_k", None)
+    if type(k) is not int or k > logits.shape[-1]:
+        # its number is in the config, or it gives no score per expert: no graph is compared with such a one
+        return torch.full(logits.shape[:1], torch.inf)
     choice = torch.sigmoid(logits) if routing.scores is Scores.SIGMOID else torch.softmax(logits, -1)
-    learned = (*router.named_parameters(), *router.named_buffers())
-    for name, correction in learned:
+    for name, correction in (*router.named_parameters(), *router.named_buffers()):
         if name.endswith("correction_bias"):
             choice = choice + correction.detach().float().reshape(-1)
-    gaps = [float("inf")]
+    gaps = torch.full(choice.shape[:1], torch.inf)
     if routing.groups is not None:
         count, taken = routing.groups
         grouped = choice.reshape(len(choice), count, -1)
         best = grouped.topk(2, -1).values.sum(-1)
         ranked = best.sort(-1, descending=True).values
-        gaps.append(float((ranked[:, taken - 1] - ranked[:, taken]).min()))
-        out = best < ranked[:, taken - 1 : taken]
-        choice = grouped.masked_fill(out.unsqueeze(-1), -torch.inf).reshape(choice.shape)
-    k = router.top_k
-    if isinstance(k, int) and k < choice.shape[-1]:
-        top = choice.topk(k + 1, -1).values
-        gaps.append(float((top[:, -2] - top[:, -1]).min()))
-    return min(gaps)
+        gaps = ranked[:, taken - 1] - ranked[:, taken]
+        choice = grouped.masked_fill((best < ranked[:, taken - 1 : taken]).unsqueeze(-1), -torch.inf).flatten(1)
+    if k == choice.shape[-1]:
+        return gaps
+    top = choice.topk(k + 1, -1).values
+    return torch.minimum(gaps, top[:, -2] - top[:, -1])

@@ -5,7 +5,7 @@ knows a model, and nothing reads a weight: an initializer is a name, a shape, a 
 A graph computes in one type, float32 or float16; weights stored otherwise are cast at the place of use.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class Graph:
         self.fixed = fixed  # all sizes are known: those that onnx can't infer are written down
         self.compute = TYPES[DTYPES[form.compute]]
         self.fused = form.fused  # onnxruntime's own operators may be used
+        self.notes: Mapping[str, str] = {}  # metadata
         self._nodes: list[Any] = []
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
@@ -227,6 +228,8 @@ class Graph:
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="knobcast")
         if self.fixed:
             model.graph.value_info.extend(fused_shapes(model, self.compute))
+        for key, value in self.notes.items():
+            model.metadata_props.add(key=key, value=value)
         return model
 
     def serialised(self) -> bytes:

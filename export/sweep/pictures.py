@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from importance.atomic import write_atomically
+from importance.atomic import make_folder, write_atomically
 from importance.samples import EncodedImage, Picture, Sample
 from transform.errors import VerificationError
 from transform.molmoe.pictures import ImageError, ImageInput, decode_image, open_image
@@ -51,7 +51,7 @@ def keep_pictures(samples: Iterable[Sample], directory: Path, most: int = 4) -> 
     chosen = _choose(_different(samples), most)
     if not chosen:
         return
-    (directory / FOLDER).mkdir(exist_ok=True)
+    make_folder(directory / FOLDER)
     entries = []
     for n, kept in enumerate(chosen):
         file = f"{n}.jpg"
