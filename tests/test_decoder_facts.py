@@ -9,7 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.decoders import DECODERS, EXPERTS, write_decoder
+from export.cost.count import count
+from export.cost.work import Workload
+from tests.support.decoders import DECODERS, DENSE, EXPERTS, WINDOW, write_decoder
+from tests.support.flops import decoder_flops
 from tests.support.paths import ROOT
 from transform.architectures import architecture_named, known_model_types
 from transform.architectures.graph_keys import unread_keys
@@ -18,9 +21,11 @@ from transform.errors import CheckpointError
 from transform.experts import experts_of, is_turned, turned_experts_of
 from transform.forms import form_named
 from transform.graphs import why_no_graphs
+from transform.knobs import Knobs
 from transform.load import load_model
 from transform.packed import dequantise, fake_quantised, read_packed, write_packed
 from transform.packed_layout import packing_for
+from transform.plan import make_plan
 from transform.read import read_checkpoint
 from transform.strict_json import Record, read_json
 from transform.write import write_json
@@ -173,3 +178,14 @@ def test_the_family_that_the_docs_show_is_a_whole_one() -> None:
     page = (ROOT / "docs" / "design.md").read_text()
     shown = page.partition("All of GLM-4.5:")[2].partition("```json")[2].partition("```")[0]
     assert json.loads(shown) == json.loads((ROOT / "transform" / "architectures" / "glm4_moe.json").read_text())
+
+
+@pytest.mark.parametrize("form", ["cpu", "int4"])
+@pytest.mark.parametrize("name", ["qwen2_moe", "granitemoeshared", "gpt_oss", "flex_olmo", "llama"])
+def test_flops_by_arithmetic_are_those_that_torch_counts(name: str, form: str, tmp_path: Path) -> None:
+    directory = write_decoder(name, tmp_path)
+    plan = make_plan(read_checkpoint(directory), Knobs(k=None if name in DENSE else 2, keep=(0, 2, 3), form=form))
+    # within any window: beyond it PyTorch's cache forgets, where graphs mask
+    counted = count(plan, Workload(None, WINDOW - 2, 2))
+    expected = decoder_flops(plan, directory, counted, 2)
+    assert (counted.work.prefill_flops, counted.work.decode_flops) == expected
