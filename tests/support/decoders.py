@@ -15,10 +15,11 @@ from tests.support.zoo import randomise
 
 BLOCKS, EXPERTS, K, VOCABULARY = 4, 8, 4, 212
 WINDOW = 5  # every probe is longer
+END_OF_TEXT = 2
 SIZES = {
     "vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": BLOCKS, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 20, "max_position_embeddings": 256, "initializer_range": 0.1,
-    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": False,
+    "bos_token_id": 1, "eos_token_id": END_OF_TEXT, "pad_token_id": 0, "tie_word_embeddings": False,
 }  # fmt: skip
 NAMED = {"num_experts": EXPERTS, "num_experts_per_tok": K}
 LOCAL = {"num_local_experts": EXPERTS, "num_experts_per_tok": K}
