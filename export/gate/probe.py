@@ -64,7 +64,9 @@ class MarginWatch:
         for handle in self._handles:
             handle.remove()
 
-    def _look(self, router: torch.nn.Module, _inputs: object, outputs: "tuple[torch.Tensor, ...] | torch.Tensor") -> None:
+    def _look(
+        self, router: torch.nn.Module, _inputs: object, outputs: "tuple[torch.Tensor, ...] | torch.Tensor"
+    ) -> None:
         scores = outputs[0] if isinstance(outputs, tuple) else outputs
         if scores.shape[-1] <= router.top_k:  # what a router gives first needn't be a score per expert
             return

@@ -87,7 +87,7 @@ ZOO: Mapping[str, Animal] = {
     "qwen3_next": Animal(
         "Qwen3NextForCausalLM",
         _text(**EXPERT, **NAMED, **HEADS, **LINEAR, shared_expert_intermediate_size=36, mlp_only_layers=[2]),
-        boundary=2,
+        boundary=2, never=("middle",),
     ),
     "qwen3_5_moe": Animal(
         "Qwen3_5MoeForConditionalGeneration",
@@ -95,7 +95,7 @@ ZOO: Mapping[str, Animal] = {
                               rope_parameters=SECTIONS | {"mrope_section": [1, 1, 0]}),
          "vision_config": EYES, "image_token_id": 200, "video_token_id": 201, "vision_start_token_id": 202,
          "vision_end_token_id": 203},
-        boundary=3,
+        never=("middle",),
     ),
     "qwen3_vl_moe": Animal(
         "Qwen3VLMoeForConditionalGeneration",
@@ -268,10 +268,15 @@ ZOO: Mapping[str, Animal] = {
 
 def make(name: str, directory: Path) -> Path:
     """Write the checkpoint of a row; returns the directory."""
+    return make_sized(name, directory)
+
+
+def make_sized(name: str, directory: Path, **changes: object) -> Path:
+    """The same with other arguments of the config of a text model."""
     animal = ZOO[name]
     kind = getattr(transformers, animal.kind)
     torch.manual_seed(sum(map(ord, name)))
-    model = kind(kind.config_class(**animal.config)).eval()
+    model = kind(kind.config_class(**{**animal.config, **changes})).eval()
     randomise(model)
     model.save_pretrained(directory, save_original_format=animal.original, max_shard_size="200KB")
     return directory
