@@ -22,15 +22,30 @@ from transform.runtime import knobs_at_run_time
 CORE = ("qwen3_moe", "mixtral", "ernie4_5_moe")
 # Why the others are refused, in the words of the refusal.
 REFUSED = {
-    "mixtral": "sliding_window 9", "qwen2_moe": "sliding_window 7", "qwen3_next": "has linear_attention",
-    "qwen3_5_moe": "has linear_attention", "gpt_oss": "sliding_window 5", "dots1": "sliding_window 7",
-    "exaone_moe": "sliding_window 6", "minimax": "has linear_attention", "granitemoe": "embedding_multiplier 1.5",
-    "granitemoeshared": "embedding_multiplier 1.5", "granitemoe_swa": "sliding_window 6",
-    "granitemoehybrid": "has linear_attention|embedding_multiplier", "lfm2_moe": "has no norm|has conv", "llama4_text": "attention_chunk_size 8",
-    "afmoe": "sliding_window 6", "mimo_v2_flash": "sliding_window 6", "cohere2_moe": "sliding_window 6",
-    "nemotron_h": "has no norm|has linear_attention", "gemma4": "sliding_window 6", "jamba": "has no norm|has linear_attention",
-    "qwen2": "sliding_window 7", "deepseek_v2": "can't be called so", "molmo2": "own logits|can't be called so",
-}  # fmt: skip
+    "mixtral": "sliding_window 9",
+    "qwen2_moe": "sliding_window 7",
+    "qwen3_next": "has linear_attention",
+    "qwen3_5_moe": "has linear_attention",
+    "gpt_oss": "sliding_window 5",
+    "dots1": "sliding_window 7",
+    "exaone_moe": "sliding_window 6",
+    "minimax": "has linear_attention",
+    "granitemoe": "embedding_multiplier 1.5",
+    "granitemoeshared": "embedding_multiplier 1.5",
+    "granitemoe_swa": "sliding_window 6",
+    "granitemoehybrid": "has linear_attention|embedding_multiplier",
+    "lfm2_moe": "has no norm|has conv",
+    "llama4_text": "attention_chunk_size 8",
+    "afmoe": "sliding_window 6",
+    "mimo_v2_flash": "sliding_window 6",
+    "cohere2_moe": "sliding_window 6",
+    "nemotron_h": "has no norm|has linear_attention",
+    "gemma4": "sliding_window 6",
+    "jamba": "has no norm|has linear_attention",
+    "qwen2": "sliding_window 7",
+    "deepseek_v2": "can't be called so",
+    "molmo2": "own logits|can't be called so",
+}
 ROWS = [pytest.param(name, marks=() if name in CORE else pytest.mark.extra) for name in ZOO]
 
 

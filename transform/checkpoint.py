@@ -245,8 +245,8 @@ def check_blocks(checkpoint: Checkpoint) -> None:
     kinds = {t.dtype for t in checkpoint.tensors.values() if t.pack is None} - {"F32", "F16", "BF16"}
     if kinds and lookup(checkpoint.config, "quantization_config") is None:
         raise CheckpointError(
-            f"weights must be F32, F16 or BF16, found {', '.join(sorted(kinds))}. Convert the checkpoint first, or take "
-            "the release that it was quantised from."
+            f"weights must be F32, F16 or BF16, found {', '.join(sorted(kinds))}. Convert the checkpoint first, or "
+            "take the release that it was quantised from."
         )
     if max(found) >= layers + predictors(text):
         raise CheckpointError(

@@ -80,8 +80,8 @@ class DropBlocks(Pass):
         caching = [i for i, kind in enumerate(kinds or ()) if str(kind) not in CACHELESS]
         if caching and not set(caching) & set(self.keep_blocks):
             raise KnobError(
-                f"one block that attends must stay, or transformers can't generate with a cache: got {list(self.keep_blocks)}, "
-                f"and blocks {caching} attend. Keep one of these."
+                f"one block that attends must stay, or transformers can't generate with a cache: blocks "
+                f"{caching} attend, got {list(self.keep_blocks)} to keep. Keep one of these."
             )
 
     def run(self, source: Checkpoint) -> Checkpoint:

@@ -237,7 +237,8 @@ def make_plan(source: Checkpoint, knobs: Knobs) -> Plan:
         warnings += [beyond_training(source, target.settings.top_k, keep_blocks)]
     if knobs.dtype != "source" and (method := quantised_by(source)):
         raise KnobError(
-            f"weights quantised by {method} move as they are and can't be cast, got dtype {knobs.dtype!r}. Leave it out."
+            f"weights quantised by {method} move as they are and can't be cast, got dtype {knobs.dtype!r}. "
+            "Leave it out."
         )
     source_form = form_of(source)
     form = source_form if knobs.form is None else form_named(knobs.form)

@@ -78,5 +78,6 @@ def refuse_quantised(config: Mapping[str, object], passing: Sequence[str] = ()) 
             raise CheckpointError(
                 f"weights must be plain floating point numbers, {key} in config.json says that they are quantised "
                 f"({'method' if method else 'without a method'}{f' {shown(method)}' if method else ''}). Use the "
-                f"checkpoint it was made of{_RELEASES.get(str(method), '')}; if the weights are plain after all, remove {key} from config.json."
+                f"checkpoint it was made of{_RELEASES.get(str(method), '')}; if the weights are plain after all, "
+                f"remove {key} from config.json."
             )
