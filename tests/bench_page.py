@@ -166,6 +166,8 @@ WORDS = [
     (r"\w+_interval", "plus or minus", ""),
     ("peak_mb", "peak memory", "MiB"),
     ("peak_anonymous_mb", "peak memory without mapped files", "MiB"),
+    ("verify_seconds", "`verify`", "s"),
+    ("verify_peak_anonymous_mb", "`verify`, peak memory without mapped files", "MiB"),
     ("anonymous_mb", "memory beside the mapped file", "MB"),
     ("weight_mb", "weights of the layer", "MB"),
     ("file_mb", "all graphs", "MB"),

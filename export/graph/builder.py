@@ -196,8 +196,10 @@ class Graph:
         found = self.op("Gather", self.stored(table), indices, axis=0)
         return found if TYPES[table.stored] == self.compute else self.op("Cast", found, to=self.compute)
 
-    def stack(self, tensors: Sequence[Tensor]) -> str:
-        """Equal tensors that lie back to back in one file, as one [count, ...] in place; raises CheckpointError."""
+    def stack(self, tensors: Sequence[Tensor], spread: bool = False) -> str:
+        """Equal matrices that lie back to back in one file, as one [count, rows, columns] in place; raises
+        CheckpointError. With `spread` an axis of 1 keeps the rows apart: [count, rows, 1, columns].
+        """
         first = tensors[0]
         for at, tensor in enumerate(tensors):
             place = (first.file, first.start + at * first.nbytes, first.shape, first.stored)
@@ -206,7 +208,8 @@ class Graph:
                     f"{tensor.name} must follow {tensors[at - 1].name} in the weight file, so that one operator can "
                     "read them together. Export with --form cuda, which writes them so."
                 )
-        shape = (len(tensors), *first.shape)
+        rows, columns = first.shape
+        shape = (len(tensors), rows, 1, columns) if spread else (len(tensors), rows, columns)
         return self.stored(first._replace(name=f"{first.name}.stack", shape=shape, nbytes=len(tensors) * first.nbytes))
 
     def linear(self, x: str, weight: Tensor, bias: Tensor | None = None, turned: bool = False) -> str:
