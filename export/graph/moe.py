@@ -65,8 +65,9 @@ def _fused(g: Graph, checkpoint: Checkpoint, i: int, x: str, logits: str, normal
     """
     bias = _biases(g, checkpoint, i)
     gate_up, down = (_slabs_in_turns if in_slabs(checkpoint, i) else _stacks_in_turns)(g, checkpoint, i)
+    operands = [x, logits, gate_up, bias["gate_up"], down, *filter(None, [bias["down_slab"]])]
     return g.op(
-        "MoE", x, logits, gate_up, bias["gate_up"], down, bias["down_slab"],
+        "MoE", *operands,
         domain=CONTRIB, k=checkpoint.settings.top_k[i], normalize_routing_weights=int(normalise),
         **_swiglu(checkpoint.graph),
     )  # fmt: skip
