@@ -8,6 +8,7 @@ window would prove nothing either.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ PADDING = 5
 MIN_MARGIN = 2e-7  # router probabilities of two correct programs differ by about 1e-8
 SEEDS = range(40)
 PLAIN = Routing()
-Outputs = tuple[torch.Tensor, ...] | torch.Tensor  # of a router: logits first, or alone
+Outputs: TypeAlias = tuple[torch.Tensor, ...] | torch.Tensor  # of a router: logits first, or alone
 
 
 @dataclass(frozen=True)
