@@ -29,7 +29,13 @@ def render() -> str:
 
 def _row(family: Architecture) -> str:
     per_block = "yes, one per block too" if family.per_block_top_k else "yes"
-    k = "fixed" if family.k is Choice.FIXED else "where it has experts" if family.defaults.get("experts") == 0 else per_block
+    k = (
+        "fixed"
+        if family.k is Choice.FIXED
+        else "where it has experts"
+        if family.defaults.get("experts") == 0
+        else per_block
+    )
     pinned = "yes, but the first ones that pictures feed" if family.pinned else "yes"
     blocks = "yes, the last one being of its kind" if family.last else pinned
     graphs = "all forms" if family.complete or family.graph else "weights alone"

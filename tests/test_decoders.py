@@ -228,13 +228,17 @@ def test_probes_are_longer_than_windows() -> None:
     assert prompt_length((MOST_WINDOW + 1,)) == PROMPT
 
 
-@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss", "ernie4_5_moe", "glm4_moe"])
-def test_derived_graphs_equal_those_that_are_exported(name: str, tmp_path: Path) -> None:
-    """Softmax behind the choice, blocks without experts, scores taken at the chosen places, ranked groups."""
-    variant = write_variant(write_decoder(name, tmp_path / "source"), tmp_path / "variant")
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("qwen3_moe", "cpu"), ("gpt_oss", "cpu"), ("ernie4_5_moe", "cpu"), ("glm4_moe", "cpu"), ("glm4_moe", "int4")],
+)
+def test_derived_graphs_equal_those_that_are_exported(name: str, form: str, tmp_path: Path) -> None:
+    """Blocks without experts, softmax behind the choice, scores taken at the chosen places, ranked groups, a choice that
+    a fused operator is told."""
+    variant = write_variant(write_decoder(name, tmp_path / "source"), tmp_path / "variant", form=form)
     found = derive(variant / "text.onnx", 2, keep=[0, 1, 3], out=variant / "derived.onnx")
     assert set(found["top_k"]) <= {0, 2}
-    other = write_variant(tmp_path / "source", tmp_path / "other", keep=[0, 1, 3], k=2)
+    other = write_variant(tmp_path / "source", tmp_path / "other", keep=[0, 1, 3], k=2, form=form)
     ids, _ = ids_and_masks()
     logits = []
     for directory, file in ((variant, "derived.onnx"), (other, "text.onnx")):
