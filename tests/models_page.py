@@ -13,7 +13,7 @@ What `knobcast export` takes, by the `model_type` of its `config.json`; `python 
 from the families' data files, and a test holds it. Of every row, tiny checkpoints with random weights lose blocks and
 experts per token in the tests, and those with graphs are compared with transformers in every form.
 
-A variant of a stock model stays one: its class, names of tensors and config keys are those of transformers, and whatever
+A variant of a stock model stays one: its class, names of tensors and config keys are those of transformers, and what
 reads the original reads it. "Weights alone": there are no graphs for this family yet, so no form, `knobcast run` or
 onnxruntime.
 

@@ -172,7 +172,7 @@ WRONG: dict[str, tuple[str, Callable[[Checkpoint], Checkpoint]]] = {
     "no groups": ("glm4_moe", routed(groups=None)),
     "no scale": ("glm4_moe", routed(scale=1.0)),
     "no correction": ("glm4_moe", missing("router.correction")),
-    "all of a head turned": ("glm4_moe", turned(width=20)),
+    "all of a head turned": ("glm4_moe", turned(width=24)),
     "neighbours not turned": ("ernie4_5_moe", turned(turn=Turn.HALVES)),
     "no least sum": ("ernie4_5_moe", routed(least=0.0)),
 }
@@ -233,8 +233,8 @@ def test_probes_are_longer_than_windows() -> None:
     [("qwen3_moe", "cpu"), ("gpt_oss", "cpu"), ("ernie4_5_moe", "cpu"), ("glm4_moe", "cpu"), ("glm4_moe", "int4")],
 )
 def test_derived_graphs_equal_those_that_are_exported(name: str, form: str, tmp_path: Path) -> None:
-    """Blocks without experts, softmax behind the choice, scores taken at the chosen places, ranked groups, a choice that
-    a fused operator is told."""
+    """Blocks without experts, softmax behind the choice, scores at the chosen places, ranked groups, a fused operator
+    that is told what was chosen."""
     variant = write_variant(write_decoder(name, tmp_path / "source"), tmp_path / "variant", form=form)
     found = derive(variant / "text.onnx", 2, keep=[0, 1, 3], out=variant / "derived.onnx")
     assert set(found["top_k"]) <= {0, 2}

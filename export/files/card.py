@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from export.files.card_graphs import graph_lines
 from export.files.card_measured import accuracy_lines, speed_lines
 from export.files.card_metadata import front_matter
 from export.files.card_use import use_lines
@@ -61,6 +62,8 @@ def write_card(
     if measured and measured.latency:
         lines += ["## Speed", "", *speed_lines(measured), ""]
     lines += ["## Verification", "", *_verification(plan, verification), ""]
+    if graphs := graph_lines(directory, plan, verification):
+        lines += ["## Graphs", "", *graphs, ""]
     lines += ["## Use", "", *use_lines(plan, directory, onnx), ""]
     lines += ["## Licence and attribution", "", *_licence(plan, about, directory), ""]
     if facts["warnings"]:
@@ -83,8 +86,8 @@ def _what(plan: Plan, verified: bool) -> list[str]:
         same = f", its weights {_alike(plan)} in the same way" if rounded else ""
         lines += [f"In PyTorch it equals the source with the same knobs at run time{same}."]
     if plan.no_graphs:
-        return [*lines, f"It has weights alone: {plan.no_graphs}."]
-    return [*lines, f"The graphs are of the `{plan.form.name}` form."]
+        lines += [f"It has weights alone: {plan.no_graphs}."]
+    return lines
 
 
 def _source(plan: Plan) -> str:

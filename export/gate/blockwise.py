@@ -201,7 +201,7 @@ def one_block_graphs(
     text_graph(view, form).write(directory / name)
     try:
         graphs = opened(directory, text=name)
-        _ = graphs.text  # opened now: the file can go
+        _ = graphs.text, graphs.shares_cache  # opened and read now: the file can go
     finally:
         (directory / name).unlink()
     return graphs

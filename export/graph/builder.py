@@ -26,6 +26,7 @@ EARLIER = 17  # LayerNormalization is in it: onnxruntime 1.12
 IR_VERSION = 8
 CONTRIB = "com.microsoft"  # onnxruntime's own operators, for the fused forms
 FLOAT, FLOAT16, INT64, BOOL = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64, TensorProto.BOOL
+INT32 = TensorProto.INT32
 DOUBLE, UINT8 = TensorProto.DOUBLE, TensorProto.UINT8
 TYPES = {
     "F32": TensorProto.FLOAT,
@@ -54,6 +55,7 @@ class Graph:
         self.fixed = fixed  # all sizes are known: those that onnx can't infer are written down
         self.compute = TYPES[DTYPES[form.compute]]
         self.fused = form.fused  # onnxruntime's own operators may be used
+        self.form = form
         self.notes: Mapping[str, str] = {}  # metadata
         self._nodes: list[Any] = []
         self._inputs: list[Any] = []
@@ -88,9 +90,26 @@ class Graph:
         self._append(kind, inputs, [name], **attributes)
         return name
 
+    def result(self, name: str | None, kind: str, *inputs: str, **attributes: object) -> str:
+        """`named` where there is a name, else `op`."""
+        return self.op(kind, *inputs, **attributes) if name is None else self.named(name, kind, *inputs, **attributes)
+
     def choose(self, condition: str, then: Callable[[], str], otherwise: Callable[[], str]) -> str:
         """`If`: only the chosen branch runs and takes memory. Branches yield one tensor of the graph's type."""
         return self.op("If", condition, then_branch=self._branch(then), else_branch=self._branch(otherwise))
+
+    def choose_and(
+        self,
+        named: Sequence[str],
+        condition: str,
+        then: Callable[[], Sequence[str]],
+        otherwise: Callable[[], Sequence[str]],
+    ) -> str:
+        """`choose` of several tensors: the first is returned, the others have public names, as of `named`."""
+        then_branch, else_branch = self._several(then), self._several(otherwise)
+        result = self._fresh()
+        self._append("If", [condition], [result, *named], then_branch=then_branch, else_branch=else_branch)
+        return result
 
     def each(self, count: str, build: Callable[[str], str], dtype: int) -> str:
         """`Loop`: build(i) for i from 0 to the scalar `count`, results of one shape and of `dtype` stacked in front."""
@@ -267,7 +286,10 @@ class Graph:
         return f"v{self._values}"
 
     def _branch(self, build: Callable[[], str]) -> object:
-        return self._nested(lambda: [_unshaped(build(), self.compute)])
+        return self._several(lambda: [build()])
+
+    def _several(self, build: Callable[[], Sequence[str]]) -> object:
+        return self._nested(lambda: [_unshaped(name, self.compute) for name in build()])
 
     def _nested(self, build: Callable[[], Sequence[object]], given: Sequence[object] = ()) -> object:
         """The subgraph whose nodes `build` appends; it returns the outputs' infos, `given` are those of the inputs."""
