@@ -222,9 +222,8 @@ def _use(plan: Plan, directory: Path, onnx: bool) -> list[str]:
 def _program(modality: Modality, plan: Plan, words: bool) -> list[str]:
     """A question answered by transformers; without a tokenizer the model alone."""
     image = modality.sees_images
-    named = plan.target.config.get("architectures")
-    stock = plan.target.architecture.model_class is None and isinstance(named, list) and named
-    auto = str(named[0]) if stock else modality.auto_class
+    named = plan.target.config.get("architectures") if plan.target.architecture.model_class is None else None
+    auto = str(named[0]) if isinstance(named, list) and named else modality.auto_class
     side, name = ("AutoProcessor", "processor") if image else ("AutoTokenizer", "tokenizer")
     trust = ", trust_remote_code=True" if image else ""
     lines = [

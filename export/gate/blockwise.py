@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from export.files.integrity import check_graph_bounds
-from export.files.verification import Verification
+from export.files.verification import OtherK, Verification
 from export.gate.activations import check_activations
 from export.gate.as_user import check_as_user
 from export.gate.checking import checking_graphs
@@ -31,6 +31,7 @@ from export.gate.resident import rounding
 from export.gate.static import verify_static_block
 from export.run.graphs import Graphs
 from export.run.io_file import read_io
+from transform.architectures.vocabulary import attending
 from transform.checkpoint import Checkpoint
 from transform.depth import view_blocks
 from transform.errors import VerificationError
@@ -75,15 +76,20 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
         embeddings = _embed(written, seen, "float32")
         theirs = _embed(plan.source, seen, rounding(plan), plan.new_packing)
         keep_largest(differences, exactly_equal({"embeddings": embeddings}, {"embeddings": theirs}))
+    other: OtherK | None = None
     for new, old in enumerate(plan.keep_blocks):
         say(f"block {old} ({new + 1} of {len(plan.keep_blocks)})")
         view = view_blocks(written, (new,))
         model, report = load_view(view, pictures=static and new == 0)
         keep_largest(counts, report.counts())
+        caching = bool(attending(view.architecture.text_of(view.config), 1))
+        _without_cache(model, not caching)
         probe = find_probe(model, view)
-        ours = _outputs(model, probe, embeddings)
+        ours = _outputs(model, probe, embeddings, caching)
         if new == 0:
-            seed, other = probe.seed, other_k(model, view, probe)
+            seed = probe.seed
+        if other is None or other["k"] is None:  # until a block has experts
+            other = other_k(model, view, probe)
         if new == 0 or rounds:
             golden = record(model, probe.ids.numpy(), None)
         if static:
@@ -92,9 +98,10 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
         del model
         release_memory()
         model, _ = source(view_blocks(plan.source, (old,)), pictures=False)
+        _without_cache(model, not caching)
         if k := plan.target.settings.top_k[new]:
             set_moe_top_k(model, k)
-        keep_largest(differences, exactly_equal(ours, _outputs(model, probe, embeddings)))
+        keep_largest(differences, exactly_equal(ours, _outputs(model, probe, embeddings, caching)))
         del model
         release_memory()
         if onnx:
@@ -145,14 +152,23 @@ def _embed(checkpoint: Checkpoint, seen: ImageProbe, dtype: str, packed: Packing
     return embeddings
 
 
-def _outputs(model: "PreTrainedModel", probe: TextProbe, embeddings: torch.Tensor | None) -> dict[str, torch.Tensor]:
+def _outputs(
+    model: "PreTrainedModel", probe: TextProbe, embeddings: torch.Tensor | None, caching: bool
+) -> dict[str, torch.Tensor]:
     """What a side's one-block model gives: the text probe's logits, and the last ones behind a picture's embeddings."""
-    found = run_text(model, probe)
+    found = run_text(model, probe, caching)
     if embeddings is not None:
         mask = torch.ones(embeddings.shape[:2], dtype=torch.int64)
         with torch.no_grad():
             found["image"] = model(inputs_embeds=embeddings, attention_mask=mask, logits_to_keep=1).logits[:, -1]
     return found
+
+
+def _without_cache(model: "PreTrainedModel", unable: bool) -> None:
+    """Blocks by themselves that keep no keys run without a cache, in which transformers would look for some."""
+    if unable:
+        for config in (model.config, model.config.get_text_config(decoder=True)):
+            config.use_cache = False
 
 
 def _check_meta(variant: Checkpoint) -> int:

@@ -44,8 +44,13 @@ def find_probe(model: "PreTrainedModel", checkpoint: Checkpoint) -> TextProbe:
 
 
 @torch.no_grad()
-def run_text(model: "PreTrainedModel", probe: TextProbe) -> dict[str, torch.Tensor]:
-    """Logits of the three ways a decoder is used: prefill, decode with a cache, a padded batch."""
+def run_text(model: "PreTrainedModel", probe: TextProbe, caching: bool = True) -> dict[str, torch.Tensor]:
+    """Logits of the three ways a decoder is used: prefill, decode with a cache, a padded batch. Without `caching`, of
+    blocks by themselves that keep no keys by which transformers counts tokens, prefill and the batch."""
+    if not caching:
+        whole = model(input_ids=probe.ids, use_cache=False).logits
+        padded = model(input_ids=probe.batch, attention_mask=probe.mask, use_cache=False).logits
+        return {"prefill": whole, "padded": padded[probe.mask == 1]}
     prefill = model(input_ids=probe.ids[:, :PROMPT], use_cache=True)
     cache, steps = prefill[CACHE], []
     for at in range(PROMPT, PROMPT + DECODE):
@@ -92,7 +97,7 @@ def other_k(model: "PreTrainedModel", target: Checkpoint, probe: TextProbe) -> O
     k = [value for value in target.settings.top_k if value]
     other = [value - 1 if value > 1 else value + 1 for value in k]
     fixed = target.architecture.k is Choice.FIXED
-    if fixed or max(other, default=1) > target.settings.experts:
+    if not k or fixed or max(other, default=1) > target.settings.experts:
         return {"k": None, "difference": None}  # one expert, none, or a number built in
     with torch.no_grad():
         before = model(input_ids=probe.ids).logits
