@@ -18,7 +18,7 @@ DEPTH = "num_hidden_layers"
     ("said", "keep", "wanted"),
     [
         ({"layer_types": ["a", "b", "c", "d", "e", "f"]}, (1, 4), {"layer_types": ["b", "e"]}),
-        ({"mlp_only_layers": [0, -1, 3]}, (0, 3, 5), {"mlp_only_layers": [0, 2, 1]}),
+        ({"mlp_only_layers": [0, -1, 3]}, (0, 3, 5), {"mlp_only_layers": [0, 1]}),
         ({"moe_layers": [1, 3, 5]}, (0, 3, 5), {"moe_layers": [1, 2]}),
         ({"rope_scaling_layers": [0, 2, 3]}, (2, 4), {"rope_scaling_layers": [0]}),
         ({"per_layer_config": {"01": {"x": 1}, "5": {"x": 2}}}, (0, 5), {"per_layer_config": {"1": {"x": 2}}}),

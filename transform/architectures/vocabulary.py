@@ -155,7 +155,7 @@ def select_blocks(
     for key in NUMBERED:
         values = text.get(key)
         if isinstance(values, list):
-            found[key] = [new[i] for value in values if (i := value + layers if value < 0 else value) in new]
+            found[key] = [new[i] for i in values if i in new]  # as transformers compares: a negative one is no block
     for key in KEYED:
         by_block = text.get(key)
         if isinstance(by_block, Mapping):
