@@ -29,6 +29,17 @@ ABOUT = {
     "drop_4_of_16_reflink": ("The same where the file system shares blocks", "XFS with reflinks, in a loop device."),
     "plan_full_size": ("Planning at full size", "`knobcast plan`, which reads headers alone."),
     "graphs_full_size": ("Graphs at full size", "Vision, embedding and decoder of the `cpu` form."),
+    "families_graphs": (
+        "Graphs of a larger layout",
+        "The decoder of Qwen3-30B-A3B, 48 blocks of 128 experts in bfloat16, from its headers; the baseline is "
+        "MolmoE-1B's, 16 blocks of 64. Whole processes, the best of three.",
+    ),
+    "families_graphs_float32": ("The same in float32", "Every expert has nodes of its own."),
+    "families_experts_cpu": (
+        "Experts of Qwen3-30B-A3B, `cpu` form",
+        "What one block does behind its attention, in bfloat16, one thread.",
+    ),
+    "families_experts_int4": ("The same, `int4` form", "Over the same weights, quantised."),
     "sweep_16_blocks": (
         "Scoring all 16 blocks one by one",
         "An OLMoE in memory; the baseline runs the whole model once for each dropped block.",
@@ -50,6 +61,11 @@ ABOUT = {
         "Measuring 75 settings together",
         "`knobcast sweep` of the embedded model, accuracy and latency; the baseline evaluates and benchmarks one after "
         "the other, timed on three. Seconds of a processor, one thread per process, proofs of the graphs included.",
+    ),
+    "verify_files": (
+        "Checking a variant's files",
+        "`knobcast verify --level files` of a variant in the page cache: sums, facts, ranges; the baseline is a "
+        "process that calls `hashlib.file_digest` on the same files, one after the other, as `verify` does.",
     ),
     "pick": ("Choosing a setting", "`knobcast pick` on a finished sweep, beside `knobcast --help`; processor time."),
     "report": ("A sweep as one page", "`knobcast report`: bytes of the page, processor time without and with plots."),
@@ -114,10 +130,14 @@ WORDS = [
     ("bytes_on_disk", "the variant on disk", "B"),
     ("weight_bytes", "its weights", "B"),
     ("seconds", "time", "s"),
+    ("processor_seconds", "time of a processor", "s"),
+    ("molmoe_processor_seconds", "the same of MolmoE-1B", "s"),
     ("cp_sync_seconds", "`cp` and `sync`", "s"),
     ("plain_loop_seconds", "the plain loop", "s"),
     (r"plain_loop_seconds_from_(\d+)_sets", r"the plain loop, from \1 sets", "s"),
     ("cp_sync_sha256sum_seconds", "`cp`, `sync` and `sha256sum` of the same files", "s"),
+    ("file_digest_seconds", "`hashlib.file_digest`", "s"),
+    ("file_bytes", "all files", "B"),
     ("python_seconds", "the Python code", "s"),
     ("picture_mb", "the photo", "MiB"),
     ("peak_ratio", "peak memory, to the photo", ""),
@@ -146,6 +166,8 @@ WORDS = [
     (r"\w+_interval", "plus or minus", ""),
     ("peak_mb", "peak memory", "MiB"),
     ("peak_anonymous_mb", "peak memory without mapped files", "MiB"),
+    ("verify_seconds", "`verify`", "s"),
+    ("verify_peak_anonymous_mb", "`verify`, peak memory without mapped files", "MiB"),
     ("anonymous_mb", "memory beside the mapped file", "MB"),
     ("weight_mb", "weights of the layer", "MB"),
     ("file_mb", "all graphs", "MB"),

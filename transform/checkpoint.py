@@ -8,11 +8,13 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from transform.architectures import Architecture, Settings, architecture_of, beyond_the_model, lookup
+from transform.architectures.graph_facts import DecoderGraph, decoder_graph
 from transform.architectures.vocabulary import predictors
 from transform.errors import CheckpointError
 
@@ -29,6 +31,15 @@ _QUANTISED = (
 )  # fmt: skip
 
 
+class Arrangement(StrEnum):
+    """What a tensor has of the rows that codes are of."""
+
+    ROWS = "rows"  # a matrix: every `step`-th of them
+    SLAB = "slab"  # [E, rows, columns]: all, expert by expert
+    HALVES = "halves"  # the same, but gate above up, whose rows take turns in the codes
+    TURNED = "turned"  # [E, columns, rows]
+
+
 class Pack(NamedTuple):
     """Block-quantised values as onnxruntime's kernels read them: value = (code - 2^(bits-1)) * scale of its block.
 
@@ -42,6 +53,7 @@ class Pack(NamedTuple):
     block: int  # values per scale, along the input features
     first: int = 0
     step: int = 1
+    arrangement: Arrangement = Arrangement.ROWS
 
 
 class Tensor(NamedTuple):
@@ -55,6 +67,18 @@ class Tensor(NamedTuple):
     nbytes: int  # length there
     stored: str  # dtype there; differs from `dtype` where a cast is planned
     pack: Pack | None = None  # set where the bytes are block-quantised codes; `stored` is then I4 or I8
+
+    def view(self, expert: int, rows: slice | None = None) -> "Tensor":
+        """One expert of a slab [E, rows, ...], or some of its rows: the same bytes under a name of their own."""
+        outer, *inner = self.shape
+        each = self.nbytes // outer
+        name, start = f"{self.name}.{expert}", self.start + expert * each
+        if rows is not None:
+            first, behind, _ = rows.indices(inner[0])
+            each = each // inner[0]
+            name, start, inner[0] = f"{name}.{first}", start + first * each, behind - first
+            each *= behind - first
+        return self._replace(name=name, shape=tuple(inner), start=start, nbytes=each)
 
 
 @dataclass(frozen=True)
@@ -126,6 +150,21 @@ class Checkpoint:
     def _beyond(self) -> Callable[[str], bool]:
         return beyond_the_model(self.architecture, self.settings.layers)
 
+    def find(self, role: str, i: int = 0) -> Tensor | None:
+        """The tensor of a role that only some families or blocks have."""
+        return self.tensors[self.name(role, i)] if self.has(role, i) else None
+
+    @property
+    def head(self) -> Tensor:
+        """The output matrix: a tensor of its own, or the embedding's where both are one."""
+        found = None if self.architecture.text_of(self.config).get("tie_word_embeddings") else self.find("head")
+        return self.tensor("embedding") if found is None else found
+
+    @cached_property
+    def graph(self) -> DecoderGraph:
+        """What the decoder's graph computes besides; raises CheckpointError where none can."""
+        return decoder_graph(self.architecture.graph, self.architecture.text_of(self.config), self.settings)
+
     def name(self, role: str, i: int = 0, e: int = 0, j: int = 0) -> str:
         """The tensor name of a role such as `expert.gate` (block i, expert e; j counts vision blocks)."""
         return self._spelling[role].format(i=i, e=e, j=j)
@@ -144,7 +183,7 @@ class Checkpoint:
     @cached_property
     def _expected(self) -> Mapping[str, tuple[str, tuple[str, ...]]]:
         if not self.architecture.complete:
-            return dict.fromkeys(self.tensors, ("", ()))
+            return {name: (self._roles.get(name, ""), ()) for name in self.tensors}
         wanted = {}
         vision = self.count("j")
         for role, (_, shape) in self.architecture.roles.items():
@@ -156,6 +195,18 @@ class Checkpoint:
                     for j in range(vision if "{j}" in pattern else 1):
                         wanted[pattern.format(i=i, e=e, j=j)] = (role, shape)
         return wanted
+
+    @cached_property
+    def _roles(self) -> dict[str, str]:
+        """Name -> role of the tensors that have one."""
+        found = {}
+        for role in self.architecture.roles:
+            pattern = self._spelling[role]
+            for i in range(self.settings.layers if "{i}" in pattern else 1):
+                for e in range(self.settings.experts if "{e}" in pattern else 1):
+                    if (name := pattern.format(i=i, e=e, j=0)) in self.tensors:
+                        found[name] = role
+        return found
 
     def bound(self) -> dict[str, int]:
         """The symbols of shapes that the settings give a number; tensors bind the others."""

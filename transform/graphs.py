@@ -3,11 +3,14 @@
 import re
 
 from transform.architectures import lookup
+from transform.architectures.graph_keys import unfit, unread_keys
 from transform.checkpoint import Checkpoint
+from transform.errors import CheckpointError
 
 _EXPERT = re.compile(r"(?<=experts\.)[0-9]+(?=\.)")
 
 NONE_YET = "no graphs for this family yet"
+NONE_FOR_IT = "no graphs for this checkpoint"
 
 
 def why_no_graphs(checkpoint: Checkpoint) -> str | None:
@@ -22,6 +25,16 @@ def why_no_graphs(checkpoint: Checkpoint) -> str | None:
         return f"{NONE_YET}: nothing reads {unread[0]}{f' and {len(unread) - 1} more' if unread[1:] else ''}"
     if family.graph is None:
         return f"{NONE_YET}: nothing says how a {family.model_type!r} decoder computes"
+    config = family.text_of(checkpoint.config)
+    of_settings = {key.partition(".")[0] for names in family.keys.values() for key in names}
+    if keys := unread_keys(family.graph, of_settings, config):
+        return f"{NONE_FOR_IT}: nothing reads {', '.join(keys)} of config.json"
+    if reason := unfit(family.graph, config):
+        return f"{NONE_FOR_IT}: {reason}"
+    try:
+        _ = checkpoint.graph
+    except CheckpointError as error:
+        return f"{NONE_FOR_IT}: {error}"
     return None
 
 
@@ -32,15 +45,20 @@ def quantised_by(checkpoint: Checkpoint) -> str | None:
 
 
 def unread_tensors(checkpoint: Checkpoint) -> list[str]:
-    """Tensors of the decoder's blocks that no role reads, by their names with {i} for the block and {e} for experts."""
+    """Tensors of the decoder that no role reads, by their names with {i} for the block and {e} for experts; those of
+    its blocks first."""
     family = checkpoint.architecture
     known = {re.sub(r"\{[ie]\}", "#", name) for tensor in family.roles.values() for name in tensor.names}
     found: dict[str, None] = {}
+    around: dict[str, None] = {}
     for name in checkpoint.tensors:
         block, part = checkpoint.block_of(name)
-        if block is None or checkpoint.is_beyond(name):
+        if checkpoint.is_beyond(name):
+            continue
+        if block is None:
+            around |= {} if name in known else {name: None}
             continue
         plain = f"{checkpoint.block_prefix}#.{_EXPERT.sub('#', part)}"
         if plain not in known:
             found[plain.replace("#", "{i}", 1).replace("#", "{e}")] = None
-    return list(found)
+    return [*found, *around]

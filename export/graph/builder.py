@@ -5,7 +5,7 @@ knows a model, and nothing reads a weight: an initializer is a name, a shape, a 
 A graph computes in one type, float32 or float16; weights stored otherwise are cast at the place of use.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class Graph:
         self.fixed = fixed  # all sizes are known: those that onnx can't infer are written down
         self.compute = TYPES[DTYPES[form.compute]]
         self.fused = form.fused  # onnxruntime's own operators may be used
+        self.notes: Mapping[str, str] = {}  # metadata
         self._nodes: list[Any] = []
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
@@ -142,6 +143,14 @@ class Graph:
         """An int64 scalar."""
         return self.constant(np.array(value, np.int64))
 
+    def scaled(self, value: str, by: float) -> str:
+        """A value of the graph's type times a number, which float16 would round for every token alike."""
+        if by == 1.0:
+            return value
+        if self.compute == FLOAT:
+            return self.op("Mul", value, self.float32(by))
+        return self.cast(self.op("Mul", self.wide(value), self.float32(by)))
+
     def float32(self, value: float) -> str:
         """A float32 scalar."""
         return self.constant(np.array(value, np.float32))
@@ -154,19 +163,26 @@ class Graph:
         """A float32 value in the graph's own type."""
         return value if self.compute == FLOAT else self.op("Cast", value, to=self.compute)
 
+    def wide(self, value: str) -> str:
+        """A value of the graph's type in float32."""
+        return value if self.compute == FLOAT else self.op("Cast", value, to=FLOAT)
+
     def stored(self, tensor: Tensor) -> str:
         """A weight as it is stored, in place."""
-        if tensor.name not in self._initializers:
+        name = tensor.name
+        if name in self._initializers and tuple(self._initializers[name].dims) != tensor.shape:
+            name = f"{name}.{'x'.join(map(str, tensor.shape))}"  # the same bytes in another shape: a tied head's codes
+        if name not in self._initializers:
             proto = TensorProto()
-            proto.name = tensor.name
+            proto.name = name
             proto.data_type = TYPES[tensor.stored]
             proto.dims.extend(tensor.shape)
             proto.data_location = TensorProto.EXTERNAL
             for key, value in (("location", tensor.file.name), ("offset", tensor.start), ("length", tensor.nbytes)):
                 entry = proto.external_data.add()
                 entry.key, entry.value = key, str(value)
-            self._initializers[tensor.name] = proto
-        return tensor.name
+            self._initializers[name] = proto
+        return name
 
     def weight(self, tensor: Tensor) -> str:
         """A weight to compute with: in place where it is stored in the graph's type, else through a cast."""
@@ -180,8 +196,10 @@ class Graph:
         found = self.op("Gather", self.stored(table), indices, axis=0)
         return found if TYPES[table.stored] == self.compute else self.op("Cast", found, to=self.compute)
 
-    def stack(self, tensors: Sequence[Tensor]) -> str:
-        """Equal tensors that lie back to back in one file, as one [count, ...] in place; raises CheckpointError."""
+    def stack(self, tensors: Sequence[Tensor], spread: bool = False) -> str:
+        """Equal matrices that lie back to back in one file, as one [count, rows, columns] in place; raises
+        CheckpointError. With `spread` an axis of 1 keeps the rows apart: [count, rows, 1, columns].
+        """
         first = tensors[0]
         for at, tensor in enumerate(tensors):
             place = (first.file, first.start + at * first.nbytes, first.shape, first.stored)
@@ -190,15 +208,17 @@ class Graph:
                     f"{tensor.name} must follow {tensors[at - 1].name} in the weight file, so that one operator can "
                     "read them together. Export with --form cuda, which writes them so."
                 )
-        shape = (len(tensors), *first.shape)
+        rows, columns = first.shape
+        shape = (len(tensors), rows, 1, columns) if spread else (len(tensors), rows, columns)
         return self.stored(first._replace(name=f"{first.name}.stack", shape=shape, nbytes=len(tensors) * first.nbytes))
 
-    def linear(self, x: str, weight: Tensor, bias: Tensor | None = None) -> str:
-        """x W^T (+ b) for x [n, in] and W [out, in]: the stored layout, so that no weight is ever transposed."""
+    def linear(self, x: str, weight: Tensor, bias: Tensor | None = None, turned: bool = False) -> str:
+        """x W^T (+ b) for x [n, in] and W [out, in], or `turned` [in, out]: as it is stored, so that no weight is ever
+        transposed."""
         if weight.pack is not None:
             return self._packed_linear(x, weight, weight.pack, bias)
         operands = [x, self.weight(weight)] + ([self.weight(bias)] if bias else [])
-        return self.op("Gemm", *operands, transB=1)
+        return self.op("Gemm", *operands, **({} if turned else {"transB": 1}))
 
     def model(self) -> Any:
         """The finished model."""
@@ -211,6 +231,8 @@ class Graph:
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="knobcast")
         if self.fixed:
             model.graph.value_info.extend(fused_shapes(model, self.compute))
+        for key, value in self.notes.items():
+            model.metadata_props.add(key=key, value=value)
         return model
 
     def serialised(self) -> bytes:

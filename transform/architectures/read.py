@@ -101,7 +101,13 @@ def _spelled(kind: object) -> str:
     """What a type is called in JSON."""
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return f"one of {', '.join(kind)}"
-    names: dict[object, str] = {str: "a text", bool: "true or false", tuple: "a list", Mapping: "an object"}
+    names: dict[object, str] = {
+        str: "a text",
+        bool: "true or false",
+        float: "a number",
+        tuple: "a list",
+        Mapping: "an object",
+    }
     return names[get_origin(kind) or kind]
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
+from transform.architectures.graph_facts import GraphWords
 from transform.architectures.settings import Settings, read_settings
 from transform.architectures.values import lookup, shown
 from transform.architectures.vocabulary import ROUTED, depth_of, sparse_blocks
@@ -172,7 +173,7 @@ class Architecture:
     window: str | None = None  # key of a window that all blocks have where no list says which
     ignored: tuple[str, ...] = ()  # beginnings of names of tensors beyond the model, which transformers doesn't load
     quantised: tuple[str, ...] = ()  # methods whose weights pass untouched, since the gate can load them
-    graph: Mapping[str, object] | None = None  # what the decoder's graph needs to know beyond roles
+    graph: GraphWords | None = None  # what the decoder's graph computes besides; None: there are no graphs
 
     @property
     def modality(self) -> Modality:
