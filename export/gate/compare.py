@@ -50,8 +50,13 @@ def find_probe(model: "PreTrainedModel", checkpoint: Checkpoint) -> TextProbe:
 
 
 @torch.no_grad()
-def run_text(model: "PreTrainedModel", probe: TextProbe) -> dict[str, torch.Tensor]:
-    """Logits of the three ways a decoder is used: prefill, decode with a cache, a padded batch."""
+def run_text(model: "PreTrainedModel", probe: TextProbe, caching: bool = True) -> dict[str, torch.Tensor]:
+    """Logits of the three ways a decoder is used: prefill, decode with a cache, a padded batch. Without `caching`, of
+    blocks by themselves that keep no keys by which transformers counts tokens, prefill and the batch."""
+    if not caching:
+        whole = model(input_ids=probe.ids, use_cache=False).logits
+        padded = model(input_ids=probe.batch, attention_mask=probe.mask, use_cache=False).logits
+        return {"prefill": whole, "padded": padded[probe.mask == 1]}
     prefill = model(input_ids=probe.ids[:, : probe.prompt], use_cache=True)
     cache, steps = prefill[CACHE], []
     for at in range(probe.prompt, probe.ids.shape[1]):

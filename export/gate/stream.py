@@ -75,7 +75,7 @@ def candidates(checkpoint: Checkpoint) -> list[Stream]:
 def golden_of(streams: Sequence[Stream], least: int) -> dict[str, Array]:
     """`ids` and `logits` of the stream with the most decided tokens, cut behind them; none where there are fewer than
     `least`. Causality keeps what is cut off from the rest."""
-    best = max(streams, key=lambda stream: stream.decided)
-    if best.decided < least or best.logits is None:
+    best = max(streams, key=lambda stream: stream.decided, default=None)
+    if best is None or best.decided < least or best.logits is None:
         return {}
     return {"ids": best.ids[:, : best.decided], "logits": best.logits[:, : best.decided].numpy()}
