@@ -84,7 +84,7 @@ ABOUT = {
     "cache_in_place": (
         "The cache written where it lies",
         "One token through four blocks of the `int4` form with int8 activations, one thread, behind as many cached "
-        "ones; the baseline copies the cache (`Concat`) for every token.",
+        "ones, two sessions each; the baseline copies the cache (`Concat`) for every token.",
     ),
     "llama_cpp": (
         "Beside llama.cpp",

@@ -12,8 +12,8 @@ import export.gate.choose
 from export.gate.verify import verify_directory
 from export.variant import export_variant
 from tests.support.paths import ROOT
+from tests.support.stock_models import one_thread as one_thread
 from tests.support.zoo import ZOO, make
-from tests.test_zoo import one_thread as one_thread
 from transform.knobs import Knobs
 from transform.plan import make_plan
 from transform.read import read_checkpoint

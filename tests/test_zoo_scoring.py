@@ -13,8 +13,8 @@ from importance.chunks import Chunk, from_batch
 from importance.configurations import Config
 from importance.engine import Engine, State, full_config
 from importance.streaming import StreamedBlocks
+from tests.support.stock_models import one_thread as one_thread
 from tests.support.zoo import BLOCKS, ZOO, make
-from tests.test_zoo import one_thread as one_thread
 from transform.load import load_model
 from transform.read import read_checkpoint
 from transform.runtime import knobs_at_run_time

@@ -145,6 +145,7 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
         as_user=as_user,
         reload=counts,
         probe_seed=seed,
+        golden_tokens=whole["ids"].shape[1] if whole else None,
         static_vs_dynamic=differences,
         other_k=other,
         graph_ranges=check_graph_bounds(directory) if onnx else {},

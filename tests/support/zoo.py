@@ -340,7 +340,7 @@ def _add_predictors(directory: Path, layers: int, rows: int) -> None:
     """Copies of the last block's tensors behind the blocks, as released checkpoints have what predicts further."""
     index = json.loads((directory / "model.safetensors.index.json").read_text())
     prefix = f"model.layers.{layers - 1}."
-    copies = {}
+    copies: dict[str, torch.Tensor] = {}
     for name, file in index["weight_map"].items():
         if name.startswith(prefix):
             tensor = load_file(directory / file)[name]
