@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from export.publish.directory import open_directory
+from export.publish.hub import open_hub
 from export.publish.publisher import Publisher, scrubbed
 from transform.errors import PublishError
 
@@ -20,6 +22,7 @@ class Scheme(NamedTuple):
 
 SCHEMES: dict[str, Scheme] = {
     "dir": Scheme("dir:FOLDER", open_directory),
+    "hf": Scheme("hf:OWNER/NAME", open_hub, partial(open_hub, public=True)),
 }
 
 
