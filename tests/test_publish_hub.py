@@ -13,7 +13,8 @@ from export.files.check import check_files
 from export.publish.content import Content, read_content
 from export.publish.hub import open_hub
 from export.publish.publisher import Receipt, publish, pull
-from tests.support.hub_stand_in import TOKEN, Fault, HubStandIn, hub_stand_in
+from tests.support.http_faults import Fault
+from tests.support.hub_stand_in import TOKEN, HubStandIn, hub_stand_in
 from tests.support.hub_store import Entry, Repository
 from tests.support.published import variant as write
 from tests.support.variants import record_sums

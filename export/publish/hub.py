@@ -72,11 +72,10 @@ class Hub:
             refs = client.refs()
             if refs is not None:
                 if alias in refs.tags:
-                    raise PublishError(
-                        f"{alias} is a tag of {self.repository}, which can't move. Give another --alias."
-                    )
-                for name in {MAIN, alias} & refs.branches.keys():
-                    self._check_owner(client, name, refs.branches[name], content)
+                    raise PublishError(f"{alias} is a tag of {self.repository}, and stays. Give another --alias.")
+                for name in (MAIN, *([] if alias is None else [alias])):
+                    if name in refs.branches:
+                        self._check_owner(client, name, refs.branches[name], content)
                 start = refs.branches.get(content.version, refs.branches.get(MAIN))
                 listed = client.listing(start) if start else {}
                 same = _same(content, listed)

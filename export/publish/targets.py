@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from export.publish.directory import open_directory
 from export.publish.hub import open_hub
+from export.publish.mlflow import open_mlflow, open_mlflow_tls
 from export.publish.publisher import Publisher, scrubbed
 from transform.errors import PublishError
 
@@ -23,6 +24,8 @@ class Scheme(NamedTuple):
 SCHEMES: dict[str, Scheme] = {
     "dir": Scheme("dir:FOLDER", open_directory),
     "hf": Scheme("hf:OWNER/NAME", open_hub, partial(open_hub, public=True)),
+    "mlflow": Scheme("mlflow://HOST:PORT/NAME", open_mlflow),
+    "mlflow+https": Scheme("mlflow+https://HOST/NAME", open_mlflow_tls),
 }
 
 

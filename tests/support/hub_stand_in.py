@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from tests.support.http_faults import Fault, strike
 from tests.support.hub_store import Entry, Repository, Store, pointer
 from transform.strict_json import Record
 
@@ -23,31 +24,6 @@ SIGNATURE = "signature=secret-of-the-storage"
 TOKEN = "hf_aTokenThatNobodyMaySee"
 _LARGE = (".safetensors", ".onnx", ".data", ".npz")  # as the Hub's own .gitattributes says of new repositories
 _PIECE = 1 << 20
-
-
-@dataclass
-class Fault:
-    """What goes wrong at requests whose "METHOD path" matches `at`, the next `times` times, after `spare` good ones.
-
-    kind: "status" answers `status`; "cut" closes the connection amid the body; "truncate" sends half of a download and
-    then ends; "oid" lists a file under another digest; "lose" takes an upload, says so and keeps nothing; "mute" makes
-    a commit and closes the connection instead of an answer; "moved" makes another one first.
-    """
-
-    at: str
-    kind: str = "status"
-    status: int = 500
-    times: int = 1_000_000
-    spare: int = 0
-
-    def strikes(self, request: str) -> bool:
-        if not re.search(self.at, request) or self.times <= 0:
-            return False
-        if self.spare > 0:
-            self.spare -= 1
-            return False
-        self.times -= 1
-        return True
 
 
 @dataclass
@@ -61,8 +37,8 @@ class HubStandIn:
     received: dict[str, int] = field(default_factory=dict)  # blob -> bytes of it that arrived
     faults: list[Fault] = field(default_factory=list)
 
-    def fault(self, request: str, *kinds: str) -> Fault | None:
-        return next((fault for fault in self.faults if fault.kind in kinds and fault.strikes(request)), None)
+    def fault(self, request: str, kind: str) -> Fault | None:
+        return strike(self.faults, request, kind)
 
 
 class _RefusedError(Exception):
