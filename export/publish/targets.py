@@ -8,6 +8,7 @@ from typing import NamedTuple
 from export.publish.directory import open_directory
 from export.publish.hub import open_hub
 from export.publish.mlflow import open_mlflow, open_mlflow_tls
+from export.publish.oci import open_oci, open_oci_http
 from export.publish.publisher import Publisher, scrubbed
 from transform.errors import PublishError
 
@@ -26,6 +27,8 @@ SCHEMES: dict[str, Scheme] = {
     "hf": Scheme("hf:OWNER/NAME", open_hub, partial(open_hub, public=True)),
     "mlflow": Scheme("mlflow://HOST:PORT/NAME", open_mlflow),
     "mlflow+https": Scheme("mlflow+https://HOST/NAME", open_mlflow_tls),
+    "oci": Scheme("oci://HOST/REPOSITORY", open_oci),
+    "oci+http": Scheme("oci+http://HOST/REPOSITORY", open_oci_http),
 }
 
 
