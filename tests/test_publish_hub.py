@@ -16,6 +16,7 @@ from export.publish.publisher import Receipt, publish, pull
 from tests.support.http_faults import Fault
 from tests.support.hub_stand_in import TOKEN, HubStandIn, hub_stand_in
 from tests.support.hub_store import Entry, Repository
+from tests.support.published import names
 from tests.support.published import variant as write
 from tests.support.variants import record_sums
 from transform.errors import PublishError

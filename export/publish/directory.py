@@ -4,6 +4,7 @@ A version appears by one rename, an alias moves by one. Blocks are shared with t
 """
 
 import os
+import re
 import secrets
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from transform.copying import RangeCopier
 from transform.errors import PublishError
 from transform.ownership import MANIFEST, SUMS, read_manifest
 from transform.progress import Progress
-from transform.stage import staged, sync
+from transform.stage import alive, staged, sync
 
 SCHEME = "dir:"
 
@@ -79,6 +80,7 @@ class Directory:
     def move_alias(self, receipt: Receipt, content: Content, alias: str) -> None:
         """A link, replaced by one rename."""
         self._check_alias(content, alias)
+        self._sweep(alias)
         link = self.shelf / f".{alias}.{os.getpid()}-{secrets.token_hex(4)}"
         try:
             link.symlink_to(content.version)
@@ -105,6 +107,13 @@ class Directory:
                 _copy(version / path, into / path, tick)
         except FileNotFoundError as error:
             raise PublishError(f"{version} lacks {Path(error.filename).name}. Push the version again.") from error
+
+    def _sweep(self, alias: str) -> None:
+        """Remove links of runs that were killed before they renamed them."""
+        for path in self.shelf.iterdir():
+            match = re.fullmatch(rf"\.{re.escape(alias)}\.(\d+)-[0-9a-f]{{8}}", path.name)
+            if match and path.is_symlink() and not alive(int(match[1])):
+                path.unlink(missing_ok=True)
 
     def _check_alias(self, content: Content, alias: str) -> None:
         place = self.shelf / alias
