@@ -12,7 +12,7 @@ from pathlib import Path
 
 from export.files.card import write_card
 from export.files.integrity import write_sums
-from export.files.manifest import write_manifest
+from export.files.manifest import provenance_of, write_manifest
 from export.files.measured import Measured
 from export.files.verification import Verification
 from export.graph.static import write_static
@@ -46,12 +46,12 @@ def export_variant(
 ) -> Record:
     """Write the variant to `out` and return its manifest; on any error `out` is as it was.
 
-    `static` adds the graphs of fixed sizes. `ranking`: what the blocks were chosen by, for the card; `measured`: what a
-    sweep measured of this setting, for card and manifest.
+    `static` adds the graphs of fixed sizes. `ranking`: what the blocks were chosen by, for graphs, card and manifest;
+    `measured`: what a sweep measured of this setting, for card and manifest.
     """
     check(plan, out, onnx=onnx, verify=verify, force=force)
     with staged(out, force) as stage:
-        written = write(plan, stage, onnx=onnx, static=static, say=say, progress=progress)
+        written = write(plan, stage, onnx=onnx, static=static, ranking=ranking, say=say, progress=progress)
         verification = prove(plan, written, onnx=onnx, say=say) if verify else None
         return seal(plan, written, verification, onnx=onnx, ranking=ranking, measured=measured, say=say)
 
@@ -84,10 +84,12 @@ def write(
     *,
     onnx: bool = True,
     static: StaticPlan | None = None,
+    ranking: Source | None = None,
     say: Say = lambda _: None,
     progress: Progress = lambda _: None,
 ) -> Checkpoint:
-    """Weights, config, travelling code and graphs into the folder `stage`; returns the checkpoint that it now holds."""
+    """Weights, config, travelling code and graphs into the folder `stage`; returns the checkpoint that it now holds.
+    The graphs say where they come from, and what the blocks were chosen by (`ranking`)."""
     say("weights")
     if plan.packing:
         activations = plan.activations or plan.form.activations[0]
@@ -99,7 +101,7 @@ def write(
     written = read_checkpoint(stage)
     if onnx:
         say("graphs")
-        _write_graphs(plan, written, static)
+        _write_graphs(plan, written, static, ranking)
     return written
 
 
@@ -129,7 +131,7 @@ def seal(
     say("card, sums, manifest")
     write_card(written.path, plan, verification, onnx, card, ranking, measured)
     sums = write_sums(written.path, known=verification.sums) if verification else "not computed"
-    return write_manifest(written, plan, verification, sums, measured)
+    return write_manifest(written, plan, verification, sums, measured, ranking)
 
 
 def travelling(plan: Plan) -> Checkpoint:
@@ -153,7 +155,7 @@ def _write_code(plan: Plan, stage: Path) -> None:
     write_json(stage / "processor_config.json", policy)
 
 
-def _write_graphs(plan: Plan, written: Checkpoint, static: StaticPlan | None) -> None:
+def _write_graphs(plan: Plan, written: Checkpoint, static: StaticPlan | None, ranking: Source | None) -> None:
     from export.files.genai import write_genai_config
     from export.files.io_spec import write_io
     from export.graph.emit import emit_graphs
@@ -162,8 +164,9 @@ def _write_graphs(plan: Plan, written: Checkpoint, static: StaticPlan | None) ->
     stage = written.path
     crops = plan.vision.crops + 1 if plan.vision and plan.vision.crops is not None else None
     vision = plan.vision.as_dict() if plan.vision else None
-    emit_graphs(written, stage, crops, plan.form, policy_in(vision) if vision else None)
+    notes = provenance_of(plan, ranking).of
+    emit_graphs(written, stage, crops, plan.form, policy_in(vision) if vision else None, notes)
     if static:
-        write_static(written, stage, static, plan.form)
+        write_static(written, stage, static, plan.form, notes)
     write_io(written, stage, vision, plan.form, static)
     write_genai_config(written, stage, plan.form)

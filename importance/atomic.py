@@ -59,6 +59,17 @@ def write_atomically(path: Path, content: Content, force: bool = False, sweep: b
             staged.unlink(missing_ok=True)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder whose parent exists, unless it is there; WriteError says why it can't be."""
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise full_disk(folder, 4096, "are needed", "Free space or choose another folder.") from error
+        why = "a file has its name" if isinstance(error, FileExistsError) else error.strerror
+        raise WriteError(f"{folder} must be a folder, and can't be made: {why}. Choose another folder.") from error
+
+
 def sweep_staged(folder: Path, name: str | None = None) -> None:
     """Remove what processes of this machine that are gone were writing in a folder, for one file or for any."""
     with suppress(OSError):

@@ -4,10 +4,11 @@ Without scores a number of blocks is refused: there is no default order, least o
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from importance.presets import load_preset, preset_names
-from importance.scores import PREFIX, Scores, check_model, label, model_digest, parse_scores, read_object
+from importance.scores import PREFIX, Scores, check_model, file_digest, label, model_digest, parse_scores, read_object
 from importance.search.top_k import keep_top_k
 from importance.sets import BlockSets, parse_sets
 from transform.checkpoint import Checkpoint
@@ -26,7 +27,7 @@ def find_scores(
     called only where there is a file to compare with.
     """
     if option is not None and str(option).startswith(PREFIX):
-        return load_preset(str(option), layers)
+        return replace(load_preset(str(option), layers), file_digest=file_digest(str(option)))
     path = Path(option) if option is not None else model_dir / SCORES if model_dir else None
     if path is None or (option is None and not path.is_file()):
         raise ScoresError(
@@ -38,7 +39,7 @@ def find_scores(
     found: Source = (parse_sets if "sets" in raw else parse_scores)(raw, label(path), layers)
     if digest is not None:
         check_model(found.source, found.model_digest, digest())
-    return found
+    return replace(found, file_digest=file_digest(path))
 
 
 def choose_blocks(

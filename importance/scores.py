@@ -37,8 +37,8 @@ class Scores:
 
     metric, unit: what was measured. higher_means: `more important` or `less important`. interval: (low, high) of a
     score, such as a 95 % bootstrap interval. samples: how many items were scored. model_digest: `model_digest()` of
-    the checkpoint they were measured on, None where unknown. notes: whatever else the file says, such as provenance
-    and noise.
+    the checkpoint they were measured on, None where unknown. file_digest: SHA-256 of the file that they came
+    from, None where that isn't known. notes: whatever else the file says, such as provenance and noise.
     """
 
     values: Mapping[int, float]
@@ -53,6 +53,7 @@ class Scores:
     data_digest: str | None = None
     source: str = "scores"
     notes: Record = field(default_factory=dict)
+    file_digest: str | None = field(default=None, compare=False)
 
     @property
     def importance(self) -> dict[int, float]:
@@ -157,15 +158,7 @@ def label(source: str | Path) -> str:
 
 def read_object(source: str | Path) -> dict[str, object]:
     """The JSON object of a scores file or preset, without duplicate keys, NaN or infinities."""
-    path = Path(source)
-    if str(source).startswith(PREFIX):
-        name = str(source).removeprefix(PREFIX)
-        if name not in preset_names():
-            raise ScoresError(
-                f"preset:NAME needs one of the {len(preset_names())} presets, got {name!r}. "
-                f"Use {', '.join(preset_names())}."
-            )
-        path = PRESETS / f"{name}.json"
+    path = _place(source)
     shown = label(source)
     try:
         found = parse(read_regular(path, MAX_BYTES).removeprefix(BOM_UTF8))
@@ -176,6 +169,25 @@ def read_object(source: str | Path) -> dict[str, object]:
     if not isinstance(found, dict):
         raise ScoresError(f"{shown}: must hold a JSON object, got a {type(found).__name__}. {_FORMS}")
     return found
+
+
+def _place(source: str | Path) -> Path:
+    """Where a source lies; raises ScoresError for a preset that there is none of."""
+    path = Path(source)
+    if str(source).startswith(PREFIX):
+        name = str(source).removeprefix(PREFIX)
+        if name not in preset_names():
+            raise ScoresError(
+                f"preset:NAME needs one of the {len(preset_names())} presets, got {name!r}. "
+                f"Use {', '.join(preset_names())}."
+            )
+        path = PRESETS / f"{name}.json"
+    return path
+
+
+def file_digest(source: str | Path) -> str:
+    """SHA-256 of a scores file or preset, which `read_object` has read."""
+    return hashlib.sha256(read_regular(_place(source), MAX_BYTES)).hexdigest()
 
 
 def parse_scores(raw: Mapping[str, object], source: str, layers: int) -> Scores:

@@ -32,6 +32,7 @@ class BlockSets:
     model_digest: str | None = None
     scores: Scores | None = None
     notes: Mapping[str, object] = field(default_factory=dict)
+    file_digest: str | None = field(default=None, compare=False)  # SHA-256 of the file
 
     def keep_blocks(self, blocks: int) -> tuple[int, ...]:
         """The blocks that stay when `blocks` are left."""

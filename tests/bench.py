@@ -24,6 +24,7 @@ import numpy as np
 
 from tests.bench_activations import bars as activations_bars
 from tests.bench_cost import bars as cost_bars
+from tests.bench_decode import bars as decode_bars
 from tests.bench_family import bars as family_bars
 from tests.bench_full_size import bars as full_size_bars
 from tests.bench_onnx import bars as onnx_bars
@@ -35,6 +36,7 @@ from tests.bench_pictures import bars as picture_bars
 from tests.bench_report import bench_report
 from tests.bench_scoring import bars as scoring_bars
 from tests.bench_sweep import bars as sweep_bars
+from tests.bench_verify import bars as verify_bars
 from tests.support.full_size import measure_emission, released_config, write_sparse_molmoe
 
 ROOT = Path(__file__).parent.parent
@@ -195,6 +197,7 @@ def main() -> None:
         ("graphs_full_size", lambda: bench_graphs(work)),
         *family_bars(work, runs),
         *([] if options.quick else onnx_bars(work, runs)),
+        *([] if options.quick else decode_bars(work)),
         *opening_bars(work),
         *activations_bars(work),
         *([] if options.quick else cost_bars(work)),
@@ -203,6 +206,7 @@ def main() -> None:
         *([] if options.quick else full_size_bars(work)),
         *([] if options.quick else packed_bars()),
         *([] if options.quick else sweep_bars(work)),
+        *verify_bars(work, width, expert, runs),
         ("pick", lambda: bench_pick(work)),
         ("report", lambda: bench_report(work)),
     ]

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 
 from export.graph import expert_loop
-from export.graph.attention import attention, attention_context
+from export.graph.attention import attention
 from export.graph.builder import FLOAT, INT64, Graph
+from export.graph.context import attention_context
 from export.graph.decoder import text_graph
 from export.graph.moe import mixture
 from export.graph.norm import rms_norm

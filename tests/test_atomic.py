@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from export.command.main import app
 from export.command.score_files import score_blocks
-from importance.atomic import _host, sweep_staged, write_atomically
+from importance.atomic import _host, make_folder, sweep_staged, write_atomically
 from importance.store import job_folder
 from tests.support.paths import ROOT
 from transform.errors import WriteError
@@ -62,6 +62,21 @@ def test_a_full_disk_says_how_much_is_needed(tmp_path: Path, monkeypatch: pytest
 
 
 # Temporary folders
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_folder_that_can_not_be_made_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(WriteError, match=r"a file has its name"):
+        make_folder(tmp_path / "file")
+    make_folder(tmp_path / "new")
+    make_folder(tmp_path / "new")
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with pytest.raises(WriteError, match=r"Read-only" if number == errno.EROFS else r"the disk is full"):
+        make_folder(tmp_path / "other")
 
 
 def test_temporary_folders_of_killed_runs_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from importance.statistics import spearman
 from tests.support.bench_records import bench_record
 from tests.support.command import knobcast
 from tests.support.paths import ROOT
-from transform.errors import KnobError, VerificationError
+from transform.errors import CheckpointError, KnobError, VerificationError
 from transform.knobs import Knobs
 from transform.plan import Plan, make_plan
 from transform.read import read_checkpoint
@@ -158,6 +158,14 @@ def test_a_sweep_becomes_a_device_that_plan_takes(plans: list[Plan], tmp_path: P
     assert "--force" in again.said
     shown = knobcast("calibrate", out, "--from", sweep, "--force", "--name", "mine")
     assert "not seen" in shown.out
+    kept = out.read_text()
+    for words, said in (
+        (("--name", ""), "name must be a short text"),
+        (("--memory-gb", 0), "memory_gb must be a number"),
+    ):
+        refused = knobcast("calibrate", out, "--from", sweep, "--force", *words)
+        assert (refused.code, out.read_text()) == (1, kept), "a file that plan can't read"
+        assert said in refused.said
     assert "estimate for mine" in knobcast("plan", "--form", "int4", "--device", out).out
 
 
@@ -172,6 +180,9 @@ def test_what_is_no_measurement_is_refused(plans: list[Plan], tmp_path: Path) ->
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(KnobError, match="a record of `knobcast bench"):
         read_timings([tmp_path / "x.json"])
+    (tmp_path / "y.toml").write_text("x = 1")
+    with pytest.raises(CheckpointError, match=r"must be JSON.*a record of `knobcast bench"):
+        read_timings([tmp_path / "y.toml"])
     assert "Choose such a name" in knobcast("calibrate", tmp_path / "x.json", "--from", sweep).said
     assert "by --from" in knobcast("calibrate", tmp_path / "x.toml").said
 

@@ -37,7 +37,7 @@ def test_a_shell_completes_verbs_and_options() -> None:
     script = in_bash("--show-completion bash")
     assert "complete -o default -F _knobcast_completion knobcast" in script
     asked = {"_KNOBCAST_COMPLETE": "complete_bash", "COMP_CWORD": "1"}
-    assert in_bash("", COMP_WORDS="knobcast s", **asked).split() == ["score", "search", "share", "sweep"]
+    assert in_bash("", COMP_WORDS="knobcast s", **asked).split() == ["sign", "score", "search", "share", "sweep"]
     assert "--beam-width" in in_bash("", COMP_WORDS="knobcast search --b", **asked | {"COMP_CWORD": "2"}).split()
 
 
@@ -70,7 +70,7 @@ def test_exit_codes_are_those_of_the_documentation(arguments: list[str], code: i
 def test_every_verb_is_in_the_documentation() -> None:
     page = (ROOT / "docs" / "commands.md").read_text()
     verbs = [str(each.name or getattr(each.callback, "__name__", "")) for each in app.registered_commands]
-    assert len(verbs) == 20
+    assert len(verbs) == 21
     assert [verb for verb in verbs if f"\n| `{verb}` |" not in page] == []
 
 

@@ -25,7 +25,7 @@ from export.run.graphs import Graphs
 from export.variant import export_variant
 from tests.support.families import GRID, NAMES, write_family, write_scores
 from tests.support.paths import ROOT
-from tests.support.variants import read_json, record_sums
+from tests.support.variants import read_json, record_sums, retell
 from transform.errors import KnobcastError, KnobError, ScoresError, VerificationError, WriteError
 from transform.knobs import Knobs
 from transform.plan import make_plan
@@ -125,6 +125,39 @@ def test_a_family_holds_the_weights_once_and_a_graph_per_member(made: Path, molm
     assert all(name in listed for name in (*graphs, "family.json"))
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"schema": 2}, "a family of schema 1"),
+        ({"model": "../m"}, "with the name of its model"),
+        ({"form": "gpu"}, "family.json: form must be one of"),
+        ({"extras": ["A/B"]}, "must have names as k4-b12"),
+        (
+            {"vision": {"tokens": 1.5, "resize": "pad", "rule": "canvas"}},
+            "vision: tokens must be a whole number, got 1.5",
+        ),
+        ({"members": []}, "different names"),
+        ({"name": "k4"}, "must have names as k4-b12"),
+        ({"graph": "text-k9-b9.onnx"}, r"members\[0\]: graph must be 'text-k2-b3.onnx', got text-k9"),
+        ({"overlay": "x.json"}, r"members\[0\]: overlay must be"),
+        ({"top_k": [2, 2]}, "one k per kept block"),
+        ({"top_k": [True, 2, 2]}, r"members\[0\]: top_k\[0\] must be a whole number, got True"),
+        ({"sha256": None}, "sha256 must be text"),
+        ({"more": 1}, r"members\[0\] must be an object with the keys name, "),
+    ],
+)
+def test_a_damaged_record_is_refused_by_the_field(made: Path, change: dict[str, object], said: str) -> None:
+    record = read_json(made / "family.json")
+    if change.keys() & record.keys():
+        record |= change
+    else:
+        record["members"][0] |= change
+        for name in ("graph", "overlay") if "name" in change else ():
+            del record["members"][0][name]
+    with pytest.raises(VerificationError, match=said):
+        Family.parse(record)
+
+
 def test_the_record_says_what_the_members_are_and_what_was_measured(made: Path) -> None:
     record = read_json(made / "family.json")
     assert Family.parse(record).as_dict() == record
@@ -169,6 +202,8 @@ def test_a_member_made_standalone_is_the_export_from_the_source(
     export_variant(theirs, tmp_path / "theirs", verify=verify)
     names = sorted(p.name for p in (tmp_path / "theirs").iterdir())
     assert names == sorted(p.name for p in (tmp_path / "member").iterdir())
+    for graph in (*(tmp_path / "theirs").glob("*.onnx"), *(tmp_path / "member").glob("*.onnx")):
+        retell(graph, {}, keep=False)  # where they come from
     _, differing, _ = filecmp.cmpfiles(tmp_path / "theirs", tmp_path / "member", names, shallow=False)
     # its origin is the family: that, and what holds it, is all that may differ
     assert set(differing) <= {"manifest.json", "README.md", "SHA256SUMS"}

@@ -80,6 +80,18 @@ def test_no_option_that_is_given_twice_counts_once(command: str, flag: str, word
             invoke(*arguments)
 
 
+FLOATS = [(name, flag) for name, command in COMMANDS.items() for option in command.params
+          for flag in option.opts[:1] if option.type.name in ("float", "float range")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "flag"), FLOATS)
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_no_option_takes_what_is_no_number(command: str, flag: str, value: str) -> None:
+    beside = ARGUMENTS.get(command, []) + {"pick": ["d"], "sweep": ["--grid", "k=1", "--out", "o"]}.get(command, [])
+    with pytest.raises(KnobError, match=rf"{flag} must be a finite number, got {value}"):
+        invoke(command, *beside, flag, value)
+
+
 def test_a_switch_and_its_opposite_are_refused() -> None:
     with pytest.raises(KnobError, match="--onnx/--no-onnx takes one value"):
         invoke("export", "--onnx", "--no-onnx")

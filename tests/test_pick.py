@@ -228,6 +228,8 @@ def test_the_command_answers_refuses_and_writes(swept: tuple[Path, Table], tmp_p
     done = knobcast("pick", directory, "--at", "qa", "--latency-ms", "1")
     assert done.code == 1
     assert "none of 75 settings fits" in done.out
+    ruled = knobcast("pick", directory, "--at", "qa", "--rule", "lookup", "--latency-ms", "500").out
+    assert "lookup: most accuracy at qa with latency <= 500 ms, 0.05 of it more allowed" in ruled
     file = tmp_path / "lookup.json"
     assert knobcast("pick", directory, "--at", "qa", "--lookup", file).code == 0
     entries = json.loads(file.read_text())["entries"]
@@ -235,6 +237,19 @@ def test_the_command_answers_refuses_and_writes(swept: tuple[Path, Table], tmp_p
     refused = knobcast("pick", directory, "--at", "qa", "--lookup", file)
     assert refused.code == 1
     assert "--force" in refused.said
+
+
+@pytest.mark.parametrize("name", ["sweep.json", "samples.json", "answers/{}.json", "pictures.json"])
+def test_what_is_no_json_says_to_sweep_again(swept: tuple[Path, Table], tmp_path: Path, name: str) -> None:
+    """Nothing of a sweep was downloaded."""
+    synthetic_sweep(tmp_path)
+    file = tmp_path / name.format(swept[1].full)
+    file.write_text('{"half": ')
+    done = knobcast("report", tmp_path, "--no-plots")
+    assert done.code == 1
+    assert f"{file.name}: it must be JSON" in done.said
+    assert "un the sweep again" in done.said
+    assert "Download" not in done.said
 
 
 def test_a_damaged_sweep_is_named(swept: tuple[Path, Table], tmp_path: Path) -> None:

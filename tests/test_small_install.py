@@ -161,6 +161,7 @@ VERBS = {
     "sweep": (("sweep", "SOURCE", "--data", "DATA", "--grid", "k=4", "--out", "OUT"), False),
     "share": (("share", "SOURCE", "--data", "DATA", "--mean-k", "4", "--out", "OUT"), False),
     "derive": (("derive", "VARIANT", "--k", "2"), False),
+    "sign": (("sign", "VARIANT", "--private-key", "OUT.pem"), False),
     "layout": (("layout", "VARIANT", "--for", "triton", "--out", "OUT"), False),
 }
 
@@ -191,7 +192,8 @@ def test_a_verb_works_or_says_what_it_lacks(install: str, variant: Path, tmp_pat
     assert "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: this needs the package ")
-    assert "Run make setup in the checkout, or pip install -e '.[full]'" in last
+    install_full = "Run make setup in the checkout, or pip install -e '.[full]'"
+    assert ("Run pip install -e '.[sign]'" if verb == "sign" else install_full) in last
     assert ("--level files" in last) == (verb == "verify")
     assert not (tmp_path / "out").exists()
 

@@ -17,7 +17,7 @@ from export.gate.image_probe import image_probe
 from export.gate.probe import MarginWatch
 from export.gate.static import StaticImage, check_static_text, static_images
 from export.gate.verify import verify_directory
-from export.graph.attention import Static
+from export.graph.context import Static
 from export.graph.decoder import text_graph
 from export.graph.static import plan_static
 from export.run.answer import Runner
@@ -258,8 +258,8 @@ def test_the_gate_sees_a_wrong_static_graph(molmo: Path, tmp_path: Path, monkeyp
 
     write = module.write_decoders
 
-    def wrong(checkpoint: Any, directory: Path, static: StaticPlan, form: Form, prefix: str = "") -> list[Path]:
-        files = write(checkpoint, directory, static, form, prefix)
+    def wrong(checkpoint: Any, directory: Path, static: StaticPlan, form: Form, prefix: str = "", **notes: Any) -> Any:
+        files = write(checkpoint, directory, static, form, prefix, **notes)
         one_more = Static(1, static.cache)
         from transform.top_k import set_top_k
 

@@ -16,11 +16,14 @@ import pytest
 import importance.evaluate
 import importance.score
 from export.family.family import MemberError, export_family, member_name
+from export.run.session import RunError
 from export.sweep.answers import read_answers
+from export.sweep.clock import Ask
 from export.sweep.folder import held
-from export.sweep.latency import time_decoder
+from export.sweep.latency import LatencyError, time_decoder
 from export.sweep.table import Table, read_table
 from export.variant import export_variant
+from importance.atomic import _host
 from importance.evaluate import Group, Prepared, evaluate_plan
 from importance.readers.read import read_samples
 from importance.shards import run_shard
@@ -28,6 +31,7 @@ from tests.support.command import Done, knobcast
 from tests.support.families import write_scores
 from tests.support.paths import ROOT
 from tests.support.speakers import drawn_samples, speaking_molmo
+from transform.errors import WriteError
 from transform.knobs import Knobs
 from transform.plan import Plan, make_plan
 from transform.read import read_checkpoint
@@ -168,15 +172,30 @@ def test_a_model_without_eyes(olmoe: Path, tmp_path: Path) -> None:
 def test_a_second_run_does_nothing_again(
     made: tuple[Path, dict[str, Any]], model: Path, scores: str, data: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "copy"  # jobs of other weights and of graphs name the folder that they lie in
+    out = tmp_path / "copy"  # questions to other weights name the folder that these lie in
     shutil.copytree(made[0], out)
     before = jobs(out)
-    again = swept(out, model, scores, data, "--no-latency", grid=SMALL)
+    bare = swept(out, model, scores, None, grid=SMALL)
+    assert "this run has no --data: the accuracies leave" in bare.said
+    assert "--no-latency" not in bare.said
+    again = swept(out, model, scores, data, grid=SMALL)
     assert again.code == 0, again.err
     assert jobs(out) == before
+    assert [point.quality is not None for point in read_table(out).points] == [True] * 5
     names = [file.name for file in (made[0] / "answers").iterdir()]
     kept = {name: (made[0] / "answers" / name).read_text() for name in names}
     assert {name: (out / "answers" / name).read_text() for name in kept} == kept
+
+
+def test_a_decoders_process_is_asked_one_thing(made: tuple[Path, dict[str, Any]]) -> None:
+    """Else what it keeps of another workload would count as memory of this one."""
+    specs = [json.loads(file.read_text())["spec"] for file in (made[0] / "jobs").glob("*.json")]
+    requests = [spec["request"] for spec in specs if spec["kind"] == "latency"]
+    asked = [(r["directory"], r["graph"], tuple(ask["name"] for ask in r["asks"])) for r in requests if r["graph"]]
+    decoders = [("text-k4-b4.onnx", ("stock",)), *((f"text-{k}-b3.onnx", (288, 432)) for k in ("k2", "k2x1.1x2"))]
+    wanted = {("family-cpu-source", graph, (f"{t}/qa",)) for graph, budgets in decoders for t in budgets}
+    assert wanted < set(asked)
+    assert {names for _, graph, names in asked if graph == "text-k2-b3.onnx"} == {("288/qa",), ("432/qa",)}
 
 
 def test_a_killed_sweep_goes_on(model: Path, scores: str, data: Path, tmp_path: Path) -> None:
@@ -206,6 +225,24 @@ def test_a_killed_sweep_goes_on(model: Path, scores: str, data: Path, tmp_path: 
     assert len(calls) == len(after) - len(done)
 
 
+def test_a_sweep_killed_at_its_first_file_goes_on_and_clears_up(
+    model: Path, scores: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("export.sweep.run.keep_pictures", killed)
+        assert swept(tmp_path / "s", model, scores, data, "--no-latency", grid="k=1 blocks=3").code == 9
+    assert (tmp_path / "s" / "samples.json").is_file()
+    dead = [tmp_path / "s" / name for name in ("answers", "pictures")]
+    for folder in dead:
+        folder.mkdir()
+        (folder / f".x.json.{_host()}-999999999-0a.tmp").write_text("half of it")
+    assert swept(tmp_path / "s", model, scores, data, "--no-latency", grid="k=1 blocks=3").code == 0
+    assert not [file.name for folder in dead for file in folder.iterdir() if file.name.startswith(".")]
+
+
 def test_a_failing_setting_fails_alone(
     model: Path, scores: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,18 +263,25 @@ def test_a_failing_setting_fails_alone(
 def test_a_decoder_that_can_not_be_timed_is_named_and_the_others_are(
     model: Path, scores: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(directory: Path, graph: str, *rest: Any) -> Any:
+    def broken(directory: Path, graph: str, ask: Ask, *rest: Any) -> Any:
         if graph == "text-k1-b3.onnx":
             (directory / graph).write_bytes(b"no graph")
-        return time_decoder(directory, graph, *rest)
+        if (graph, ask.name) == ("text-k4-b3.onnx", "288/long"):
+            raise LatencyError("out of memory")
+        return time_decoder(directory, graph, ask, *rest)
 
     monkeypatch.setattr("export.sweep.run.time_decoder", broken)
-    assert swept(tmp_path / "s", model, scores, None, grid="k=1,4 blocks=3,4 tokens=288").code == 0
+    (tmp_path / "w.toml").write_text("[workload.short]\nprompt = 2\nnew = 2\n[workload.long]\nprompt = 9\nnew = 2\n")
+    words = ("--workloads", tmp_path / "w.toml")
+    assert swept(tmp_path / "s", model, scores, None, *words, grid="k=1,4 blocks=3 tokens=288").code == 0
     table = read_table(tmp_path / "s")
-    assert {p.name for p in table.points if "latency" in p.errors} == {"k1-b3-t288"}
-    assert "text-k1-b3.onnx" in table.point("k1-b3-t288").errors["latency"]
+    failed = {p.name: (p.errors["latency"], set(p.latency)) for p in table.points if "latency" in p.errors}
+    assert failed.keys() == {"k1-b3-t288", "k4-b3-t288"}
+    assert "text-k1-b3.onnx" in failed["k1-b3-t288"][0]
+    assert " at " not in failed["k1-b3-t288"][0]
+    assert failed["k4-b3-t288"] == ("at long: out of memory", {"short"})
     assert table.data is None
-    assert all("qa" in p.latency for p in table.points if not p.errors)
+    assert all(p.latency.keys() == {"short", "long"} for p in table.points if not p.errors)
 
 
 def test_a_decoder_that_can_not_be_proven_is_left_out_alone(
@@ -255,6 +299,20 @@ def test_a_decoder_that_can_not_be_proven_is_left_out_alone(
     assert all("qa" in p.latency for p in table.points if not p.errors)
 
 
+def test_graphs_without_room_are_said_to_have_none(
+    model: Path, scores: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise WriteError("the disk is full")
+
+    monkeypatch.setattr("export.sweep.families.export_family", full)
+    done = swept(tmp_path / "s", model, scores, data, grid="k=1 blocks=3 tokens=288 form=cpu,int4")
+    assert "no latency of k4-b4, k1-b3-t288, k1-b3-t288-int4: the disk is full" in done.out
+    assert "no quality of k1-b3-t288-int4: the disk is full" in done.out
+    assert done.code == 1, "every setting lacks something"
+    assert read_table(tmp_path / "s").point("k4-b4").quality is not None
+
+
 def test_damaged_results_are_named_and_made_again(
     made: tuple[Path, dict[str, Any]], model: Path, scores: str, data: Path, tmp_path: Path
 ) -> None:
@@ -268,6 +326,50 @@ def test_damaged_results_are_named_and_made_again(
     assert f"{victim.name} is damaged and is computed again" in done.said
     assert "must be a sweep of schema" in done.said
     assert victim.read_text() == (made[0] / "jobs" / victim.name).read_text()
+
+
+def test_damaged_files_beside_the_table_are_named_and_written_again(
+    made: tuple[Path, dict[str, Any]], model: Path, scores: str, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(made[0], out)
+    names = ("samples.json", "answers/k4-b4.json", "answers/k2-b3-t288.json", "pictures.json", "scores.json")
+    kept = {name: (out / name).read_bytes() for name in (*names, "pictures/0.jpg")}
+    for name, damage in zip(kept, (lambda old: old[:-20], None, lambda _: b"{}"), strict=False):
+        if damage is None:
+            (out / name).unlink()
+        else:
+            (out / name).write_bytes(damage(kept[name]))
+    (out / "pictures" / "0.jpg").write_bytes(b"no picture")
+    (out / "scores.json").write_bytes(b'{"0": "many"}')
+    family = {name: (out / "family-cpu-source" / name).read_bytes() for name in ("vision.onnx", "tokenizer.json")}
+    for name, content in family.items():
+        (out / "family-cpu-source" / name).write_bytes(content[:-100])
+    done = swept(out, model, scores, data, grid=SMALL)
+    assert done.code == 0, done.err
+    for name in names:
+        assert f"{out / name} is damaged or gone and is written again" in done.said
+    assert "answers/k2-b3-t432.json" not in done.said
+    assert (
+        f"{out / 'family-cpu-source'} is written again: its files must be as they were written, tokenizer" in done.said
+    )
+    assert {name: (out / name).read_bytes() for name in kept} == kept
+    assert {name: (out / "family-cpu-source" / name).read_bytes() for name in family} == family
+
+
+def test_a_folder_in_which_nothing_can_be_made_is_refused_in_words(
+    made: tuple[Path, dict[str, Any]], model: Path, scores: str, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(made[0], out)
+    shutil.rmtree(out / "answers")
+    (out / "answers").write_text("a file")
+    done = swept(out, model, scores, data, "--no-latency", grid=SMALL)
+    assert done.code == 1
+    assert f"{out / 'answers'} must be a folder, and can't be made: a file has its name" in done.said
+    below = swept(out / "answers" / "deeper", model, scores, data, "--no-latency", grid=SMALL)
+    assert below.code == 1
+    assert "must be a folder that can be written to (Not a directory)" in below.said
 
 
 def test_a_folder_is_one_sweeps(
@@ -309,6 +411,10 @@ def test_a_folder_is_one_sweeps(
         (["--grid", "k=1", "--workloads", "nowhere.toml"], "no such file"),
         (["--grid", "k=1 blocks=3"], "needs scores"),
         (["--grid", "k=1", "--prune", "0.2"], "--prune goes by"),
+        (["--grid", "k=1", "--limit", "2"], "--limit is about samples"),
+        (["--grid", "k=1", "--images", "x"], "--images is about samples"),
+        (["--grid", "k=1", "--executor", "cloud"], "an executor is one of"),
+        (["--grid", "k=1", "--workers", "2"], "--executor local is one worker"),
     ],
 )
 def test_what_can_not_be_is_refused_before_anything_is_written(
@@ -317,6 +423,19 @@ def test_what_can_not_be_is_refused_before_anything_is_written(
     done = knobcast("sweep", model, *words, "--out", tmp_path / "s")
     assert done.code == 1
     assert said in done.said
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_provider_that_does_not_load_is_refused_before_anything_is_written(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unloaded(providers: Sequence[tuple[str, object]]) -> None:
+        raise RunError(f"{providers[0][0]} must load")
+
+    monkeypatch.setattr("export.sweep.latency.check_loads", unloaded)
+    words = ("sweep", model, "--grid", "k=1", "--data", data, "--provider", "cuda", "--out", tmp_path / "s")
+    assert knobcast(*words, "--dry-run").code == 0, "a plan for another machine"
+    assert "CUDAExecutionProvider must load" in knobcast(*words).said
     assert not (tmp_path / "s").exists()
 
 
@@ -338,7 +457,7 @@ def test_a_dry_run_says_what_is_to_do(model: Path, scores: str, data: Path, tmp_
     assert (facts["samples"], facts["answers"], facts["decoders"], facts["families"]) == (7, 21, 4, 1)
     assert facts["block_evaluations"] < facts["naive_block_evaluations"]
     assert not (tmp_path / "s").exists()
-    shown = swept(tmp_path / "s", model, scores, data, "--dry-run")
+    shown = swept(tmp_path / "s", model, scores, None, "--dry-run")
     assert "9 settings" in shown.out
     assert "k1-b3-t288" in shown.out
 

@@ -143,6 +143,9 @@ def test_tokens_are_for_models_that_see(olmoe: Path) -> None:
     ("raw", "words"),
     [
         ({}, "at least one"),
+        (None, "at least one"),
+        (3, "tables with a name each, got 3"),
+        ([QA], "tables with a name each"),
         ({"Q A": QA["qa"]}, "'Q A'"),
         ({"qa": 3}, "has the keys"),
         ({"qa": {"prompt": 3}}, "has the keys"),
@@ -154,6 +157,6 @@ def test_tokens_are_for_models_that_see(olmoe: Path) -> None:
         ({"qa": {**QA["qa"], "image": 3}}, "WIDTHxHEIGHT"),
     ],
 )
-def test_workloads_that_can_not_be(raw: dict[str, Any], words: str) -> None:
+def test_workloads_that_can_not_be(raw: Any, words: str) -> None:
     with pytest.raises(KnobcastError, match=words):
         parse_workloads(raw, True, "w.toml")

@@ -1,11 +1,23 @@
 """The declared ranges are what was tried; what is installed is compared by tests/versions/across.py."""
 
 import re
+from importlib.metadata import distributions
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-from tests.versions.environments import DIRECTORIES, ROOT, SMALL, bounds, extras_together, requirements, torch_pin
+from tests.versions.environments import (
+    DIRECTORIES,
+    ROOT,
+    SMALL,
+    bounds,
+    extras_together,
+    repeats,
+    requirements,
+    torch_pin,
+)
 from transform.molmoe.versions import TESTED_TRANSFORMERS
 
 DECLARED = requirements()
@@ -54,3 +66,18 @@ def test_one_environment_has_one_onnxruntime() -> None:
     """The CPU's and the GPU's packages own the same files: the one installed last would win."""
     assert SMALL not in extras_together()
     assert len([name for name in (r.name for r in DECLARED) if name.startswith("onnxruntime")]) == 1
+
+
+def test_an_environment_repeats_the_main_one_only_with_its_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pins = {canonicalize_name(one.name): one.version for one in distributions()}
+    monkeypatch.setitem(DIRECTORIES, "newest", tmp_path)
+
+    def repeated() -> bool:
+        (tmp_path / ".installed").write_text("\n".join(f"{name}=={version}" for name, version in pins.items()))
+        return repeats("newest")
+
+    assert repeated()
+    pins[canonicalize_name("tokenizers")] = "0.0.1"
+    assert not repeated()

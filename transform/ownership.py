@@ -1,6 +1,7 @@
 """Whose the files of a directory are: those its record names, traces that systems leave, and all others, the user's.
 
 A variant's record is SHA256SUMS, or `files.names` of the manifest where nothing was verified; a layout's is the latter.
+A signature may lie beside them.
 Names are relative, with `/` between their parts. Nothing here reads a weight.
 """
 
@@ -15,6 +16,8 @@ from transform.strict_json import MAX_JSON_BYTES, Record
 
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
+SIGNATURE = "model.sig"  # over all the others; OpenSSF model-signing calls it so
+OUTSIDE = (SUMS, MANIFEST, SIGNATURE)  # what SHA256SUMS doesn't name
 SCHEMA = 1
 PENDING = "pending"  # of the manifest: files that `knobcast derive` is adding, or was when it was killed
 CACHES = "__pycache__"  # .py files import each other, so Python may have left its cache beside them
@@ -94,4 +97,4 @@ def _recorded(directory: Path) -> set[str] | None:
             found |= {str(entry[word]) for word in ("graph", "overlay") if word in entry}
     added = pending.get("added") if isinstance(pending, dict) else None
     found |= set(added) if isinstance(added, dict) else set()
-    return found | {MANIFEST, SUMS}
+    return found | {*OUTSIDE}

@@ -12,7 +12,8 @@ _RULES = {int: "a whole number", float: "a number", str: "text", bool: "true or 
 
 
 def parse_record(kind: type[Made], value: object, where: str, way_out: str) -> Made:
-    """`value` as the frozen dataclass `kind`: lists become tuples, objects mappings or records.
+    """`value` as the frozen dataclass `kind`: lists become tuples, objects mappings or records. A key may also be a
+    property of the record, which must then be what it says.
 
     Raises VerificationError, which begins with `where` (a file's name) and ends with `way_out`.
     """
@@ -47,13 +48,18 @@ class _Reader:
 
     def _record(self, kind: type, value: object, where: str) -> Any:
         known = {field.name: field for field in fields(kind)}
-        if not isinstance(value, Mapping) or value.keys() - known.keys():
+        derived = [name for name, member in vars(kind).items() if isinstance(member, property)]
+        if not isinstance(value, Mapping) or value.keys() - known.keys() - set(derived):
             raise self._wrong(where, f"an object with the keys {', '.join(known)}", value)
         for name, field in known.items():
             if name not in value and field.default is MISSING and field.default_factory is MISSING:
                 raise self._wrong(where, f"an object with {name!r}", value)
         hints = get_type_hints(kind)
-        return kind(**{name: self.read(hints[name], item, f"{where}: {name}") for name, item in value.items()})
+        made = kind(**{n: self.read(hints[n], item, f"{where}: {n}") for n, item in value.items() if n in known})
+        for name in derived:
+            if name in value and value[name] != getattr(made, name):
+                raise self._wrong(f"{where}: {name}", repr(getattr(made, name)), value[name])
+        return made
 
     def _list(self, kinds: tuple[Any, ...], value: object, where: str) -> tuple[Any, ...]:
         if not isinstance(value, list | tuple):

@@ -43,6 +43,7 @@ def calibrate(
     """Fit a device's numbers to what was measured on it."""
     from export.command.work import check_writable
     from export.cost.calibrate import calibrate as fit
+    from export.cost.device import parse_device
     from export.sweep.timings import read_timings
     from importance.atomic import write_atomically
 
@@ -55,9 +56,12 @@ def calibrate(
         raise WriteError(f"{device} exists; pass --force or choose another name.")
     timings = read_timings(measured, model)
     said = f"{timings.machine}, threads: {timings.threads}" if timings.provider == "cpu" else timings.machine
-    memory = memory_gb * 1e9 if memory_gb else float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    found = fit(timings.points, points, name or said, timings.provider, memory)
-    write_atomically(device, found.device.text(), force)
+    own = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    memory = own if memory_gb is None else memory_gb * 1e9
+    found = fit(timings.points, points, said if name is None else name, timings.provider, memory)
+    text = found.device.text()
+    parse_device(text.encode(), device.name)  # what was said of it too
+    write_atomically(device, text, force)
     if as_json:
         unseen = found.unseen.as_dict() if found.unseen else None
         print_json({
@@ -70,8 +74,8 @@ def calibrate(
 
 def _show(found: "Calibration", path: Path, console: Console) -> None:
     device = found.device
-    rates = ", ".join(f"{rate / 1e9:,.3g} GFLOP/s ({kind})" for kind, rate in device.rates.items())
-    moved, called = f"{device.bandwidth / 1e9:,.3g} GB/s", f"{device.operator * 1e6:.3g} µs an operator"
+    rates = ", ".join(f"{_limit(rate, 'GFLOP/s')} ({kind})" for kind, rate in device.rates.items())
+    moved, called = f"{_limit(device.bandwidth, 'GB/s')}", f"{device.operator * 1e6:.3g} µs an operator"
     console.print(f"{escape(device.name)}: {rates}, {moved}, {called}", soft_wrap=True)
     table = Table(box=None, pad_edge=False)
     for column in ("settings", "", "median error", "largest", "rank correlation", "error of memory"):
@@ -81,6 +85,12 @@ def _show(found: "Calibration", path: Path, console: Console) -> None:
             table.add_row(*_row(label, errors))
     console.print(table)
     console.print(f"[green]written[/green] {escape(str(path))}", soft_wrap=True)
+
+
+def _limit(rate: float, unit: str) -> str:
+    from export.cost.fit import NO_LIMIT
+
+    return f"no limit of {unit} seen" if rate >= NO_LIMIT else f"{rate / 1e9:,.3g} {unit}"
 
 
 def _row(label: str, errors: "Errors") -> tuple[str, ...]:

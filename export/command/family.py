@@ -35,9 +35,9 @@ def export_grid(request: Request, graphs: Graphs, target: Target) -> None:
     name = "-".join((name_of(source.path), "family", *tokens, *base.extras))
     out = target.out or Path("artifacts") / name
     console = Console(highlight=False)
+    dropped = any(plan.removed for plan in members)
+    ranking = find_scores(source.path, request.scores, source.settings.layers) if dropped else None
     if not target.as_json or not target.dry_run:
-        dropped = any(plan.removed for plan in members)
-        ranking = find_scores(source.path, request.scores, source.settings.layers) if dropped else None
         _show_plans(base, members, ranking, console if target.dry_run else remarks)
         warnings = dict.fromkeys(warning for plan in (base, *members) for warning in plan.warnings)
         show_warnings(warnings, *([console] if target.dry_run else []))
@@ -46,7 +46,9 @@ def export_grid(request: Request, graphs: Graphs, target: Target) -> None:
             print_json({"members": [_facts(plan) for plan in members], "out": str(out)})
         return
     with progress_bars(remarks, weight_bytes(base.target)) as (say, progress):
-        record = export_family(base, members, out, verify=target.verify, force=target.force, say=say, progress=progress)
+        record = export_family(
+            base, members, out, verify=target.verify, force=target.force, say=say, progress=progress, ranking=ranking
+        )
     if target.as_json:
         print_json({**record, "out": str(out)})
     else:

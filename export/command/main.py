@@ -30,6 +30,7 @@ from export.command.run import run
 from export.command.score import ScoreCommand, score
 from export.command.search import search
 from export.command.share import share
+from export.command.sign import sign
 from export.command.sweep import sweep
 from export.command.tile import tile
 from export.command.verify import verify
@@ -43,7 +44,7 @@ HELP = """Fixed, verified, smaller variants of mixture-of-experts checkpoints, w
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=HELP)
 for verb in (
-    plan, export, verify, run, evaluate, score, search, share, merge, sweep, pick, report, tile, derive, bench,
+    plan, export, verify, sign, run, evaluate, score, search, share, merge, sweep, pick, report, tile, derive, bench,
     calibrate, layout, pack, push, pull,
 ):  # fmt: skip
     app.command(cls=ScoreCommand if verb is score else OnceCommand)(flat(verb))

@@ -1,9 +1,10 @@
-"""What holds for the options of every command: none counts that is given twice.
+"""What holds for the options of every command: none counts that is given twice, numbers are finite.
 
 Of an option that is given twice the last one used to count, in silence. Where several make a list, all are taken
 (`joined`); elsewhere two of them contradict each other.
 """
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ class OnceCommand(TyperCommand):
     """A command that refuses an option given twice, unless several make a list or it is a switch without opposite."""
 
     def parse_args(self, ctx: "Context", args: list[str]) -> list[str]:
-        """Count the options, then parse them as ever."""
+        """Count the options, parse them as ever, and refuse what is no number: bounds let nan and inf pass."""
         if not ctx.resilient_parsing:
             _, _, order = self.make_parser(ctx).parse_args(list(args))
             for parameter, count in Counter(order).items():
@@ -32,7 +33,12 @@ class OnceCommand(TyperCommand):
                     raise CommandLineError(
                         f"{flags} takes one value, it is given {count} times. Leave all but one out."
                     )
-        return super().parse_args(ctx, args)
+        left = super().parse_args(ctx, args)
+        for option in self.params:
+            value = ctx.params.get(option.name or "")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise CommandLineError(f"{option.opts[0]} must be a finite number, got {value}. Give one.")
+        return left
 
 
 def _repeatable(parameter: "Parameter") -> bool:

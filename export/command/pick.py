@@ -85,12 +85,12 @@ def pick(
         by_lookup = _look_up(table, bounds, choosing, at)
         if by_lookup is None:
             return
-        point, fits, made = by_lookup
+        point, fits, made, budget = by_lookup
         if as_json:
             print_json({"rule": "lookup", "fits": fits, "tolerance": made.tolerance, "best": facts(point, at)})
         else:
-            show_lookup(point, fits, made)
-        _export(table, point, choosing)
+            show_lookup(point, fits, made, budget)
+        _export(table, point, directory, choosing)
         return
     constraints = bounds.parse(bounds.tolerance or 0.0)
     check_constraints(table, constraints, at)
@@ -103,11 +103,14 @@ def pick(
         show_pick(table, found, constraints, differences)
     if found.best is None:
         raise typer.Exit(1)
-    _export(table, found.best, choosing)
+    _export(table, found.best, directory, choosing)
 
 
-def _look_up(table: "Table", bounds: Bounds, choosing: Choosing, at: str | None) -> "tuple[Point, bool, Lookup] | None":
-    """(setting, whether it keeps to the budget, the table); None: the table alone was asked for, and is written."""
+def _look_up(
+    table: "Table", bounds: Bounds, choosing: Choosing, at: str | None
+) -> "tuple[Point, bool, Lookup, Constraint] | None":
+    """(setting, whether it keeps to the budget, the table, the budget); None: the table alone was asked for, and is
+    written."""
     from export.sweep.constraints import LATENCY, PREFILL
     from export.sweep.lookup import TOLERANCE, make_lookup
 
@@ -134,25 +137,29 @@ def _look_up(table: "Table", bounds: Bounds, choosing: Choosing, at: str | None)
         return None
     from export.sweep.constraints import parse_constraint
 
-    budget = parse_constraint(quantity, said[quantity]).limit(table, at)
-    entry, fits = made.setting(budget)
-    return table.point(entry.name), fits, made
+    budget = parse_constraint(quantity, said[quantity])
+    entry, fits = made.setting(budget.limit(table, at))
+    return table.point(entry.name), fits, made, budget
 
 
-def _export(table: "Table", point: "Point", choosing: Choosing) -> None:
-    """The variant of a setting, from the source again, with what was measured of it."""
+def _export(table: "Table", point: "Point", directory: Path, choosing: Choosing) -> None:
+    """The variant of a setting of the sweep in `directory`, from the source again, with what was measured of it."""
     if choosing.export is None:
         return
     from export.command.bars import progress_bars
     from export.command.output import show_warnings
     from export.sweep.variant import plan_on, swept_source
     from export.variant import export_variant
+    from importance.choose import SCORES, find_scores
     from transform.plan import weight_bytes
 
     plan = plan_on(swept_source(table, choosing.model), point)
+    kept = directory / SCORES  # where scores chose the sweep's blocks
+    ranking = find_scores(None, kept, table.source.layers) if plan.removed and kept.is_file() else None
     show_warnings(plan.warnings)
     with progress_bars(remarks, weight_bytes(plan.target)) as (say, progress):
         export_variant(
-            plan, choosing.export, force=choosing.force, say=say, progress=progress, measured=table.measured(point)
-        )
+            plan, choosing.export, force=choosing.force, say=say, progress=progress, ranking=ranking,
+            measured=table.measured(point),
+        )  # fmt: skip
     remarks.print(f"{choosing.export}: {point.name}, verified", markup=False, soft_wrap=True)

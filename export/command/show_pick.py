@@ -84,9 +84,11 @@ def show_pick(table: Table, found: "Pick", constraints: Sequence[Constraint], di
         )  # fmt: skip
 
 
-def show_lookup(point: Point, fits: bool, made: "Lookup") -> None:
-    """The table's answer."""
+def show_lookup(point: Point, fits: bool, made: "Lookup", budget: Constraint) -> None:
+    """The rule, and the table's answer."""
     console = Console(highlight=False)
+    over = f", {made.tolerance:.3g} of it more allowed" if made.tolerance else ""
+    console.print(f"lookup: most accuracy at {made.workload} with {budget}{over}", markup=False)
     if not fits:
         console.print(f"over the budget: no setting keeps to it, this is the quickest by {made.latency}", markup=False)
     _show_settings((point,), made.workload, console)

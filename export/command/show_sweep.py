@@ -1,5 +1,6 @@
 """What people see of a sweep: its plan with the cost, and the table of what was measured."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -113,6 +114,8 @@ def show_sweep(table: "Table", out: Path, console: Console) -> None:
     for (part, why), names in reasons.items():
         console.print(f"[yellow]no {part}[/yellow] of {', '.join(names)}: {escape(why)}", soft_wrap=True)
     console.print(f"[green]done[/green] {escape(str(out))}: {len(table.points)} settings", soft_wrap=True)
+    there = escape(shlex.quote(str(out)))
+    console.print(f"[dim]next: knobcast report {there}, knobcast pick {there} --latency-ms …[/dim]", soft_wrap=True)
 
 
 def _row(point: "Point", workloads: list[str]) -> list[str]:

@@ -92,7 +92,7 @@ class Swept:
         sees = self.source.architecture.modality.sees_images
         if self.workloads is not None:
             raw = read_toml(self.workloads)
-            return parse_workloads(raw.get("workload") or {}, sees, self.workloads.name)
+            return parse_workloads(raw.get("workload"), sees, self.workloads.name)
         if self.axes.workload is not None:
             return parse_workloads(self.axes.workload, sees, self.axes.where)
         return usual_workloads(sees)
@@ -108,6 +108,9 @@ class Questions:
     def setting(self, source: "Checkpoint", files: SampleFiles) -> "Setting | None":
         """The samples, checked; None where none are given."""
         if files.data is None:
+            unread = {"--annotations": files.annotations, "--images": files.images, "--limit": files.limit}
+            for option in (option for option, value in unread.items() if value is not None):
+                raise KnobError(f"{option} is about samples, and none are given. Add --data, or leave it out.")
             return None
         from importance.score import Setting  # numpy, torch: only now
         from transform.load import quiet_transformers
@@ -167,7 +170,7 @@ def sweep(swept: Swept, files: SampleFiles, questions: Questions, clocked: Clock
     """Measure every setting of a grid: accuracy on your samples, latency and memory of your workloads."""
     from export.command.bars import sweep_bars
     from export.command.show_sweep import show_plan, show_sweep, sweep_facts
-    from export.sweep.folder import check_same, held
+    from export.sweep.folder import check_same, damaged_files, held
     from export.sweep.run import Runner
 
     out = place.out
@@ -176,6 +179,8 @@ def sweep(swept: Swept, files: SampleFiles, questions: Questions, clocked: Clock
     check_same(out, table)
     _check(made)
     show_warnings(dict.fromkeys(w for setting in made.settings for w in setting.plan.warnings))
+    if made.clock is not None and not place.dry_run:
+        made.clock.check(made.settings[0].plan.form)
     if place.dry_run:
         facts, seconds = sweep_facts(made), _expected(made)
         if place.as_json:
@@ -188,17 +193,18 @@ def sweep(swept: Swept, files: SampleFiles, questions: Questions, clocked: Clock
     from importance.executors import open_executor
     from importance.jobs import damaged_results
 
-    with held(out), _kept(out / JOBS):
+    # what can't start is refused before the folder is made
+    with _kept(out / JOBS), open_executor(place.executor, place.workers) as pool, held(out):
         trusted, notes = check_same(out, table)
         damaged = damaged_results(out / JOBS)
         notes += [f"{out / JOBS / name} is damaged and is computed again." for name in damaged]
+        if made.questions is not None:
+            notes += [f"{out / name} is damaged or gone and is written again." for name in damaged_files(out)]
         show_warnings(notes)
         facts = sweep_facts(made)
-        with (
-            sweep_bars(remarks, facts["answers"], facts["decoders"]) as (say, asked, timed),
-            open_executor(place.executor, place.workers) as pool,
-        ):
-            runner = Runner(made, out, Families(out, clocked.verify, trusted), pool, say, asked, timed)
+        with sweep_bars(remarks, facts["answers"], facts["decoders"]) as (say, asked, timed):
+            families = Families(out, clocked.verify, trusted, lambda line: show_warnings([line]))
+            runner = Runner(made, out, families, pool, say, asked, timed)
             table = runner.run()
     if place.as_json:
         print_json({**table.as_dict(), "engine": runner.report, "out": str(out)})

@@ -12,6 +12,7 @@ from export.command.options import Json
 from export.command.output import print_json, remarks
 from transform.errors import VerificationError
 from transform.extras import missing
+from transform.ownership import SIGNATURE
 from transform.progress import Say
 from transform.strict_json import Record
 
@@ -28,17 +29,28 @@ def verify(
     level: Annotated[
         Level, typer.Option("--level", help="files: sums, facts and graphs' ranges alone, without torch.")
     ] = Level.FULL,
+    public_key: Annotated[
+        Path | None, typer.Option("--public-key", help="PEM; the variant must be signed with its private key.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check a variant: its sums, its graphs' ranges, a fresh reload, its golden outputs."""
+    """Check a variant: its sums and facts, its signature, its graphs' ranges, a fresh reload, its golden outputs."""
     from export.command.bars import progress_bars
     from export.files.check import check_files
     from export.files.integrity import check_before_torch
+    from export.files.signature import check_signature
 
     check_before_torch(directory)
     check = check_files if level is Level.FILES else _check_all
     with progress_bars(remarks, None) as (say, _):
+        if public_key is not None:  # first: what isn't signed needn't be computed
+            say("signature")
+            signed = check_signature(directory, public_key)
         results = check(directory, say)
+    if public_key is not None:
+        results["signed_files"] = signed
+    elif (directory / SIGNATURE).is_file():
+        results["signature"] = "not checked: no --public-key was given"
     if as_json:
         print_json({"directory": str(directory), "verification": "passed", "level": level.value, **results})
         return
@@ -51,6 +63,10 @@ def verify(
             f"{len(results['graph_ranges'])} graphs; no model was computed",
             soft_wrap=True,
         )
+    if public_key is not None:
+        console.print(f"{signed} files as {escape(public_key.name)}'s owner signed them", soft_wrap=True)
+    elif "signature" in results:
+        console.print(f"the signature was {results['signature']}", soft_wrap=True)
     if isinstance(skipped := results.get("as_user"), str):
         console.print(f"loading it as users do was {escape(skipped)}", soft_wrap=True)
 

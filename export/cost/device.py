@@ -124,7 +124,8 @@ def parse_device(data: bytes, where: str) -> Device:
         raise KnobError(f"{where}: a device file needs all of its numbers, {', '.join(missing)} missing. Add them.")
     for key in ("name", "provider"):
         if not isinstance(raw.get(key), str) or not 0 < len(raw[key]) <= 200:
-            raise KnobError(f"{where}: {key} must be a short text, got {str(raw.get(key))[:40]!r}. Correct it.")
+            got = repr(raw[key])[:40] if key in raw else "none"
+            raise KnobError(f"{where}: {key} must be a short text, got {got}. Correct it.")
     if raw["provider"] not in PROVIDERS:
         raise KnobError(
             f"{where}: provider must be one of {', '.join(PROVIDERS)}, got {raw['provider'][:40]!r}. Choose one."
@@ -162,7 +163,7 @@ def _number(value: object, key: str, where: str, least: float | None = None) -> 
     if (math.ulp(0.0) if least is None else least) <= number <= _LARGEST:  # never nan
         return float(number)
     rule = "a number above 0" if least is None else f"a number from {least:g}"
-    raise KnobError(f"{where}: {key} must be {rule}, at most {_LARGEST:g}, got {str(value)[:40]}. Correct it.")
+    raise KnobError(f"{where}: {key} must be {rule}, at most {_LARGEST:g}, got {repr(value)[:40]}. Correct it.")
 
 
 def _plain(value: float) -> str:

@@ -7,6 +7,7 @@ the member's blocks and k. What is left open is the sum of float32 rounding over
 
 from typing import NamedTuple
 
+from export.files.provenance import Provenance
 from export.files.verification import OtherK, Verification
 from export.gate.blockwise import keep_largest, one_block_graphs
 from export.gate.compare import find_probe, onnx_vs_torch, other_k
@@ -32,22 +33,28 @@ class Pair(NamedTuple):
 Measured = tuple[dict[str, float], OtherK]  # differences of a pair's graph from PyTorch, and what another k makes
 
 
-def prove_members_blockwise(family: Family, written: Checkpoint, say: Say) -> list[Verification]:
+def prove_members_blockwise(
+    family: Family, written: Checkpoint, provenance: Provenance | None, say: Say
+) -> list[Verification]:
     """What was measured per member, in their order; raises VerificationError for the first that isn't what it says."""
     for member in family.members:
         say(f"{member.name}: bytes of its graph")
-        check_emission(written, family.form, member)
+        check_emission(written, family.form, member, provenance)
     pairs = {pair for member in family.members for pair in _pairs(member)}
     measured = measure_pairs(written, family.form, pairs, say)
     return [_of_member(member, measured) for member in family.members]
 
 
-def check_emission(written: Checkpoint, form: Form, member: Member) -> None:
-    """A member's graph file must be what is emitted for its blocks and k over the weights that were `written`."""
+def check_emission(written: Checkpoint, form: Form, member: Member, provenance: Provenance | None) -> None:
+    """A member's graph file must be what is emitted for its blocks and k over the weights that were `written`, and say
+    of itself what follows from the family's `provenance`."""
     from export.graph.decoder import text_graph
 
     target = set_top_k(drop_blocks(written, member.blocks_kept), member.top_k)
-    if text_graph(target, form).serialised() != (written.path / member.graph).read_bytes():
+    graph = text_graph(target, form)
+    if provenance is not None:
+        graph.notes = provenance.of_member(member.blocks_kept, member.top_k).of(member.graph)
+    if graph.serialised() != (written.path / member.graph).read_bytes():
         raise VerificationError(
             f"member {member.name}: {member.graph} must hold the bytes that are emitted for blocks "
             f"{list(member.blocks_kept)} with k={list(member.top_k)}; it holds others. It was changed, or written by "

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 from export.family.grid import parse_grid
 from export.files.check import check_members
 from export.files.integrity import check_graph_bounds, unreplaced
+from export.files.manifest import provenance_of
+from export.files.provenance import Provenance
 from export.files.verification import SKIPPED, Verification
 from export.run.family_file import FILE, Family, Member, read_family
 from export.variant import check, prove, seal, write
-from importance.choose import choose_blocks, find_scores
+from importance.choose import Source, choose_blocks, find_scores
 from importance.scores import model_digest
 from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
@@ -26,11 +28,12 @@ from transform.hub_cache import name_of
 from transform.knobs import Knobs, canonical_name, merged_k
 from transform.load import quiet_transformers
 from transform.machine import fits, fitting_threads
+from transform.ownership import MANIFEST
 from transform.plan import Plan, active_parameters, make_plan, parameters, weight_bytes
 from transform.progress import Progress, Say
 from transform.read import read_checkpoint
 from transform.stage import staged
-from transform.strict_json import Record
+from transform.strict_json import Record, read_json
 from transform.top_k import set_top_k
 from transform.write import write_json
 
@@ -85,37 +88,45 @@ def export_family(
     force: bool = False,
     say: Say = lambda _: None,
     progress: Progress = lambda _: None,
+    ranking: Source | None = None,
 ) -> Record:
-    """Write the family to `out` and return the content of family.json; on any error `out` is as it was."""
+    """Write the family to `out` and return the content of family.json; on any error `out` is as it was.
+
+    `ranking`: what the members' blocks were chosen by, for graphs and manifest.
+    """
     check(base, out, verify=verify, force=force)
     with staged(out, force) as stage:
-        written = write(base, stage, say=say, progress=progress)
+        written = write(base, stage, ranking=ranking, say=say, progress=progress)
         verification = prove(base, written, say=say) if verify else None
         say("members")
-        family = write_members(base, members, written)
+        provenance = provenance_of(base, ranking)
+        family = write_members(base, members, written, provenance)
         if verify:
             from export.gate.resident import source_model
 
             check_graph_bounds(stage)
-            proven = prove_members(family, base.source, lambda: source_model(base), written, say)
+            proven = prove_members(family, base.source, lambda: source_model(base), written, provenance, say)
             entries = zip(family.members, proven, strict=True)
             family = replace(family, members=tuple(replace(m, verification=v.as_dict()) for m, v in entries))
         record = family.as_dict()
         write_json(stage / FILE, record)
-        seal(base, written, verification, card=_card(family), say=say)
+        seal(base, written, verification, card=_card(family), ranking=ranking, say=say)
     return record
 
 
-def write_members(base: Plan, members: Sequence[Plan], written: Checkpoint) -> Family:
-    """The graphs and overlays of all members over the weights that were `written`."""
+def write_members(base: Plan, members: Sequence[Plan], written: Checkpoint, provenance: Provenance) -> Family:
+    """The graphs and overlays of all members over the weights that were `written`; `provenance`: the family's."""
     from export.graph.decoder import text_graph
 
     made = []
     for plan in members:
         target = set_top_k(drop_blocks(written, plan.keep_blocks), plan.target.settings.top_k)
-        graph = text_graph(target, base.form).serialised()
+        name = member_name(plan.target)
+        emitted = text_graph(target, base.form)
+        emitted.notes = provenance.of_member(plan.keep_blocks, plan.target.settings.top_k).of(f"text-{name}.onnx")
+        graph = emitted.serialised()
         member = Member(
-            name=member_name(plan.target),
+            name=name,
             blocks_kept=plan.keep_blocks,
             top_k=plan.target.settings.top_k,
             parameters=parameters(target),
@@ -137,14 +148,20 @@ def write_members(base: Plan, members: Sequence[Plan], written: Checkpoint) -> F
 
 
 def prove_members(
-    family: Family, source: Checkpoint, load: Callable[[], "PreTrainedModel"], written: Checkpoint, say: Say
+    family: Family,
+    source: Checkpoint,
+    load: Callable[[], "PreTrainedModel"],
+    written: Checkpoint,
+    provenance: Provenance | None,
+    say: Say,
 ) -> list[Verification]:
     """What was measured of each member over the weights that were `written`: against the `source` that `load` gives in
-    PyTorch, or block by block where that doesn't fit. Raises VerificationError."""
+    PyTorch, or block by block where that doesn't fit. `provenance`: what graphs say of themselves; None: nothing.
+    Raises VerificationError."""
     if not fits(source):
         from export.family.blockwise import prove_members_blockwise
 
-        return prove_members_blockwise(family, written, say)
+        return prove_members_blockwise(family, written, provenance, say)
     with fitting_threads(source):
         model = load()
         return [_prove_resident(member, model, written, say) for member in family.members]
@@ -199,7 +216,9 @@ def _verify_family(directory: Path, say: Say) -> Record:
     quiet_transformers()
     check_members(directory, family)
     written = read_checkpoint(directory)
-    proven = prove_members(family, written, lambda: align(load_model(directory)), written, say)
+    manifest = read_json(directory / MANIFEST)
+    provenance = Provenance.parse(manifest) if "scores" in manifest else None
+    proven = prove_members(family, written, lambda: align(load_model(directory)), written, provenance, say)
     pairs = zip(family.members, proven, strict=True)
     return results | {"members": {member.name: found.onnx_vs_torch for member, found in pairs}}
 

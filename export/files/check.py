@@ -7,6 +7,7 @@ from pathlib import Path
 
 from export.files.facts import check_facts
 from export.files.integrity import check_graph_bounds, check_sums, sha256_file, unreplaced
+from export.files.provenance import Provenance, check_graphs
 from export.run.family_file import FILE, Family, read_family
 from transform.checkpoint import Checkpoint
 from transform.errors import VerificationError
@@ -34,8 +35,19 @@ def check_variant_files(directory: Path, say: Say) -> tuple[Record, Checkpoint, 
     manifest = read_json(directory / MANIFEST)
     files = check_sums(directory)
     checkpoint = read_checkpoint(directory)
-    facts = check_facts(manifest, checkpoint)
-    return manifest, checkpoint, {"files": files, "facts": facts, "graph_ranges": check_graph_bounds(directory)}
+    ranges = check_graph_bounds(directory)
+    facts = check_facts(manifest, checkpoint, ranges)
+    told = check_graphs(directory, manifest, _members(directory, manifest))
+    return manifest, checkpoint, {"files": files, "facts": facts, "graph_ranges": ranges, "provenance": told}
+
+
+def _members(directory: Path, manifest: Record) -> dict[str, Provenance]:
+    """What the members' graphs say, by their files; none where it is no family."""
+    if "scores" not in manifest or not (directory / FILE).is_file():
+        return {}
+    own = Provenance.parse(manifest)
+    members = read_family(directory).members
+    return {member.graph: own.of_member(member.blocks_kept, member.top_k) for member in members}
 
 
 def check_members(directory: Path, family: Family) -> int:

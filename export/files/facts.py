@@ -5,15 +5,17 @@ Of the source only what follows from the variant can be: all blocks of a model h
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 from export.files.integrity import pending_of, read_sums
 from export.files.measured import Measured
+from export.files.provenance import check_scores
 from transform.checkpoint import Checkpoint
 from transform.errors import KnobcastError, VerificationError
 from transform.forms import REFERENCE, form_named
-from transform.knobs import DTYPES
+from transform.knobs import DTYPES, canonical_name
 from transform.molmoe.tiling import BudgetError
 from transform.ownership import MANIFEST, SCHEMA
 from transform.packed_layout import activations_of
@@ -25,13 +27,17 @@ _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, Overf
 Fact = tuple[str, Any, Any]  # name, what it must be, what the manifest says
 
 
-def check_facts(manifest: Record, checkpoint: Checkpoint) -> int:
-    """Compare every fact of the manifest with the variant in `checkpoint`; returns how many there were."""
+def check_facts(manifest: Record, checkpoint: Checkpoint, ranges: Mapping[str, int] | None = None) -> int:
+    """Compare every fact of the manifest with the variant in `checkpoint`; returns how many there were.
+
+    `ranges`: how many ranges of weights each of its graphs reads, where they were counted.
+    """
     count = 0
     try:
         if "measured" in manifest:
             Measured.parse(manifest["measured"], f"{MANIFEST}: measured")
-        for name, wanted, said in _facts(manifest, checkpoint):
+        check_scores(manifest.get("scores"))
+        for name, wanted, said in chain(_facts(manifest, checkpoint), _verified(manifest, ranges or {})):
             if json.dumps(wanted, sort_keys=True) != json.dumps(said, sort_keys=True):  # 1.0 and True are not 1
                 raise VerificationError(
                     f"{MANIFEST} must say what the variant is: {name} is {_brief(wanted)}, it says {_brief(said)}. "
@@ -48,6 +54,8 @@ def check_facts(manifest: Record, checkpoint: Checkpoint) -> int:
 
 def _facts(manifest: Record, checkpoint: Checkpoint) -> Iterator[Fact]:
     yield "schema", SCHEMA, manifest["schema"]
+    spelt = canonical_name(checkpoint.settings.top_k, manifest["knobs"]["tokens"])
+    yield f"name, which must say {spelt},", True, f"-{spelt}-" in f"{manifest['name']}-"
     yield "model_type", checkpoint.architecture.model_type, manifest["model_type"]
     yield "top_k", list(checkpoint.settings.top_k), manifest["top_k"]
     yield "parameters", parameters(checkpoint), manifest["parameters"]
@@ -146,6 +154,20 @@ def _derived(manifest: Record, checkpoint: Checkpoint) -> Iterator[Fact]:
         yield f"derived: the graph of {name}", name, entry["graph"]
         if name not in added:  # else another run is replacing it, or was
             yield f"derived: the sum of {name}", listed.get(name), entry["sha256"]
+            path = checkpoint.path / name
+            yield f"derived: the bytes of {name}", path.stat().st_size if path.is_file() else None, entry["bytes"]
+
+
+def _verified(manifest: Record, ranges: Mapping[str, int]) -> Iterator[Fact]:
+    """What the gate counted; what it measured, only `verify --level full` can measure again."""
+    passed = manifest.get("verification")
+    if not isinstance(passed, dict):
+        return
+    if "parameters_on_meta" in passed:
+        yield "verification.parameters_on_meta", manifest["parameters"], passed["parameters_on_meta"]
+    for graph, count in passed.get("graph_ranges", {}).items():
+        if ranges and graph not in manifest.get("derived", {}):
+            yield f"verification.graph_ranges of {graph}", ranges.get(graph), count
 
 
 def _brief(value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from export.run.external import check_external
 from export.run.graph_facts import read_facts
 from transform.errors import VerificationError
-from transform.ownership import MANIFEST, PENDING, SUMS, is_ignored, visible_files
+from transform.ownership import MANIFEST, OUTSIDE, PENDING, SUMS, is_ignored, visible_files
 from transform.progress import Progress
 from transform.regular_file import IrregularError, open_regular, read_regular
 from transform.stage import kind_of
@@ -38,11 +38,11 @@ def sha256_file(path: Path, progress: Progress | None = None) -> str:
 
 
 def write_sums(directory: Path, progress: Progress | None = None, known: Mapping[str, str] = NONE) -> str:
-    """Write SHA256SUMS over every file but itself and the manifest (`sha256sum -c` reads it); returns its digest.
+    """Write SHA256SUMS over every file but OUTSIDE (`sha256sum -c` reads it); returns its digest.
 
     `known`: sums of files that were read whole since they were written.
     """
-    names = [name for name in visible_files(directory) if name not in (SUMS, MANIFEST)]
+    names = [name for name in visible_files(directory) if name not in OUTSIDE]
     lines = [f"{known.get(name) or sha256_file(directory / name, progress)}  {name}\n" for name in names]
     (directory / SUMS).write_text("".join(lines), "utf-8")
     return sha256_file(directory / SUMS)
@@ -73,7 +73,7 @@ def _check_sums(directory: Path, manifest: Record, progress: Progress | None) ->
     announced, added = pending_of(manifest)
     if digest not in (recorded, announced):
         raise VerificationError(f"{SUMS} must have the digest in {MANIFEST}, it was changed. Export the variant again.")
-    present = {name for name in visible_files(directory) if name not in (SUMS, MANIFEST)}
+    present = {name for name in visible_files(directory) if name not in OUTSIDE}
     if missing := sorted(listed.keys() - present):
         raise VerificationError(
             f"the variant must hold the {len(listed)} files of {SUMS}; missing: {', '.join(missing[:5])}. "

@@ -4,7 +4,7 @@ A one-block model (embedding, that block, norm, head) is loaded from the variant
 decode and a padded batch must differ by exactly 0, and the block's own ONNX graph must agree. The vision tower has its
 turn alone, before them, and what it makes of a picture goes through the first block. Together with byte-for-byte
 equality of all tensors this covers what the resident gate covers, except the sum of float32 rounding over all blocks
-in one graph.
+in one graph. Golden outputs are those of all blocks, which a prompt passes meanwhile (`stream.py`).
 """
 
 from collections.abc import Callable, Mapping
@@ -23,13 +23,16 @@ from export.gate.checking import checking_graphs
 from export.gate.compare import TOLERANCE, exactly_equal, find_probe, onnx_vs_outputs, other_k, run_text
 from export.gate.copied import check_copied, is_copied
 from export.gate.golden import check_graphs, record, write_golden
+from export.gate.golden_file import LEAST
 from export.gate.image_probe import ImageProbe, image_probe
 from export.gate.preprocess import check_preprocess, has_preprocess, record_picture
 from export.gate.probe import TextProbe
 from export.gate.resident import rounding
 from export.gate.static import verify_static_block
+from export.gate.stream import candidates, golden_of
 from export.run.graphs import Graphs
 from export.run.io_file import read_io
+from transform.arrays import Array
 from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
 from transform.errors import VerificationError
@@ -48,7 +51,7 @@ GRAPH = "text.onnx"
 
 
 def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Verification:
-    """Prove a freshly `written` variant block by block; raises VerificationError. Writes the golden picture."""
+    """Prove a freshly `written` variant block by block; raises VerificationError. Writes the golden outputs."""
     return_at_once()
     directory, source = written.path, partial(load_view, dtype=rounding(plan), packed=plan.new_packing)
     say("names and shapes")
@@ -71,14 +74,22 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
     if plan.vision:
         say("a picture")
         seen = image_probe(plan.target, directory, plan.vision.as_dict(), 0)
-        embeddings = _embed(written, seen, "float32")
-        theirs = _embed(plan.source, seen, rounding(plan), plan.new_packing)
+        embeddings = embed(written, seen)
+        theirs = embed(plan.source, seen, rounding(plan), plan.new_packing)
         keep_largest(differences, exactly_equal({"embeddings": embeddings}, {"embeddings": theirs}))
+    recorded: dict[str, Array] = {}
+    if seen is not None and embeddings is not None:
+        rows = np.arange(embeddings.shape[1])
+        shown = {"image.rows": rows, "image.embeddings": embeddings[0].numpy()}
+        recorded |= {"image.input_ids": seen.input_ids, **shown}
+    streams = candidates(written.settings.vocab)
     for new, old in enumerate(plan.keep_blocks):
         say(f"block {old} ({new + 1} of {len(plan.keep_blocks)})")
         view = drop_blocks(written, (new,))
         model, report = load_view(view, pictures=static and new == 0)
         keep_largest(counts, report.counts())
+        for stream in streams:
+            stream.through(model)
         probe = find_probe(model, view)
         ours = _outputs(model, probe, embeddings)
         if new == 0:
@@ -99,10 +110,7 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
             block_graphs = one_block_graphs(view, directory, plan.form)
             keep_largest(graphs, onnx_vs_outputs(ours, block_graphs, probe))
             if new == 0:
-                if seen is not None and embeddings is not None:
-                    rows = np.arange(embeddings.shape[1])
-                    golden |= {"image.rows": rows, "image.embeddings": embeddings[0].numpy()}
-                keep_largest(graphs, check_graphs(block_graphs, golden, seen, TOLERANCE))
+                keep_largest(graphs, check_graphs(block_graphs, golden | recorded, seen, TOLERANCE))
             del block_graphs
             if rounds:
                 users = one_block_graphs(view, directory, plan.form, Graphs)
@@ -111,10 +119,15 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
             release_memory()
         embeddings = None  # one block is enough to see that a picture reaches it
     cut: dict[str, float] = {}
+    picture: dict[str, Array] = {}
     if onnx and has_preprocess(directory):
         say("preprocess.onnx == Python")
         cut = check_preprocess(Graphs(directory))
-        write_golden(directory, record_picture(Graphs(directory)))
+        picture = record_picture(Graphs(directory))
+    if whole := golden_of(streams, LEAST):
+        write_golden(directory, whole | recorded | picture)
+    elif picture:
+        write_golden(directory, picture)
     return Verification(
         mode="blockwise",
         parameters_on_meta=described,
@@ -133,7 +146,9 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
     )
 
 
-def _embed(checkpoint: Checkpoint, seen: ImageProbe, dtype: str, packed: Packing | None = None) -> torch.Tensor:
+def embed(
+    checkpoint: Checkpoint, seen: ImageProbe, dtype: str = "float32", packed: Packing | None = None
+) -> torch.Tensor:
     """The picture prompt's embeddings [1, s, d], by the model without its blocks, rounded as `load_view` does."""
     model, _ = load_view(checkpoint, dtype, packed, blocks=False)
     with torch.no_grad():
@@ -179,7 +194,7 @@ def one_block_graphs(
     text_graph(view, form).write(directory / name)
     try:
         graphs = opened(directory, text=name)
-        _ = graphs.text  # opened now: the file can go
+        _ = graphs.text, graphs.shares_cache  # opened and read now: the file can go
     finally:
         (directory / name).unlink()
     return graphs

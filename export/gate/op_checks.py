@@ -182,7 +182,7 @@ def _experts(rig: Rig, settings: Settings, k: int, form: Form) -> Iterator[Check
     if form.bits is None:
         for stored in ("F32", "BF16") if form.stored is None else (DTYPES[form.stored],):
             block = make_block(rig, settings, k, stored)
-            yield _block(rig, block, form, f"{'FC3' if form.stacked else stored}, k {k}")
+            yield _block(rig, block, form, f"{'gate and up in turns' if form.stacked else stored}, k {k}")
         return
     block = make_block(rig, settings, k, bits=form.bits)
     yield _block(rig, block, form, f"{form.bits} bits, k {k}")

@@ -63,9 +63,16 @@ class MarginWatch:
             handle.remove()
 
     def _look(self, router: torch.nn.Module, _inputs: object, outputs: tuple[torch.Tensor, ...]) -> None:
-        probabilities = torch.softmax(outputs[0].float(), -1)
+        gaps = margins(router, outputs)
         if self.mask is not None:
-            probabilities = probabilities.reshape(-1, probabilities.shape[-1])[self.mask.reshape(-1) == 1]
-        if router.top_k < probabilities.shape[-1]:
-            top = probabilities.topk(router.top_k + 1, -1).values
-            self.smallest = min(self.smallest, float((top[:, -2] - top[:, -1]).min()))
+            gaps = gaps[self.mask.reshape(-1) == 1]
+        self.smallest = min(self.smallest, float(gaps.min()))
+
+
+def margins(router: torch.nn.Module, outputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Per token of a router's call, the gap between the k-th and the next probability; infinite where k is all."""
+    probabilities = torch.softmax(outputs[0].float(), -1).flatten(0, -2)
+    if router.top_k >= probabilities.shape[-1]:
+        return torch.full(probabilities.shape[:1], torch.inf)
+    top = probabilities.topk(int(router.top_k) + 1, -1).values
+    return top[:, -2] - top[:, -1]

@@ -15,25 +15,27 @@ from export.gate.golden_file import load_golden, with_golden_ids
 from export.gate.image_probe import image_probe
 from export.gate.preprocess import check_golden_picture, has_preprocess
 from export.gate.static import check_static_text
+from export.gate.verify_blocks import verify_blocks
 from export.run.graphs import Graphs
 from transform.errors import VerificationError
 from transform.load import load_model, quiet_transformers
-from transform.machine import fitting_threads
+from transform.machine import fits, fitting_blocks, fitting_threads
 from transform.progress import Say
 from transform.strict_json import Record
 
 
 def verify_directory(directory: Path, say: Say = lambda _: None) -> Record:
-    """Check a variant on its own: sums, facts, bounds, reload, golden outputs in PyTorch and through the graphs."""
+    """Check a variant on its own: sums, facts, bounds, reload, golden outputs in PyTorch and through the graphs; one
+    block at a time where it doesn't fit into memory."""
     with unreplaced(directory):
         return _verify_directory(directory, say)
 
 
 def _verify_directory(directory: Path, say: Say) -> Record:
     manifest, checkpoint, results = check_variant_files(directory, say)
-    golden = load_golden(directory, checkpoint)
+    passed = Verification.parse(manifest.get("verification"))
+    golden = load_golden(directory, checkpoint, passed is not None and passed.mode == "blockwise")
     if golden is None or "ids" not in golden:
-        passed = Verification.parse(manifest.get("verification"))
         if passed is None or passed.mode == "resident":
             lost = "is missing, it was recorded" if golden is None else "must hold the outputs that were recorded"
             raise VerificationError(f"{directory}: {GOLDEN} {lost}. Export the variant again.")
@@ -49,9 +51,15 @@ def _verify_directory(directory: Path, say: Say) -> Record:
         results["as_user"] = f"not run: {', '.join(code)} isn't this version's code, and no other is executed"
     else:
         say("as users load it")
-        results["as_user"] = check_as_user(checkpoint)
-    say("PyTorch == golden")
+        results["as_user"] = check_as_user(checkpoint, fitting_blocks(checkpoint))
     quiet_transformers()
+    if not fits(checkpoint):
+        with fitting_threads(checkpoint):
+            results |= verify_blocks(checkpoint, manifest, golden, image, say)
+        if has_preprocess(directory):
+            results["preprocess_vs_golden"] = check_golden_picture(checking_graphs(directory), golden)
+        return results
+    say("PyTorch == golden")
     with fitting_threads(checkpoint):
         results["torch_vs_golden"] = check_torch(load_model(directory), golden, image, TOLERANCE)
     if (directory / "text.onnx").is_file():

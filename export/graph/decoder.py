@@ -4,8 +4,9 @@ The residual stream stays [n, d], n = batch * new tokens, so that every projecti
 The static graphs (`prefill.onnx`, `decode.onnx`) are the same decoder for one sequence with every size fixed.
 """
 
-from export.graph.attention import Static, attention, attention_context, static_context
+from export.graph.attention import attention
 from export.graph.builder import FLOAT, INT64, Graph
+from export.graph.context import Static, attention_context, static_context
 from export.graph.moe import mixture
 from export.graph.norm import rms_norm
 from transform.checkpoint import Checkpoint

@@ -7,11 +7,18 @@ one after another in a `Loop`, others sit in an `If` each.
 n tokens, k experts per token, E experts, d hidden width.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from export.graph.builder import CONTRIB, Graph
 from export.graph.expert_loop import find_experts, looped_experts
 from transform.checkpoint import Checkpoint
+
+# Gate and up rows in turns; the plain activation, which has other factors by default.
+SWIGLU: Mapping[str, str | int | float] = {
+    "activation_type": "swiglu", "swiglu_fusion": 1, "activation_alpha": 1.0, "activation_beta": 0.0
+}  # fmt: skip
 
 
 def mixture(g: Graph, checkpoint: Checkpoint, i: int, x: str) -> str:
@@ -23,15 +30,23 @@ def mixture(g: Graph, checkpoint: Checkpoint, i: int, x: str) -> str:
 
 
 def _fused(g: Graph, checkpoint: Checkpoint, i: int, x: str, logits: str) -> str:
-    """`MoE` on three stacks of experts that lie back to back; the operator takes the softmax itself, over all."""
+    """`MoE` on stacks of experts that lie back to back; the operator takes the softmax itself, over all.
+
+    Gate and up rows take turns, which runtimes arrange once, at load. On a GPU the operator's other orders are wrong:
+    of its kernels, chosen by speed, some take the one half for the gate and some the other, and matrices apart are
+    copied together at every call.
+    """
     settings = checkpoint.settings
-    parts = ("gate", "down", "up")  # FC1, FC2, FC3
-    stacks = (g.stack([checkpoint.tensor(f"expert.{part}", i, e) for e in range(settings.experts)]) for part in parts)
-    gate, down, up = stacks
+    every = range(settings.experts)
+
+    def stack(part: str, spread: bool = False) -> str:
+        return g.stack([checkpoint.tensor(f"expert.{part}", i, e) for e in every], spread)
+
+    turns = g.op("Concat", stack("gate", spread=True), stack("up", spread=True), axis=2)  # [E, I, 2, d]
+    inner, width = checkpoint.tensor("expert.gate", i).shape
     return g.op(
-        "MoE", x, logits, gate, "", down, "", up,
-        domain=CONTRIB, k=settings.top_k[i], activation_type="silu",
-        normalize_routing_weights=int(settings.norm_top_k),
+        "MoE", x, logits, g.op("Reshape", turns, g.ints(settings.experts, 2 * inner, width)), "", stack("down"),
+        domain=CONTRIB, k=settings.top_k[i], normalize_routing_weights=int(settings.norm_top_k), **SWIGLU,
     )  # fmt: skip
 
 
@@ -52,8 +67,7 @@ def _quantised(g: Graph, checkpoint: Checkpoint, i: int, x: str, logits: str) ->
     accuracy = {"accuracy_level": 4} if g.accuracy == 4 and gate_up.bits == 4 else {}
     return g.op(
         "QMoE", *operands,
-        domain=CONTRIB, k=settings.top_k[i], expert_weight_bits=gate_up.bits, block_size=gate_up.block,
-        activation_type="swiglu", swiglu_fusion=1, activation_alpha=1.0, activation_beta=0.0,
+        domain=CONTRIB, k=settings.top_k[i], expert_weight_bits=gate_up.bits, block_size=gate_up.block, **SWIGLU,
         normalize_routing_weights=int(settings.norm_top_k), **accuracy,
     )  # fmt: skip
 

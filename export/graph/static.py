@@ -5,7 +5,9 @@ token more is shared. `export/run/static.py` runs them, `export/gate/static.py` 
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from export.graph.notes import Notes, silent
 from export.run.static_plan import DECODE, DECODE_EMBEDDING, Prefill, StaticPlan
 from transform.checkpoint import Checkpoint
 from transform.errors import KnobError
@@ -13,6 +15,9 @@ from transform.forms import REFERENCE, Form
 from transform.knobs import parse_count
 from transform.molmoe import tiling
 from transform.plan import Plan
+
+if TYPE_CHECKING:
+    from export.graph.builder import Graph
 
 PROMPT = 128  # tokens of a text-only prompt per call, unless --prompt says otherwise
 LEAST_CACHE = 32  # the gate's own probe takes 18
@@ -76,8 +81,10 @@ def _image_prefills(plan: Plan, cache: int, prompt: int | None) -> tuple[Prefill
     return tuple(Prefill(shape, sequence) for shape, sequence in sequences.items())
 
 
-def write_static(checkpoint: Checkpoint, directory: Path, static: StaticPlan, form: Form = REFERENCE) -> list[Path]:
-    """Write the static graphs of a finished variant beside its weights."""
+def write_static(
+    checkpoint: Checkpoint, directory: Path, static: StaticPlan, form: Form = REFERENCE, notes: Notes = silent
+) -> list[Path]:
+    """Write the static graphs of a finished variant beside its weights; `notes`: their metadata."""
     from export.graph.embedding import embedding_graph
     from export.graph.vision import vision_graph
     from transform.molmoe.preprocessing import feature_index, index_map
@@ -94,18 +101,33 @@ def write_static(checkpoint: Checkpoint, directory: Path, static: StaticPlan, fo
             graphs[prefill.file("embedding")] = embedding_graph(checkpoint, patch, form, prefill.sequence, len(kept))
         graphs[DECODE_EMBEDDING] = embedding_graph(checkpoint, patch, form, 1)
     for name, graph in graphs.items():
+        graph.notes = notes(name)
         graph.write(directory / name)
-    return [*(directory / name for name in graphs), *write_decoders(checkpoint, directory, static, form)]
+    decoders = write_decoders(checkpoint, directory, static, form, notes=notes)
+    return [*(directory / name for name in graphs), *decoders]
 
 
 def write_decoders(
-    checkpoint: Checkpoint, directory: Path, static: StaticPlan, form: Form = REFERENCE, prefix: str = ""
+    checkpoint: Checkpoint,
+    directory: Path,
+    static: StaticPlan,
+    form: Form = REFERENCE,
+    prefix: str = "",
+    notes: Notes = silent,
 ) -> list[Path]:
     """Write the static decoders alone, under names that begin with `prefix`."""
-    from export.graph.attention import Static
+    written = []
+    for name, graph in static_decoders(checkpoint, static, form).items():
+        graph.notes = notes(name)
+        written.append(directory / f"{prefix}{name}")
+        graph.write(written[-1])
+    return written
+
+
+def static_decoders(checkpoint: Checkpoint, static: StaticPlan, form: Form) -> "dict[str, Graph]":
+    """The static decoders by their files: one per prompt length, and that of one token more."""
+    from export.graph.context import Static
     from export.graph.decoder import text_graph
 
     lengths = {prefill.file("prefill"): prefill.sequence for prefill in static.prefills} | {DECODE: 1}
-    for name, sequence in lengths.items():
-        text_graph(checkpoint, form, Static(sequence, static.cache)).write(directory / f"{prefix}{name}")
-    return [directory / f"{prefix}{name}" for name in lengths]
+    return {name: text_graph(checkpoint, form, Static(length, static.cache)) for name, length in lengths.items()}

@@ -23,7 +23,7 @@ from export.publish.publisher import (
 )
 from transform.copying import RangeCopier
 from transform.errors import PublishError
-from transform.ownership import MANIFEST, SUMS, read_manifest
+from transform.ownership import MANIFEST, SIGNATURE, SUMS, read_manifest
 from transform.progress import Progress
 from transform.stage import alive, staged, sync
 
@@ -44,7 +44,7 @@ class Directory:
         self.shelf = shelf
 
     def plan(self, content: Content, alias: str | None = None) -> Transfer:
-        """All files or none: a version is there, or isn't."""
+        """All files or none: a version is there, or isn't. A signature may come later."""
         inner, outer = content.directory.resolve(), self.shelf.resolve()
         if outer.is_relative_to(inner):
             raise PublishError(f"{self.shelf} lies in the variant that is to be published. Give another folder.")
@@ -56,16 +56,19 @@ class Directory:
         version = self.shelf / content.version
         present: frozenset[str] = frozenset()
         if version.is_dir() and any(version.iterdir()):
-            for item in content.items:
+            there = [i for i in content.items if i.path != SIGNATURE or _is_there(version, i)]
+            for item in there:
                 _check(version, item)
-            present = frozenset(item.path for item in content.items)
+            present = frozenset(item.path for item in there)
         return Transfer(f"{SCHEME}{self.shelf}", content, present, alias)
 
     def push(self, transfer: Transfer, tick: Progress) -> Receipt:
         """Copy beside the version's place and rename."""
         content = transfer.content
         version = self.shelf / content.version
-        if transfer.moving:
+        if [item.path for item in transfer.moving] == [SIGNATURE]:
+            _replace(content.directory / SIGNATURE, version / SIGNATURE, tick)
+        elif transfer.moving:
             with staged(version, force=False) as stage:
                 for item in content.items:
                     _copy(content.directory / item.path, stage / item.path, tick)
@@ -101,7 +104,7 @@ class Directory:
         if not (version / MANIFEST).is_file():
             raise PublishError(f"{named}: no {MANIFEST}, so it is no version of a variant.{_offered(named)}")
         try:
-            for name in (SUMS, MANIFEST):
+            for name in (SUMS, MANIFEST, *([SIGNATURE] if (version / SIGNATURE).is_file() else [])):
                 receive(pieces_of(version / name, tick), into / name, None, SMALL, lambda _: None)
             for path in listed_in(into):
                 _copy(version / path, into / path, tick)
@@ -129,6 +132,21 @@ def _copy(source: Path, target: Path, tick: Progress) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with source.open("rb") as read, target.open("xb") as write:
         RangeCopier(read.fileno(), write.fileno(), tick).copy(0, 0, os.fstat(read.fileno()).st_size)
+
+
+def _replace(source: Path, target: Path, tick: Progress) -> None:
+    """A small file, whole or not at all; what a killed run left is hidden, so that it belongs to no variant."""
+    beside = target.with_name(f".{target.name}.new")
+    beside.unlink(missing_ok=True)
+    _copy(source, beside, tick)
+    sync(beside)
+    beside.replace(target)
+    sync(target.parent)
+
+
+def _is_there(version: Path, item: Item) -> bool:
+    path = version / item.path
+    return path.is_file() and sha256_file(path) == item.sha256
 
 
 def _check(version: Path, item: Item) -> None:

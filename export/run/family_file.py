@@ -2,22 +2,20 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from transform.errors import KnobError, VerificationError
 from transform.forms import Form, form_named
 from transform.strict_json import Record, read_json
+from transform.strict_record import parse_record
 
 FILE = "family.json"
 SCHEMA = 1
+AGAIN = "Export the family again."
 _POLICY = ("tokens", "resize", "rule")
-_COUNTS = ("parameters", "active_parameters", "weight_bytes", "graph_bytes")
 _NAME = re.compile(r"k[0-9x.]+-b[0-9]+")
 _WORD = re.compile(r"[a-z0-9]+")  # as in Plan.extras
-_MALFORMED = (KeyError, TypeError, ValueError, AttributeError)
-Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -49,20 +47,6 @@ class Member:
         """For JSON."""
         facts = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
         return {"name": self.name, "graph": self.graph, "overlay": self.overlay, **facts}
-
-    @classmethod
-    def parse(cls, entry: Record) -> "Member":
-        """What `as_dict` gave; raises one of the errors in _MALFORMED."""
-        total, active, weights, graph = (_is(int, entry[name]) for name in _COUNTS)
-        blocks, top_k = (tuple(_is(int, n) for n in _is(list, entry[name])) for name in ("blocks_kept", "top_k"))
-        warnings = tuple(_is(str, warning) for warning in _is(list, entry["warnings"]))
-        made = cls(
-            _spelt(_NAME, entry["name"]), blocks, top_k, total, active, weights, graph, _is(str, entry["sha256"]),
-            warnings, entry["verification"],
-        )  # fmt: skip
-        if entry["graph"] != made.graph or len(blocks) != len(top_k):
-            raise ValueError(entry)
-        return made
 
 
 @dataclass(frozen=True)
@@ -97,21 +81,38 @@ class Family:
     @classmethod
     def parse(cls, record: Record) -> "Family":
         """What `as_dict` gave; raises VerificationError."""
+        read = parse_record(_File, record, FILE, AGAIN)
+        names = [member.name for member in read.members]
+        if read.schema != SCHEMA or read.model != Path(read.model).name:
+            raise VerificationError(f"{FILE}: must be a family of schema {SCHEMA} with the name of its model. {AGAIN}")
+        spelt = [*map(_NAME.fullmatch, names), *map(_WORD.fullmatch, read.extras)]
+        if not all(spelt) or any(len(one.blocks_kept) != len(one.top_k) for one in read.members):
+            raise VerificationError(f"{FILE}: members must have names as k4-b12 and one k per kept block. {AGAIN}")
+        if not names or len(set(names)) < len(names):
+            raise VerificationError(f"{FILE}: must list members with different names. {AGAIN}")
         try:
-            model, vision = _is(str, record["model"]), record["vision"]
-            policy = None if vision is None else tuple(vision[name] for name in _POLICY)
-            if policy and not (len(vision) == len(policy) and isinstance(policy[0], int | str | None)):
-                raise ValueError(vision)
-            if record["schema"] != SCHEMA or model != Path(model).name:
-                raise ValueError(record)
-            form = form_named(record["form"])
-            extras = tuple(_spelt(_WORD, word) for word in _is(list, record["extras"]))
-            members = tuple(Member.parse(entry) for entry in _is(list, record["members"]))
-        except (*_MALFORMED, KnobError) as error:
-            raise VerificationError(f"{FILE}: not a family of schema {SCHEMA}. Export the family again.") from error
-        if not members or len({member.name for member in members}) < len(members):
-            raise VerificationError(f"{FILE}: must list members with different names. Export the family again.")
-        return cls(model, form, extras, policy, members)
+            form = form_named(read.form)
+        except KnobError as error:
+            raise VerificationError(f"{FILE}: {error} {AGAIN}") from error
+        policy = None if read.vision is None else astuple(read.vision)
+        return cls(read.model, form, read.extras, policy, read.members)
+
+
+@dataclass(frozen=True)
+class _Vision:
+    tokens: int | str | None
+    resize: str
+    rule: str
+
+
+@dataclass(frozen=True)
+class _File:
+    schema: int
+    model: str
+    form: str
+    extras: tuple[str, ...]
+    vision: _Vision | None
+    members: tuple[Member, ...]
 
 
 def read_family(directory: Path) -> Family:
@@ -121,16 +122,3 @@ def read_family(directory: Path) -> Family:
             f"{directory}: no {FILE}, so it is no family. Give a directory made with --family, or leave --member out."
         )
     return Family.parse(read_json(directory / FILE))
-
-
-def _is(kind: type[Kind], value: object) -> Kind:
-    if type(value) is not kind:  # True is no number
-        raise TypeError(value)
-    return value
-
-
-def _spelt(pattern: re.Pattern[str], word: object) -> str:
-    text = _is(str, word)
-    if not pattern.fullmatch(text):
-        raise ValueError(text)
-    return text

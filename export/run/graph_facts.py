@@ -14,7 +14,7 @@ from transform.regular_file import read_regular
 
 FLOAT, INT64, FLOAT16, BFLOAT16 = 1, 7, 10, 16
 # Field numbers of onnx.proto.
-_MODEL_GRAPH, _MODEL_FUNCTION, _FUNCTION_NODE = 7, 25, 7
+_MODEL_GRAPH, _MODEL_METADATA, _MODEL_FUNCTION, _FUNCTION_NODE = 7, 14, 25, 7
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_SPARSE = 1, 5, 11, 15
 _NODE_INPUT, _NODE_KIND, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 4, 5, 7
 _ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS = 6, 11
@@ -25,6 +25,7 @@ _LOCATION = b"location"
 _MOST_BYTES = 1 << 31  # what protobuf can hold
 _MULTIPLIES = ("Gemm", "MatMul", "MoE")
 _CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
+MOE = "com.microsoft::MoE"
 _FC3 = 6  # the input of MoE that holds the third matrix
 
 Field = tuple[int, int | bytes]
@@ -40,6 +41,11 @@ class Facts:
     external: list[External] = field(default_factory=list)  # tensors whose data is in other files
     sixteen_bit: bool = False  # some weights are stored in 16 bits
     inputs: list[str] = field(default_factory=list)
+
+    @property
+    def device_only(self) -> bool:
+        """Whether its fused experts are for a device: float16, or three matrices each."""
+        return self.separate_gate or (self.sixteen_bit and MOE in self.operators)
 
     def ranges(self, graph: str) -> dict[str, Place]:
         """Tensor -> its bytes; raises VerificationError for one that is nowhere."""
@@ -69,6 +75,22 @@ def read_facts(path: Path) -> Facts:
     except (ValueError, IndexError, RecursionError) as error:
         raise VerificationError(f"{path.name}: not an ONNX graph ({error}). Export the variant again.") from error
     return facts
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a graph file says of itself: its `metadata_props`. Raises VerificationError for what is no graph, or says
+    something twice."""
+    found: dict[str, str] = {}
+    try:
+        for number, value in fields(read_regular(path, _MOST_BYTES)):
+            if number == _MODEL_METADATA:
+                entry = {part: bytes_of(text).decode() for part, text in fields(bytes_of(value))}
+                if entry.get(1, "") in found:
+                    raise ValueError(f"metadata {entry.get(1, '')[:80]!r} is there twice")
+                found[entry.get(1, "")] = entry.get(2, "")
+    except (OSError, ValueError, IndexError) as error:
+        raise VerificationError(f"{path.name}: not an ONNX graph ({error}). Export the variant again.") from error
+    return found
 
 
 def check_ranges(path: Path, facts: Facts) -> None:

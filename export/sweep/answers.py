@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from importance.atomic import write_atomically
+from importance.atomic import make_folder, write_atomically
 from transform.errors import VerificationError
 from transform.strict_json import read_json
 
@@ -53,7 +53,7 @@ def read_samples(directory: Path) -> Samples:
 def write_answers(directory: Path, name: str, answers: Answers) -> None:
     """Write those of the setting `name`; the folder is made where there is none."""
     folder = directory / FOLDER
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     text = json.dumps(asdict(answers), ensure_ascii=False) + "\n"
     write_atomically(folder / f"{name}.json", text, force=True, sweep=False)
 
@@ -83,10 +83,7 @@ def _record(file: Path) -> Mapping[str, object]:
         raise VerificationError(
             f"{file} must be there, it is missing. Run the sweep again, which does what is missing."
         )
-    record: object = read_json(file)
-    if not isinstance(record, dict):
-        raise _damaged(file, "an object")
-    return record
+    return read_json(file, way_out=f"Remove {file} and run the sweep again, which does what is missing.")
 
 
 def _column(file: Path, record: Mapping[str, object], name: str, kind: Any) -> tuple[Any, ...]:

@@ -1,7 +1,7 @@
-"""One decoder, or the vision part alone, timed in a process of its own: `python -m export.sweep.clock REQUEST`.
+"""One workload in one decoder, or the vision part alone, timed in a process: `python -m export.sweep.clock REQUEST`.
 
-A request is one JSON object, so is what is printed; times are seconds. Every (budget, workload) is warmed up once, the
-short ones first, so that the peak of memory behind each is its own; then rounds over all of them. No torch, no onnx.
+A request is one JSON object, so is what is printed; times are seconds. A decoder is asked one workload at one budget,
+so that the peak of memory is its own; the vision part is asked all of them in rounds. No torch, no onnx.
 """
 
 import json
@@ -26,7 +26,6 @@ from export.run.session import open_session
 from transform.arrays import Array
 
 LONGEST = 600  # characters of an error
-WARM_STEPS = 1  # tokens decoded before the clock runs
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Request:
-    """`graph`: the decoder's file; None: the vision part alone."""
+    """`graph`: the decoder's file, which is asked one thing; None: the vision part alone."""
 
     directory: str
     graph: str | None
@@ -79,37 +78,24 @@ def prompt_of(directory: Path, io: Io, ask: Ask) -> tuple[Array, Picture | None]
 
 
 def time_decoder(request: Request) -> dict[str, object]:
-    """Per ask: prefill and steps of each run, and the peak of memory once it was warmed up."""
+    """Prefill and steps of each run, and the peak of memory behind the first answer, which warms it up."""
+    (ask,) = request.asks
     graphs = Graphs(Path(request.directory), request.provider, request.threads, str(request.graph))
-    began = perf_counter()
     for kind in graphs.modality.graphs:
         getattr(graphs, kind)
-    opened = perf_counter() - began
-    made = [(ask, *prompt_of(graphs.directory, graphs.io, ask)) for ask in request.asks]
-    made.sort(key=lambda each: each[1].shape[1])
-    warm: list[tuple[Ask, Array, Bound]] = []
-    peaks: dict[int, int | None] = {}
-    found: dict[str, dict[str, object]] = {}
-    runs: dict[str, list[dict[str, object]]] = {}
-    for ask, ids, picture in made:
-        first = Bound(graphs)
-        if picture is not None:
-            first.see(picture.images, picture.image_masks, picture.feature_index)
-        shown = Bound(graphs)
-        shown.show(first)
-        _generate(first, ids, 1 + WARM_STEPS)
-        del first  # what it holds would be counted with the next ones
-        warm.append((ask, ids, shown))
-        # a second one as long would count what onnxruntime keeps of the first
-        peaks.setdefault(ids.shape[1], process_memory()["peak_bytes"])
-        found[ask.name] = {"positions": ids.shape[1], "peak_bytes": peaks[ids.shape[1]]}
-        runs[ask.name] = []
+    ids, picture = prompt_of(graphs.directory, graphs.io, ask)
+    first, shown = Bound(graphs), Bound(graphs)
+    if picture is not None:
+        first.see(picture.images, picture.image_masks, picture.feature_index)
+    shown.show(first)
+    _generate(first, ids, ask.new)
+    peak = process_memory()["peak_bytes"]
+    runs = []
     for _ in range(request.runs):
-        for ask, ids, shown in warm:
-            sequence = Bound(graphs)
-            sequence.show(shown)
-            runs[ask.name].append(_generate(sequence, ids, ask.new))
-    return {"opened": opened, "asks": {name: {**found[name], "runs": runs[name]} for name in found}}
+        sequence = Bound(graphs)
+        sequence.show(shown)
+        runs.append(_generate(sequence, ids, ask.new))
+    return {"peak_bytes": peak, "runs": runs}
 
 
 def time_vision(request: Request) -> dict[str, object]:

@@ -1,27 +1,35 @@
 """The graphs of all settings over one set of weights: DIR/family-FORM-DTYPE, made once and kept while it is whole."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from export.family.family import MemberError, export_family, member_name
-from export.files.check import check_files, check_members
+from export.files.check import check_files
+from export.files.integrity import sha256_file
 from export.files.verification import SKIPPED
 from export.run.family_file import read_family
 from export.sweep.settings import Planned
+from importance.atomic import write_atomically
 from transform.errors import KnobcastError, VerificationError
 from transform.knobs import Knobs
+from transform.ownership import visible_files
 from transform.plan import make_plan
 from transform.progress import Say
+from transform.read import read_checkpoint
+from transform.strict_json import read_json
 
 
 @dataclass(frozen=True)
 class Families:
-    """Where they lie, and how they are made. trusted: those that are there are known to be of this model."""
+    """Where they lie, and how they are made. trusted: those that are there are known to be of this model; `warn`: told
+    why one of them is written again."""
 
     directory: Path
     verify: bool
     trusted: bool
+    warn: Say
 
     def of(self, settings: Sequence[Planned], say: Say) -> tuple[Path, dict[str, str]]:
         """(the family of settings over the same weights, written where it isn't there whole; {decoder's file: why it
@@ -33,7 +41,7 @@ class Families:
                 self._check(out, settings)
                 return out, {}
             except KnobcastError as error:
-                say(f"{out.name} is written again: {error}")
+                self.warn(f"{out} is written again: {error}")
         base = settings[0].plan
         knobs = Knobs(form=base.knobs.form, dtype=base.knobs.dtype)
         members = {}
@@ -50,6 +58,8 @@ class Families:
                 if not members:
                     raise
             else:
+                if not self.verify:
+                    write_atomically(self._unproven(out), json.dumps(_sums(out), indent=1) + "\n", force=True)
                 return out, failed
 
     def _check(self, out: Path, settings: Sequence[Planned]) -> None:
@@ -63,8 +73,20 @@ class Families:
                 raise VerificationError(f"its members must be verified, {member.name} is not.")
         if self.verify:
             check_files(out)
-        else:
-            check_members(out, family)
+        elif (sums := _sums(out)) != (known := read_json(self._unproven(out))):
+            changed = sorted(name for name in sums | known if sums.get(name) != known.get(name))
+            raise VerificationError(f"its files must be as they were written, {changed[0]} is changed or gone.")
+        read_checkpoint(out)
+
+    def _unproven(self, family: Path) -> Path:
+        """What a family's files were, where its own record doesn't say: they weren't verified."""
+        return self.directory / f"{family.name}.json"
+
+
+def _sums(family: Path) -> dict[str, str | int]:
+    """The digest of every file, of weights only the size."""
+    files = [family / name for name in visible_files(family)]
+    return {file.name: file.stat().st_size if file.suffix == ".safetensors" else sha256_file(file) for file in files}
 
 
 def graph_of(setting: Planned) -> str:

@@ -1,12 +1,19 @@
 """The folder of a sweep: one run at a time, one model and one data set; what in it is damaged is named. No torch."""
 
+import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from export.sweep import pictures
+from export.sweep.answers import FOLDER, SAMPLES, read_answers, read_samples
 from export.sweep.table import FILE, Table, read_table
+from importance.atomic import sweep_staged
+from importance.choose import SCORES
+from importance.scores import read_scores
+from transform.disk import full_disk
 from transform.errors import KnobcastError, WriteError
 
 LOCK = ".sweep.lock"
@@ -14,11 +21,14 @@ LOCK = ".sweep.lock"
 
 @contextmanager
 def held(directory: Path) -> Iterator[None]:
-    """`directory` exists inside, and is this run's alone; raises WriteError where another sweep writes it."""
+    """`directory` exists inside, is this run's alone, and is rid of what killed ones were writing; raises WriteError
+    where another sweep writes it."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         handle = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise full_disk(directory, 4096, "are needed") from error
         raise WriteError(
             f"{directory} must be a folder that can be written to ({error.strerror}). Choose another --out."
         ) from error
@@ -32,6 +42,8 @@ def held(directory: Path) -> Iterator[None]:
             ) from error
         except OSError:  # a file system without locks
             pass
+        for folder in (directory, directory / FOLDER, directory / pictures.FOLDER):
+            sweep_staged(folder)
         yield
     finally:
         with suppress(OSError):
@@ -64,4 +76,36 @@ def check_same(directory: Path, table: Table) -> tuple[bool, list[str]]:
                 f"a sweep has one model and one data set, and {directory} is of another {what}: {theirs} there, {ours} "
                 "here. Choose another --out."
             )
-    return True, []
+    again = f"leave {directory / FILE}, and come back with the next run that asks for them: nothing is measured twice."
+    notes = []
+    if there.data is not None and table.data is None:
+        notes.append(f"this run has no --data: the accuracies {again}")
+    if there.machine is not None and table.machine is None:
+        notes.append(f"this run has --no-latency: the latencies {again}")
+    return True, notes
+
+
+def damaged_files(directory: Path) -> list[str]:
+    """What lies beside a whole table and isn't as a sweep wrote it, by name: all of it is written again."""
+    try:
+        table = read_table(directory)
+    except KnobcastError:
+        return []
+    found = []
+
+    def look(name: str, read: Callable[[], object]) -> None:
+        try:
+            read()
+        except KnobcastError:
+            found.append(name)
+
+    if (directory / SCORES).exists():
+        look(SCORES, lambda: read_scores(directory / SCORES, table.source.layers))
+    look(pictures.FILE, lambda: pictures.read_pictures(directory))
+    answered = [point.name for point in table.points if point.quality is not None]
+    if table.data is not None and answered:
+        samples = table.data.samples
+        look(SAMPLES, lambda: read_samples(directory))
+        for name in answered:
+            look(f"{FOLDER}/{name}.json", lambda: read_answers(directory, name, samples))  # noqa: B023 called at once
+    return found

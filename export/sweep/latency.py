@@ -1,4 +1,4 @@
-"""What every setting takes of time and memory: its decoder from the family's own graphs, a process each.
+"""What every setting takes of time and memory: from the family's own graphs, a process per decoder and workload.
 
 The vision part depends on neither k nor blocks: it is timed once per weights, budget and picture size, and all settings
 of that budget share it. Jobs run one after the other on this machine, for two at once would time each other.
@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, TypedDict, cast
 
@@ -20,11 +21,14 @@ from export.bench.process import without_folders
 from export.files.integrity import sha256_file
 from export.run.io_file import policy_in
 from export.run.picture import GRAPH
+from export.run.providers import provider_options
+from export.run.session import check_loads
 from export.sweep.clock import Ask, Request
 from export.sweep.settings import Planned
 from export.sweep.table import Latency, Workload
 from importance.jobs import JobsError, run_jobs
 from transform.errors import KnobcastError
+from transform.forms import Form
 from transform.scratch import scratch
 from transform.strict_json import Record
 
@@ -47,7 +51,6 @@ class Ran(TypedDict):
 class Asked(TypedDict):
     """A workload at a budget in one decoder."""
 
-    positions: int
     peak_bytes: int | None
     runs: list[Ran]
 
@@ -63,6 +66,10 @@ class Clock:
     def machine(self) -> Mapping[str, object]:
         """What the numbers depend on."""
         return dict(machine_facts(self.threads, self.provider != "cpu"))
+
+    def check(self, form: Form) -> None:
+        """Raise RunError where the provider doesn't load on this machine."""
+        check_loads([(name, options) for name, options in provider_options(form, static=False)[self.provider]])
 
 
 def asks_of(settings: Iterable[Planned], workloads: Mapping[str, Workload]) -> list[Ask]:
@@ -87,30 +94,29 @@ def time_vision(directory: Path, asks: Sequence[Ask], clock: Clock, store: Path)
     seen = [ask for ask in asks if ask.image is not None]
     if not seen:
         return {}
-    spec = _spec(Request(str(directory), None, clock.provider, clock.threads, clock.runs, seen), clock, directory)
+    spec = _spec(directory, None, seen, clock)
     spec["preprocess"] = (directory / GRAPH).is_file()
-    return cast("dict[str, list[float]]", _job(spec, store)["asks"])
+    return cast("dict[str, list[float]]", _job(directory, spec, store)["asks"])
 
 
-def time_decoder(directory: Path, graph: str, asks: Sequence[Ask], clock: Clock, store: Path) -> dict[str, Asked]:
-    """What one decoder took per ask; raises LatencyError."""
-    request = Request(str(directory), graph, clock.provider, clock.threads, clock.runs, asks)
-    return cast("dict[str, Asked]", _job(_spec(request, clock, directory), store)["asks"])
+def time_decoder(directory: Path, graph: str, ask: Ask, clock: Clock, store: Path) -> Asked:
+    """What one decoder took for one workload at one budget; raises LatencyError."""
+    return cast("Asked", _job(directory, _spec(directory, graph, [ask], clock), store))
 
 
-def _job(spec: Record, store: Path) -> Record:
+def _job(directory: Path, spec: Record, store: Path) -> Record:
     try:
-        return run_jobs(timed, [spec], store, retries=0)[0]
+        return run_jobs(partial(timed, directory.resolve()), [spec], store, retries=0)[0]
     except JobsError as error:
         raise LatencyError(error.failed[0][1]) from error
 
 
-def timed(spec: Record) -> Record:
-    """The job: a process is started, asked once, and its answer read."""
-    request = Request.from_json(json.dumps(spec["request"]))
+def timed(directory: Path, spec: Record) -> Record:
+    """The job over the family in `directory`: a process is started, asked once, and its answer read."""
+    request = replace(Request.from_json(json.dumps(spec["request"])), directory=str(directory))
     with scratch("sweep") as folder:
         if spec.get("preprocess"):
-            cutters = _write_cutters(Path(request.directory), request.asks, folder)
+            cutters = _write_cutters(directory, request.asks, folder)
             asks = [replace(ask, preprocess=str(cutters[json.dumps(ask.policy)])) for ask in request.asks]
             request = replace(request, asks=asks)
         return _answer(request)
@@ -135,10 +141,12 @@ def _ms(seconds: float) -> float:
     return round(seconds * 1000, 4)
 
 
-def _spec(request: Request, clock: Clock, directory: Path) -> Record:
-    """The request and all that its result depends on: the graphs' bytes, the weights', the machine."""
+def _spec(directory: Path, graph: str | None, asks: Sequence[Ask], clock: Clock) -> Record:
+    """What is asked and all that its result depends on: the graphs' bytes, the weights', the machine. Of the directory
+    its name alone: a sweep's folder may be moved, and be named from elsewhere."""
+    request = Request(directory.name, graph, clock.provider, clock.threads, clock.runs, asks)
     machine = {name: value for name, value in clock.machine().items() if name != "load"}
-    names = [name for name in ("vision.onnx", "embedding.onnx", request.graph) if name is not None]
+    names = [name for name in ("vision.onnx", "embedding.onnx", graph) if name is not None]
     files = {name: sha256_file(directory / name) for name in names if (directory / name).is_file()}
     weights = {path.name: path.stat().st_size for path in sorted(directory.glob("model*.safetensors"))}
     return {"kind": "latency", "request": asdict(request), "files": files, "weights": weights, "machine": machine}

@@ -9,13 +9,14 @@ table has the reason in its place.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from export.cost.count import cost_of
 from export.sweep.answers import Answers, write_answers, write_samples
 from export.sweep.families import Families, graph_of
-from export.sweep.latency import Clock, ask_name, asks_of, latency_of, time_decoder, time_vision
+from export.sweep.latency import Asked, Clock, ask_name, asks_of, latency_of, time_decoder, time_vision
 from export.sweep.pictures import keep_pictures
 from export.sweep.quality import Asker, Failure, graded, qualities, samples_of
 from export.sweep.settings import Planned
@@ -123,12 +124,15 @@ class Runner:
 
     def run(self) -> Table:
         """Everything, and the finished table."""
+        self._write()  # first: it says whose folder this is
         if self.sweep.questions is not None:
             write_samples(self.out, samples_of(self.sweep.questions))
             keep_pictures(self.sweep.questions.samples, self.out)
         if isinstance(self.sweep.ranking, Scores):
             write_scores(self.sweep.ranking, self.out / SCORES, force=True)
-        table = self._write()
+        else:  # those of an earlier run chose other blocks
+            with suppress(OSError):
+                (self.out / SCORES).unlink()
         for members in self.sweep.by_weights().values():
             own = members[0].as_source
             if own:
@@ -147,8 +151,7 @@ class Runner:
             for graph, reason in failed.items():
                 self._fail([member for member in members if graph_of(member) == graph], ["latency"], reason)
             self._time([member for member in members if graph_of(member) not in failed], family)
-            table = self._write()
-        return table
+        return self._write()
 
     def _ask(self, members: Sequence[Planned], weights: Checkpoint) -> None:
         if self.sweep.questions is None:
@@ -184,16 +187,21 @@ class Runner:
             decoders.setdefault(graph_of(member), []).append(member)
         for graph, settings in decoders.items():
             self.say(f"time {graph}")
-            try:
-                asked = time_decoder(family, graph, asks_of(settings, workloads), clock, store)
-            except KnobcastError as error:
-                self._fail(settings, ["latency"], str(error))
-            else:
-                for setting in settings:
-                    self._latency[setting.name] = {
-                        name: latency_of(asked[ask_name(setting, name)], vision.get(ask_name(setting, name)))
-                        for name in workloads
-                    }
+            asked: dict[str, Asked] = {}
+            failed: dict[str, str] = {}
+            for ask in asks_of(settings, workloads):
+                try:
+                    asked[ask.name] = time_decoder(family, graph, ask, clock, store)
+                except KnobcastError as error:
+                    failed[ask.name] = str(error)
+            for setting in settings:
+                names = {name: ask_name(setting, name) for name in workloads}
+                self._latency[setting.name] = {
+                    name: latency_of(asked[key], vision.get(key)) for name, key in names.items() if key in asked
+                }
+                reasons = {name: failed[key] for name, key in names.items() if key in failed}
+                if reasons:
+                    self._errors.setdefault(setting.name, {})["latency"] = _reason(reasons, len(workloads))
             self.timed(1)
             self._write()
 
@@ -234,3 +242,11 @@ def _data(questions: Setting) -> Data:
     pictures = {g for g, s in zip(questions.groups.tolist(), questions.samples, strict=True) if s.images}
     name = ", ".join(file.name for file in questions.files)
     return Data(name, samples_digest(questions.samples), len(questions.samples), len(pictures), questions.task)
+
+
+def _reason(by_workload: Mapping[str, str], workloads: int) -> str:
+    """Why a decoder wasn't timed: the one reason for all of so many workloads, or each one's."""
+    reasons = set(by_workload.values())
+    if len(reasons) == 1 and len(by_workload) == workloads:
+        return reasons.pop()
+    return "; ".join(f"at {name}: {why}" for name, why in by_workload.items())

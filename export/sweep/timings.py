@@ -91,7 +91,7 @@ class _Where:
 
 
 def _of_bench(path: Path) -> Timings:
-    record = read_json(path)
+    record = read_json(path, way_out="Give a sweep's directory or a record of `knobcast bench --out`.")
     contestants = record.get("contestants")
     graphs = contestants[0] if isinstance(contestants, list) and contestants else None
     if record.get("schema") != BENCH or not isinstance(graphs, dict) or graphs.get("status") != "measured":

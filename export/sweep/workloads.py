@@ -5,7 +5,6 @@ from collections.abc import Mapping
 
 from export.sweep.table import Workload
 from transform.errors import KnobError
-from transform.strict_json import Record
 
 EXAMPLE = '[workload.qa] with image = "640x480", prompt = 32, new = 8'
 USUAL = {"qa": ("640x480", 32, 8)}  # a question about a photograph and a short answer
@@ -20,10 +19,13 @@ def usual_workloads(sees_images: bool) -> dict[str, Workload]:
     return {n: Workload(_size(image, n) if sees_images else None, p, new) for n, (image, p, new) in USUAL.items()}
 
 
-def parse_workloads(raw: Record, sees_images: bool, where: str) -> dict[str, Workload]:
-    """The tables under `workload` of a TOML file; raises KnobError. `where`: the file, for messages."""
-    if not raw:
+def parse_workloads(raw: object, sees_images: bool, where: str) -> dict[str, Workload]:
+    """The tables under `workload` of a TOML file, None where it has none; raises KnobError. `where`: the file, for
+    messages."""
+    if raw is None or raw == {}:
         raise KnobError(f"{where}: at least one workload is needed, got none. Write {EXAMPLE}.")
+    if not isinstance(raw, Mapping):
+        raise KnobError(f"{where}: workloads are tables with a name each, got {str(raw)[:60]}. Write {EXAMPLE}.")
     return {name: _workload(name, value, sees_images, where) for name, value in raw.items()}
 
 

@@ -23,7 +23,7 @@ def keep_top_k(
     if k < len(held):
         raise KnobError(
             f"the first and the last block stay by default, so at least {len(held)} blocks are kept, got {k}. "
-            "Name the blocks with --keep-blocks (in Python: keep_first=False or keep_last=False)."
+            "Keep 2 or more, or name the blocks with --keep-blocks (in Python: keep_first=False or keep_last=False)."
         )
     if k == len(held) or k == layers:
         return tuple(range(layers)) if k == layers else tuple(sorted(held))

@@ -20,15 +20,17 @@ class Campaign:
     before: str = "nothing"  # of WORLDS
     beside: tuple[str, ...] = ()  # other names that may be seen there
     between: bool = False  # states that are neither old nor new, and verify
+    goes_on: bool = False  # the same: a folder of finished parts, which the same command completes
 
     def arguments(self, model: Path, folder: Path, force: bool = False) -> list[str]:
         """For the command line."""
         words = [word.format(m=model, s=folder) for word in shlex.split(self.command)]
-        return words if "--force" in words or not force else [*words, "--force"]
+        return words if "--force" in words or not force or self.goes_on else [*words, "--force"]
 
 
 QUICK = "--no-verify --out {s}/v"  # the gate only costs time: what it writes lies in the stage all the same
 GRID = "--family 'k=1,2 blocks=2,3'"
+SWEEP = "sweep {m} --data {m}/q.jsonl --max-new-tokens 2 --no-latency"  # times differ from run to run
 CAMPAIGNS = (
     Campaign("export", f"export {{m}} --k 2 --drop-blocks 1 {QUICK}", "v"),
     Campaign("export, weights alone, as one file of float16", f"export {{m}} --dtype float16 --no-onnx {QUICK}", "v"),
@@ -46,6 +48,11 @@ CAMPAIGNS = (
     Campaign(
         "score --jobs --force", "score {m} --data {m}/q.jsonl --metric nll --force --jobs {s}/j --out {s}/s.json",
         "s.json", "scored", ("j",),
+    ),
+    Campaign("sweep", f"{SWEEP} --grid 'k=1,2 blocks=2,3' --out {{s}}/w", "w", between=True, goes_on=True),
+    Campaign(
+        "sweep, a larger grid", f"{SWEEP} --grid 'k=1,2 blocks=2,3' --out {{s}}/w", "w", "swept",
+        between=True, goes_on=True,
     ),
 )  # fmt: skip
 GATED = Campaign("export with its gate --force", "export {m} --k 1 --force --out {s}/v", "v", "variant")
@@ -74,7 +81,7 @@ def make_model(place: Path) -> None:
 
 def make_worlds(model: Path, place: Path, run: Run) -> dict[str, Path]:
     """{name: a folder as it is before a command}."""
-    worlds = {name: place / name for name in ("nothing", "variant", "derived", "laid out", "scored")}
+    worlds = {name: place / name for name in ("nothing", "variant", "derived", "laid out", "scored", "swept")}
     worlds["nothing"].mkdir(parents=True)
     variant = worlds["variant"] / "v"
     run(["export", str(model), "--k", "2", "--out", str(variant)])
@@ -84,4 +91,7 @@ def make_worlds(model: Path, place: Path, run: Run) -> dict[str, Path]:
     run(["layout", str(variant), "--for", "triton", "--out", str(worlds["laid out"] / "l")])
     worlds["scored"].mkdir()
     (worlds["scored"] / "s.json").write_text(json.dumps({"0": 0.3, "1": 0.1, "2": 0.2}))
+    worlds["swept"].mkdir()
+    words = SWEEP.format(m=model).split()
+    run([*words, "--grid", "k=1 blocks=3", "--out", str(worlds["swept"] / "w")])
     return worlds

@@ -15,6 +15,10 @@ from pathlib import Path
 
 from export.files.facts import check_facts
 from export.files.integrity import check_graph_bounds, check_sums
+from export.sweep.folder import damaged_files
+from export.sweep.table import FILE as TABLE
+from export.sweep.table import read_table
+from importance.jobs import damaged_results
 from tests.faults import library
 from tests.faults.campaigns import Campaign
 from transform.errors import KnobcastError
@@ -126,6 +130,11 @@ def part(whole: Tree, target: str) -> Tree:
     return {name: value for name, value in whole.items() if name == target or name.startswith(f"{target}/")}
 
 
+def shown(whole: Tree) -> Tree:
+    """What isn't hidden: derive stages inside its target, a sweep locks its folder."""
+    return {name: value for name, value in whole.items() if "/." not in name}
+
+
 @dataclass(frozen=True)
 class Bench:
     """A campaign with its folder, the world before, and the tree after a run that nothing disturbed."""
@@ -163,10 +172,8 @@ class Bench:
         ended = run_command(campaign.arguments(self.model, self.folder), self.folder, point)
         result = Result(campaign.name, point, ended.code == -signal.SIGKILL)
         left = tree(self.folder)
-        states = {"new": part(self.new, target), "old": part(self.old, target)}
-        seen_of = {
-            name: value for name, value in part(left, target).items() if "/." not in name
-        }  # derive stages inside
+        states = {name: shown(part(whole, target)) for name, whole in (("new", self.new), ("old", self.old))}
+        seen_of = shown(part(left, target))
         result.state = next((name for name, value in states.items() if seen_of == value), "between")
         if result.state == "between" and not campaign.between:
             result.problems.append("neither old nor new")
@@ -196,13 +203,16 @@ class Bench:
             result.problems.append(f"exit code {ended.code}: {ended.printed.strip()[-200:]}")
         if ended.code == 1 and not ("free" in ended.printed or "full" in ended.printed):
             result.problems.append(f"refused in other words: {ended.printed.strip()[-200:]}")
-        hidden = [name for name in left if "/." in f"/{name}" and name not in self.old]
+        hidden = [name for name in left if "/." in f"/{name}" and name not in self.old | self.new]
         if hidden:
             result.problems.append(f"left by a run that ended by itself: {', '.join(hidden[:3])}")
 
     def _unverified(self) -> str:
         directory = self.folder / self.campaign.target
         try:
+            if self.campaign.goes_on:
+                _ = read_table(directory) if (directory / TABLE).exists() else None
+                return ", ".join(damaged_results(directory / "jobs") + damaged_files(directory))
             check_sums(directory)
             check_graph_bounds(directory)
             check_facts(read_json(directory / "manifest.json"), read_checkpoint(directory))

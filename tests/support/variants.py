@@ -7,7 +7,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import onnx
+
 from export.files.integrity import sha256_file, write_sums
+from export.files.provenance import Provenance
 from export.graph.decoder import text_graph
 from export.run.family_file import Family, Member
 from export.variant import export_variant
@@ -55,11 +58,24 @@ def read_json(file: Path) -> dict[str, Any]:
     return dict(json.loads(file.read_text()))
 
 
+def retell(path: Path, said: Mapping[str, str], keep: bool = True) -> None:
+    """A graph that says this of itself, and is otherwise the same; `keep`: what else it said."""
+    model = onnx.load(path, load_external_data=False)
+    kept = [(entry.key, entry.value) for entry in model.metadata_props if keep and entry.key not in said]
+    del model.metadata_props[:]
+    for key, value in (*said.items(), *kept):
+        model.metadata_props.add(key=key, value=value)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
 def record_sums(directory: Path, first: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Members' digests, sums and manifest follow a change; `first` overrides a family's first member."""
+    """Members' metadata and digests, sums and manifest follow a change; `first` overrides a family's first member."""
     if (directory / "family.json").is_file():
         record = read_json(directory / "family.json")
+        own = Provenance.parse(read_json(directory / "manifest.json"))
         for member in record["members"]:
+            told = own.of_member(tuple(member["blocks_kept"]), tuple(member["top_k"])).of(member["graph"])
+            retell(directory / member["graph"], told)
             member["sha256"] = sha256_file(directory / member["graph"])
         record["members"][0] |= first
         (directory / "family.json").write_text(json.dumps(record))

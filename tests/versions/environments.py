@@ -1,8 +1,8 @@
 """An environment with the oldest or the newest of every declared dependency.
 
-`python -m tests.versions.environments oldest|newest`, run by the Python of `.venv`. Its torch says which build is
-wanted: what `make setup` chose for this machine, by pip's configuration or for want of an NVIDIA driver, holds here
-too. uv resolves, for pip has no way to ask for the oldest.
+`python -m tests.versions.environments oldest|newest [--repeats]`, run by the Python of `.venv`. Its torch says which
+build is wanted: what `make setup` chose for this machine, by pip's configuration or for want of an NVIDIA driver,
+holds here too. uv resolves, for pip has no way to ask for the oldest.
 """
 
 import argparse
@@ -10,10 +10,11 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from transform.strict_json import Record
 
@@ -91,6 +92,16 @@ def make(name: str) -> None:
         (directory / ".installed").write_text(pins.read_text("utf-8"), "utf-8")
 
 
+def repeats(name: str) -> bool:
+    """Whether what is declared and installed in `.venv`, whose tests `make test` runs, has the same versions there."""
+    pins = [Requirement(line) for line in (DIRECTORIES[name] / ".installed").read_text("utf-8").splitlines()]
+    declared = {canonicalize_name(r.name) for r in requirements()}
+    found = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}
+    return all(
+        found[name] == one.version for one in distributions() if (name := canonicalize_name(one.name)) in declared
+    )
+
+
 def _uv(*arguments: str) -> None:
     subprocess.run([str(Path(sys.executable).with_name("uv")), *arguments, "--quiet"], cwd=ROOT, check=True)
 
@@ -108,4 +119,8 @@ def _pip(option: str) -> list[str]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=RESOLUTIONS)
-    make(parser.parse_args().name)
+    parser.add_argument("--repeats", action="store_true", help="make nothing; exit 0 if it is what .venv is, else 1")
+    given = parser.parse_args()
+    if given.repeats:
+        sys.exit(not repeats(given.name))
+    make(given.name)
