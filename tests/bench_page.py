@@ -29,6 +29,17 @@ ABOUT = {
     "drop_4_of_16_reflink": ("The same where the file system shares blocks", "XFS with reflinks, in a loop device."),
     "plan_full_size": ("Planning at full size", "`knobcast plan`, which reads headers alone."),
     "graphs_full_size": ("Graphs at full size", "Vision, embedding and decoder of the `cpu` form."),
+    "families_graphs": (
+        "Graphs of a larger layout",
+        "The decoder of Qwen3-30B-A3B, 48 blocks of 128 experts in bfloat16, from its headers; the baseline is "
+        "MolmoE-1B's, 16 blocks of 64. Whole processes, the best of three.",
+    ),
+    "families_graphs_float32": ("The same in float32", "Every expert has nodes of its own."),
+    "families_experts_cpu": (
+        "Experts of Qwen3-30B-A3B, `cpu` form",
+        "What one block does behind its attention, in bfloat16, one thread.",
+    ),
+    "families_experts_int4": ("The same, `int4` form", "Over the same weights, quantised."),
     "sweep_16_blocks": (
         "Scoring all 16 blocks one by one",
         "An OLMoE in memory; the baseline runs the whole model once for each dropped block.",
@@ -73,7 +84,7 @@ ABOUT = {
     "cache_in_place": (
         "The cache written where it lies",
         "One token through four blocks of the `int4` form with int8 activations, one thread, behind as many cached "
-        "ones; the baseline copies the cache (`Concat`) for every token.",
+        "ones, two sessions each; the baseline copies the cache (`Concat`) for every token.",
     ),
     "llama_cpp": (
         "Beside llama.cpp",
@@ -134,6 +145,8 @@ WORDS = [
     ("bytes_on_disk", "the variant on disk", "B"),
     ("weight_bytes", "its weights", "B"),
     ("seconds", "time", "s"),
+    ("processor_seconds", "time of a processor", "s"),
+    ("molmoe_processor_seconds", "the same of MolmoE-1B", "s"),
     ("cp_sync_seconds", "`cp` and `sync`", "s"),
     ("plain_loop_seconds", "the plain loop", "s"),
     (r"plain_loop_seconds_from_(\d+)_sets", r"the plain loop, from \1 sets", "s"),

@@ -156,9 +156,9 @@ def test_the_runtime_refuses_what_is_no_picture() -> None:
 
 def test_written_with_a_variant(tmp_path: Path) -> None:
     made = write_variant(FIXTURES, tmp_path / "v", tokens=432)
-    graph = preprocess_graph(image_token_ids(read_checkpoint(made), made), 432)
-    graph.notes = Provenance.parse(read_json(made / "manifest.json")).of("preprocess.onnx")
-    assert (made / "preprocess.onnx").read_bytes() == graph.serialised()
+    emitted = preprocess_graph(image_token_ids(read_checkpoint(made), made), 432)
+    emitted.notes = Provenance.parse(read_json(made / "manifest.json")).of("preprocess.onnx")
+    assert (made / "preprocess.onnx").read_bytes() == emitted.serialised()
     io = read_io(made)
     said = io["graphs"]["preprocess.onnx"]
     assert said["inputs"] == [{"name": "image", "dtype": "uint8", "shape": ["height", "width", 3]}]

@@ -6,7 +6,7 @@ graphs have it: each operator reads and writes its values once.
 
 from export.cost.part import Part, Stage, merged
 from export.cost.stored import Stored
-from transform.architectures import QkNorm
+from transform.experts import inner_width
 
 ROTATION = 13  # numbers read or written per number that is split, turned, joined and transposed
 ROTATION_OPERATORS = 8
@@ -22,16 +22,16 @@ def decoder_parts(stored: Stored, new: int, total: int) -> Stage:
         Part("mask and positions", activations=8.0 * new * total, operators=_shared_operators(stored)),
     ]
     for i in range(settings.layers):
-        parts += [*_attention(stored, i, new, total), *_mixture(stored, i, new)]
-    vocab = stored.shape("head")[0]
+        parts += [*_attention(stored, i, new, total), *_feed_forward(stored, i, new)]
+    vocab = stored.shape(stored.head)[0]
     parts += [
         _norm(stored, "norm", 0, new, settings.hidden),
         Part(
             "head",
             2 * new * settings.hidden * vocab,
-            stored.read("head"),
+            stored.read(stored.head),
             stored.value * new * (settings.hidden + vocab),
-            1 + stored.casts("head"),
+            1 + stored.casts(stored.head),
         ),
     ]
     return merged(parts)
@@ -72,14 +72,14 @@ def _norm(stored: Stored, role: str, i: int, rows: int, width: int) -> Part:
 
 
 def _attention(stored: Stored, i: int, new: int, total: int) -> list[Part]:
-    settings, architecture, value = stored.checkpoint.settings, stored.checkpoint.architecture, stored.value
+    settings, value = stored.checkpoint.settings, stored.value
     width, wide = settings.hidden, settings.heads * settings.head_dim
     narrow = settings.kv_heads * settings.head_dim
-    fused = "attention.qkv" in architecture.roles
+    fused = stored.checkpoint.has("attention.qkv", i)
     projections = ["attention.qkv"] if fused else [f"attention.{part}" for part in "qkv"]
     outputs = sum(stored.shape(role, i)[0] for role in projections)
-    parts = [_norm(stored, "attention.norm", i, new, width)]
-    if architecture.qk_norm is not QkNorm.NONE:
+    parts = _norms(stored, "attention", i, new)
+    if stored.checkpoint.has("attention.q_norm", i):
         parts += [_norm(stored, f"attention.{part}_norm", i, new, size) for part, size in (("q", wide), ("k", narrow))]
     projected = [*projections, "attention.out"]
     parts.append(
@@ -123,16 +123,51 @@ def _attention(stored: Stored, i: int, new: int, total: int) -> list[Part]:
     return parts
 
 
+def _norms(stored: Stored, branch: str, i: int, new: int) -> list[Part]:
+    """Those before a branch and behind it."""
+    roles = [f"{branch}.norm", f"{branch}.post_norm"]
+    width = stored.checkpoint.settings.hidden
+    return [_norm(stored, role, i, new, width) for role in roles if stored.checkpoint.has(role, i)]
+
+
+def _feed_forward(stored: Stored, i: int, new: int) -> list[Part]:
+    settings, width = stored.checkpoint.settings, stored.checkpoint.settings.hidden
+    parts = [
+        *_norms(stored, "mlp", i, new),
+        Part("rotation and sums", activations=stored.value * 3 * new * width, operators=1),
+    ]
+    if not settings.experts_of[i]:
+        return [*parts, _gated(stored, "dense", i, new)]
+    parts += _mixture(stored, i, new)
+    if stored.checkpoint.has("shared.down", i):
+        parts.append(_gated(stored, "shared", i, new))
+    return parts
+
+
+def _gated(stored: Stored, layer: str, i: int, new: int) -> Part:
+    """A layer that every token passes; of a shared one the gate and the sum too."""
+    width, inner = stored.shape(f"{layer}.down", i)
+    roles = [role for part in ("gate_up", "gate", "up", "down") if stored.checkpoint.has(role := f"{layer}.{part}", i)]
+    router = f"{layer}.router"
+    gated = stored.checkpoint.has(router, i)
+    roles += [router] if gated else []
+    return Part(
+        "experts" if layer == "shared" else "dense layers",
+        2 * new * (3 * width * inner + (width if gated else 0)),
+        sum(stored.read(role, i) for role in roles),
+        stored.value * new * (5 * width + 6 * inner),
+        len(roles) + sum(stored.casts(role, i) for role in roles) + 3,
+    )
+
+
 def _mixture(stored: Stored, i: int, new: int) -> list[Part]:
     settings, value = stored.checkpoint.settings, stored.value
-    width, experts, k = settings.hidden, settings.experts, settings.top_k[i]
-    inner = stored.shape("expert.gate", i)[0]
+    width, experts, k = settings.hidden, settings.experts_of[i], settings.top_k[i]
+    inner = inner_width(stored.checkpoint, i)
     touched = expected_experts(experts, k, new)
     slots = new * k
     moved = slots * (5 * width + 6 * inner) + 2 * new * width + 2 * new * experts
     return [
-        _norm(stored, "mlp.norm", i, new, width),
-        Part("rotation and sums", activations=value * 3 * new * width, operators=1),
         Part(
             "router",
             2 * new * width * experts,
@@ -145,16 +180,16 @@ def _mixture(stored: Stored, i: int, new: int) -> list[Part]:
             2 * slots * 3 * width * inner,
             touched * stored.read_expert(i),
             value * moved,
-            _expert_operators(stored, touched, stored.expert_casts(i)),
+            _expert_operators(stored, i, touched, stored.expert_casts(i)),
         ),
     ]
 
 
-def _expert_operators(stored: Stored, touched: float, casts: int) -> float:
+def _expert_operators(stored: Stored, i: int, touched: float, casts: int) -> float:
     """One where the form has a fused operator. Else sorting and joining, and six per expert; experts whose weights are
     cast are taken one after another, those that tokens need (of wide matrices, which are cut, somewhat more)."""
     if stored.form.fused:
         return 1.0
     settings = stored.checkpoint.settings
     norm = 2 * int(settings.norm_top_k)
-    return 9 + norm + 27 * touched if casts else 16 + norm + 6.0 * settings.experts
+    return 9 + norm + 27 * touched if casts else 16 + norm + 6.0 * settings.experts_of[i]

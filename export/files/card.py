@@ -14,7 +14,7 @@ from importance.choose import SCORES, Source
 from importance.scores import Scores, model_digest, read_scores
 from transform.checkpoint import Checkpoint
 from transform.errors import ScoresError
-from transform.knobs import spelt_k
+from transform.knobs import k_words
 from transform.plan import Plan
 from transform.plan_facts import VisionFacts
 from transform.side_files import is_licence
@@ -45,7 +45,7 @@ def write_card(
         "|---|---|---|---|",
         f"| blocks | {source['blocks']} | {len(k)} (removed: {_list(facts['blocks_removed'])}) "
         f"| {_saved(source['blocks'], len(k))} |",
-        f"| experts per token | {spelt_k(source['top_k'])} | {spelt_k(k)} | |".replace(",", ", "),
+        f"| experts per token | {k_words(source['top_k'])} | {k_words(k)} | |".replace(",", ", "),
         *(
             f"| {name} | {before:,} | {after:,} | {_saved(before, after)} |"
             for name, before, after in (
@@ -85,6 +85,8 @@ def _what(plan: Plan, verified: bool) -> list[str]:
     if verified:
         same = f", its weights {_alike(plan)} in the same way" if rounded else ""
         lines += [f"In PyTorch it equals the source with the same knobs at run time{same}."]
+    if plan.no_graphs:
+        lines += [f"It has weights alone: {plan.no_graphs}."]
     return lines
 
 

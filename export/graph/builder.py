@@ -162,6 +162,14 @@ class Graph:
         """An int64 scalar."""
         return self.constant(np.array(value, np.int64))
 
+    def scaled(self, value: str, by: float) -> str:
+        """A value of the graph's type times a number, which float16 would round for every token alike."""
+        if by == 1.0:
+            return value
+        if self.compute == FLOAT:
+            return self.op("Mul", value, self.float32(by))
+        return self.cast(self.op("Mul", self.wide(value), self.float32(by)))
+
     def float32(self, value: float) -> str:
         """A float32 scalar."""
         return self.constant(np.array(value, np.float32))
@@ -174,19 +182,26 @@ class Graph:
         """A float32 value in the graph's own type."""
         return value if self.compute == FLOAT else self.op("Cast", value, to=self.compute)
 
+    def wide(self, value: str) -> str:
+        """A value of the graph's type in float32."""
+        return value if self.compute == FLOAT else self.op("Cast", value, to=FLOAT)
+
     def stored(self, tensor: Tensor) -> str:
         """A weight as it is stored, in place."""
-        if tensor.name not in self._initializers:
+        name = tensor.name
+        if name in self._initializers and tuple(self._initializers[name].dims) != tensor.shape:
+            name = f"{name}.{'x'.join(map(str, tensor.shape))}"  # the same bytes in another shape: a tied head's codes
+        if name not in self._initializers:
             proto = TensorProto()
-            proto.name = tensor.name
+            proto.name = name
             proto.data_type = TYPES[tensor.stored]
             proto.dims.extend(tensor.shape)
             proto.data_location = TensorProto.EXTERNAL
             for key, value in (("location", tensor.file.name), ("offset", tensor.start), ("length", tensor.nbytes)):
                 entry = proto.external_data.add()
                 entry.key, entry.value = key, str(value)
-            self._initializers[tensor.name] = proto
-        return tensor.name
+            self._initializers[name] = proto
+        return name
 
     def weight(self, tensor: Tensor) -> str:
         """A weight to compute with: in place where it is stored in the graph's type, else through a cast."""
@@ -216,12 +231,13 @@ class Graph:
         shape = (len(tensors), rows, 1, columns) if spread else (len(tensors), rows, columns)
         return self.stored(first._replace(name=f"{first.name}.stack", shape=shape, nbytes=len(tensors) * first.nbytes))
 
-    def linear(self, x: str, weight: Tensor, bias: Tensor | None = None) -> str:
-        """x W^T (+ b) for x [n, in] and W [out, in]: the stored layout, so that no weight is ever transposed."""
+    def linear(self, x: str, weight: Tensor, bias: Tensor | None = None, turned: bool = False) -> str:
+        """x W^T (+ b) for x [n, in] and W [out, in], or `turned` [in, out]: as it is stored, so that no weight is ever
+        transposed."""
         if weight.pack is not None:
             return self._packed_linear(x, weight, weight.pack, bias)
         operands = [x, self.weight(weight)] + ([self.weight(bias)] if bias else [])
-        return self.op("Gemm", *operands, transB=1)
+        return self.op("Gemm", *operands, **({} if turned else {"transB": 1}))
 
     def model(self) -> Any:
         """The finished model."""

@@ -1,14 +1,17 @@
-"""What the attention of every block shares: positions and angles, the mask as a bias or as places, sizes.
+"""What the blocks of a decoder share: positions and masks, all of it from `attention_mask`.
 
-b batch, s new tokens, p cached ones, t = p + s, H heads, G key/value heads, h head width.
+b batch, s new tokens, p cached ones, t = p + s, H heads, G key/value heads, h head width, r of them turned.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from export.graph.builder import BOOL, FLOAT, FLOAT16, INT32, Graph
+from export.graph.rotary import angles
 from transform.architectures import Settings
+from transform.architectures.graph_facts import Rope
 
 # Finite, also after a score was added: a row that may see nothing must not become NaN.
 LOWEST = {FLOAT: float(np.finfo(np.float32).min), FLOAT16: -3e4}
@@ -25,22 +28,31 @@ class Static:
 
 @dataclass(frozen=True)
 class Context:
-    """What every block shares."""
+    """What every block shares. Masks by window, None: all tokens before; [b, 1, s, t], or [b, 1, 1, s, t] with grouped
+    heads of several operators."""
 
-    cos: str  # [b, s, 1, h/2]
-    sin: str  # [b, s, 1, h/2]
+    cos: str  # [b, s, 1, r/2]
+    sin: str  # [b, s, 1, r/2]
     query_shape: str  # b, s, H, h
     key_shape: str  # b, s, G, h
-    bias: str = ""  # of a growing cache: [b, 1, s, t], or [b, 1, 1, s, t] with grouped heads of several operators
-    allowed: str = ""  # of a cache with fixed slots, of the same shape
+    masks: dict[int | None, str]  # a bias to be added, of a growing cache; what is allowed, of one with fixed slots
     places: str = ""  # of a cache with fixed slots: where the new keys go, [1, G, s, 3]
     alone: str = ""  # where one operator does it, as the next two: whether it can, a truth value
     last: str = ""  # the last place of every row: t - 1, int32 [b]
     total: str = ""  # t, int32
 
 
-def attention_context(g: Graph, settings: Settings, batch_and_new: str, mask: str) -> Context:
-    """Angles and mask for the last s of t tokens; `batch_and_new` holds b and s.
+def attention_context(
+    g: Graph,
+    settings: Settings,
+    rope: Rope,
+    windows: Sequence[int | None],
+    batch_and_new: str,
+    mask: str,
+    sinks: bool = False,
+) -> Context:
+    """Angles and masks for the last s of t tokens; `batch_and_new` holds b and s, `windows` the blocks' own, `sinks`:
+    some block's heads have sinks, which the one operator doesn't know in every onnxruntime that has it.
 
     Positions count the valid tokens only, causality goes by place in the cache: so left-padded, right-padded and
     holed masks all mean what they mean in the model.
@@ -50,21 +62,25 @@ def attention_context(g: Graph, settings: Settings, batch_and_new: str, mask: st
     counted = g.op("Sub", g.op("CumSum", mask, g.int(1)), g.int(1))
     positions = g.op("Max", counted, g.int(0))  # [b, t]
     positions = g.op("Slice", positions, last, g.ints(INT64_MAX), g.ints(1))  # [b, s]
-    cos, sin = _angles(g, settings, g.op("Cast", positions, to=FLOAT))
+    cos, sin = angles(g, rope, g.op("Cast", positions, to=FLOAT))
 
     total = g.op("Shape", mask, start=1, end=2)  # [1]
     columns = g.op("Range", g.int(0), g.op("Squeeze", total, g.ints(0)), g.int(1))  # [t]
     rows = g.op("Slice", columns, last, g.ints(INT64_MAX), g.ints(0))  # [s]
-    causal = g.op("LessOrEqual", columns, g.op("Unsqueeze", rows, g.ints(1)))  # [s, t]
-    one = g.form.attends_at_once(settings.head_dim)
+    rows = g.op("Unsqueeze", rows, g.ints(1))
+    causal = g.op("LessOrEqual", columns, rows)  # [s, t]
+    one = g.form.attends_at_once(settings.head_dim) and not sinks
     grouped = settings.kv_heads < settings.heads and not one
     valid = g.op("Unsqueeze", g.op("Cast", mask, to=BOOL), g.ints(*((1, 2, 3) if grouped else (1, 2))))
-    bias = g.op("Where", g.op("And", causal, valid), g.float(0.0), g.float(LOWEST[g.compute]))
+    masks: dict[int | None, str] = {}
+    for window in dict.fromkeys(windows):
+        allowed = g.op("And", _within(g, causal, columns, rows, window), valid)
+        masks[window] = g.op("Where", allowed, g.float(0.0), g.float(LOWEST[g.compute]))
     shapes = {
         heads: g.op("Concat", batch_and_new, g.ints(heads, settings.head_dim), axis=0)
         for heads in dict.fromkeys((settings.heads, settings.kv_heads))
     }
-    context = Context(cos, sin, bias=bias, query_shape=shapes[settings.heads], key_shape=shapes[settings.kv_heads])
+    context = Context(cos, sin, shapes[settings.heads], shapes[settings.kv_heads], masks)
     if not one:
         return context
     # behind a past it takes several new tokens of one row alone: min(b, s) is 1 where p isn't 0; without one there is
@@ -79,38 +95,43 @@ def attention_context(g: Graph, settings: Settings, batch_and_new: str, mask: st
     )
 
 
-def static_context(g: Graph, settings: Settings, static: Static, mask: str, past_length: str) -> Context:
-    """The same for s tokens that go to the slots from `past_length` [1] on; `mask` [1, t] marks the valid slots.
+def static_context(
+    g: Graph, settings: Settings, rope: Rope, windows: Sequence[int | None], static: Static, mask: str, past: str
+) -> Context:
+    """The same for s tokens that go to the slots from `past` [1] on; `mask` [1, t] marks the valid slots.
 
     No shape depends on a value, no operator reads a size: what a captured graph or a compiled engine needs.
     """
     s, t, kv_heads = static.sequence, static.cache, settings.kv_heads
-    slots = g.op("Add", past_length, g.constant(np.arange(s, dtype=np.int64)))  # [s]
-    causal = g.op("LessOrEqual", g.constant(np.arange(t, dtype=np.int64)), g.op("Unsqueeze", slots, g.ints(1)))
-    allowed = g.op("And", causal, g.op("Unsqueeze", g.op("Cast", mask, to=BOOL), g.ints(1)))  # [1, s, t]
+    slots = g.op("Add", past, g.constant(np.arange(s, dtype=np.int64)))  # [s]
+    columns = g.constant(np.arange(t, dtype=np.int64))
+    rows = g.op("Unsqueeze", slots, g.ints(1))
+    causal = g.op("LessOrEqual", columns, rows)
+    valid = g.op("Unsqueeze", g.op("Cast", mask, to=BOOL), g.ints(1))
+    allowed = g.op("And", causal, valid)  # [1, s, t]
     # the valid slots up to one's own: its position, and small enough to be exact in float32
     counted = g.op("ReduceSum", g.op("Cast", allowed, to=FLOAT), g.ints(2), keepdims=0)
-    cos, sin = _angles(g, settings, g.op("Max", g.op("Sub", counted, g.float32(1.0)), g.float32(0.0)))
+    cos, sin = angles(g, rope, g.op("Max", g.op("Sub", counted, g.float32(1.0)), g.float32(0.0)))
     heads = np.arange(kv_heads, dtype=np.int64).reshape(1, kv_heads, 1, 1)
-    rows = g.op("Reshape", slots, g.ints(1, 1, s, 1))
-    parts = (g.constant(np.zeros((1, 1, 1, 1), np.int64)), g.constant(heads), rows)
+    places = g.op("Reshape", slots, g.ints(1, 1, s, 1))
+    parts = (g.constant(np.zeros((1, 1, 1, 1), np.int64)), g.constant(heads), places)
     shape = g.ints(1, kv_heads, s, 1)
+    masks: dict[int | None, str] = {}
+    for window in dict.fromkeys(windows):
+        inside = allowed if window is None else g.op("And", _within(g, causal, columns, rows, window), valid)
+        masks[window] = g.op("Unsqueeze", inside, g.ints(*((1, 2) if kv_heads < settings.heads else (1,))))
     return Context(
         cos,
         sin,
-        allowed=g.op("Unsqueeze", allowed, g.ints(*((1, 2) if kv_heads < settings.heads else (1,)))),
-        places=g.op("Concat", *(g.op("Expand", part, shape) for part in parts), axis=3),
         query_shape=g.ints(1, s, settings.heads, settings.head_dim),
         key_shape=g.ints(1, s, kv_heads, settings.head_dim),
+        masks=masks,
+        places=g.op("Concat", *(g.op("Expand", part, shape) for part in parts), axis=3),
     )
 
 
-def _angles(g: Graph, settings: Settings, positions: str) -> tuple[str, str]:
-    """Cosines and sines of float32 positions [b, s], in the graph's type; the angles themselves need float32."""
-    half = np.arange(0, settings.head_dim, 2, dtype=np.float32) / np.float32(settings.head_dim)
-    # Rounded where torch rounds: at position 4000 one bit more or less is an angle of 2e-4.
-    powers = (np.float64(settings.rope_theta) ** half).astype(np.float32)
-    frequencies = g.constant(np.float32(1.0) / powers)  # [h/2]
-    angles = g.op("Unsqueeze", positions, g.ints(2, 3))
-    angles = g.op("Mul", angles, frequencies)
-    return g.cast(g.op("Cos", angles)), g.cast(g.op("Sin", angles))
+def _within(g: Graph, causal: str, columns: str, rows: str, window: int | None) -> str:
+    """[s, t]: places before one's own, less than `window` away."""
+    if window is None:
+        return causal
+    return g.op("And", causal, g.op("Greater", columns, g.op("Sub", rows, g.int(window))))
