@@ -6,6 +6,8 @@ from functools import partial
 from typing import NamedTuple
 
 from export.publish.directory import open_directory
+from export.publish.hub import open_hub
+from export.publish.mlflow import open_mlflow, open_mlflow_tls
 from export.publish.object_store import knows, open_store
 from export.publish.oci import open_oci, open_oci_http
 from export.publish.publisher import Publisher, scrubbed
@@ -23,6 +25,9 @@ class Scheme(NamedTuple):
 
 SCHEMES: dict[str, Scheme] = {
     "dir": Scheme("dir:FOLDER", open_directory),
+    "hf": Scheme("hf:OWNER/NAME", open_hub, partial(open_hub, public=True)),
+    "mlflow": Scheme("mlflow://HOST:PORT/NAME", open_mlflow),
+    "mlflow+https": Scheme("mlflow+https://HOST/NAME", open_mlflow_tls),
     "oci": Scheme("oci://HOST/REPOSITORY", open_oci),
     "oci+http": Scheme("oci+http://HOST/REPOSITORY", open_oci_http),
     "s3": Scheme("s3://BUCKET/PREFIX", partial(open_store, "s3")),
