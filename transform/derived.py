@@ -7,6 +7,7 @@ this imports transformers, which plans of configs that carry their lists do with
 from dataclasses import replace
 
 from transform.checkpoint import Checkpoint
+from transform.errors import CheckpointError
 from transform.strict_json import with_floats
 
 
@@ -20,7 +21,16 @@ def with_derived_lists(checkpoint: Checkpoint) -> Checkpoint:
     from transformers import CONFIG_MAPPING
 
     plain = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
-    config = CONFIG_MAPPING[family.model_type].from_dict(with_floats(plain))
-    known = config.get_text_config(decoder=True).to_dict()
+    try:
+        config = CONFIG_MAPPING[family.model_type].from_dict(with_floats(plain))
+        known = config.get_text_config(decoder=True).to_dict()
+    except MemoryError:
+        raise
+    except Exception as error:  # each of transformers' classes has its own
+        said = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"config.json must be one that transformers' class of {family.model_type!r} takes, to know its "
+            f"{', '.join(lacking)}: {said}. Restore the original config.json."
+        ) from error
     lists = {key: list(known[key]) for key in lacking if isinstance(known.get(key), list | tuple)}
     return replace(checkpoint, config=family.with_text(checkpoint.config, dict(text) | lists))
