@@ -12,6 +12,7 @@ import traceback
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -163,13 +164,8 @@ class TestServer:
         self, there: MLflow, client: "MlflowClient", variant: Path, tmp_path: Path
     ) -> None:
         push(there, read_content(variant), "edge")
-        foreign = shutil.copytree(variant, tmp_path / "foreign")
-        manifest = json.loads((foreign / "manifest.json").read_text())
-        manifest["source"]["name"] = "somebody/else"
-        (foreign / "manifest.json").write_text(json.dumps(manifest))
-        record_sums(foreign)
         with pytest.raises(PublishError, match="this is one of somebody/else"):
-            plan(there, foreign, "edge")
+            there.plan(replace(read_content(variant), name="somebody/else"), "edge")
         client.create_registered_model("not-ours")
         run = client.create_run("0").info
         client.create_model_version("not-ours", f"{run.artifact_uri}/model", run.run_id)
