@@ -95,7 +95,7 @@ def test_a_list_that_the_config_leaves_out_is_asked_for(tmp_path: Path) -> None:
 def test_the_last_block_is_of_the_kind_that_transformers_makes_it(tmp_path: Path) -> None:
     from tests.support.zoo import make
 
-    with pytest.raises(KnobError, match="last block .* must be full_attention"):
+    with pytest.raises(KnobError, match=r"last block .* must be full_attention"):
         drop_blocks(read_checkpoint(make("gemma4", tmp_path / "source")), (0, 1, 2, 3, 4))
 
 
