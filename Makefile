@@ -1,6 +1,6 @@
 # The main job:  make export K=4 BLOCKS=12 TOKENS=432 [MODEL=…] [SCORES=…] [FORM=int4] [DTYPE=…] [STATIC=1024] [OUT=…] [FORCE=1]
 # Every target creates .venv and installs by itself when pyproject.toml changed or a package is gone.
-.PHONY: FORCE setup export score search sweep pick test test-versions test-all check fix bench bench-variant faults fuzz gpu-check small-env genai-env js-env browser-env ort-envs report nano nano-data nano-report nano-curves clean
+.PHONY: FORCE setup export score search sweep pick test test-versions test-all check fix bench bench-variant faults fuzz gpu-check small-env genai-env mlflow-env js-env browser-env ort-envs report nano nano-data nano-report nano-curves clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,11 +9,12 @@ STAMP := $(VENV)/.installed
 EXTRAS := $(VENV)/.extras
 SMALL := .venv-small
 GENAI := .venv-genai
+MLFLOW := .venv-mlflow
 JS := .venv-js
 BROWSER := .venv-browser
 ORT := .venv-ort
 # Run with the oldest and with the newest of every dependency: parity, generate, graphs, scoring, the main job.
-VERSIONS := versions molmoe_parity molmoe_auto molmoe_generate molmoe_traps preprocessing runtime cache_name calling \
+VERSIONS := versions molmoe_parity molmoe_auto molmoe_generate molmoe_traps preprocessing runtime cache_name calling publish_hub \
   engine metrics evaluate search readers ray plot onnx_parity onnx_olmoe forms packed gate export run
 export PYTHONHASHSEED := 0
 # A path as one word of the shell, whatever is in it; only ~/ in front is left for the shell.
@@ -42,7 +43,7 @@ FORCE:
 setup: $(STAMP)
 
 $(EXTRAS): $(STAMP)
-	$(BIN)/pip install $(QUIET) -e ".[eval,ray,llamacpp,sign]" "onnxscript>=0.7,<0.8" # transformers' exporter: a source of graphs for tests
+	$(BIN)/pip install $(QUIET) -e ".[eval,ray,llamacpp,sign,mlflow]" "onnxscript>=0.7,<0.8" # transformers' exporter: a source of graphs for tests
 	@touch $@
 
 export: $(STAMP)
@@ -77,7 +78,7 @@ test-versions: .venv-oldest/.installed .venv-newest/.installed $(EXTRAS)
 .venv-oldest/.installed .venv-newest/.installed: .venv-%/.installed: pyproject.toml $(STAMP)
 	$(BIN)/python -m tests.versions.environments $*
 
-test-all: $(STAMP) $(EXTRAS) small-env $(GENAI)/.installed js-env browser-env ort-envs
+test-all: $(STAMP) $(EXTRAS) small-env $(GENAI)/.installed $(MLFLOW)/.installed js-env browser-env ort-envs
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m extra
 
 check: $(STAMP)
@@ -148,6 +149,15 @@ $(GENAI)/.installed: docs/clients/genai/requirements.txt
 	$(GENAI)/bin/pip install $(QUIET) -r $< "safetensors>=0.6,<1"
 	@touch $@
 
+# A registry to publish to. The package brings tools for training; what its server takes is half of that.
+mlflow-env: $(MLFLOW)/.installed
+
+$(MLFLOW)/.installed: tests/mlflow/requirements.txt
+	$(PYTHON) -m venv $(MLFLOW)
+	$(MLFLOW)/bin/pip install $(QUIET) -r $<
+	$(MLFLOW)/bin/pip install $(QUIET) --no-deps "$$(sed -n 's/^mlflow-skinny==/mlflow==/p' $<)"
+	@touch $@
+
 # transformers.js for the tests under node. Without the flag onnxruntime-node fetches CUDA libraries as well.
 js-env:
 	@if command -v npm >/dev/null 2>&1; then $(MAKE) --no-print-directory $(JS)/.installed; \
@@ -214,4 +224,4 @@ nano-curves: $(STAMP) nano-data
 	$(BIN)/python -m artifacts.nano.curves
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest $(SMALL) $(GENAI) $(JS) $(BROWSER) $(ORT) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest .venv-newest $(SMALL) $(GENAI) $(MLFLOW) $(JS) $(BROWSER) $(ORT) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -3,11 +3,13 @@
 EXTRAS = {
     "onnxruntime": "run",
     **dict.fromkeys(("model_signing", "OpenSSL"), "sign"),
+    "mlflow": "mlflow",
     **dict.fromkeys(("torch", "transformers", "safetensors", "huggingface_hub", "onnx", "ml_dtypes"), "full"),
 }  # the name that is imported -> an extra of pyproject.toml
 _INSTALL = {
     "run": "Run pip install -e '.[run]'.",
     "sign": "Run pip install -e '.[sign]'.",
+    "mlflow": "Run pip install -e '.[mlflow]'.",
     # onnxruntime and onnxruntime-gpu own the same files
     "full": "Run make setup in the checkout, or pip install -e '.[full]' in an environment of its own.",
 }

@@ -23,6 +23,8 @@ from export.command.once import CommandLineError, OnceCommand
 from export.command.output import stderr
 from export.command.pack import pack
 from export.command.pick import pick
+from export.command.pull import pull
+from export.command.push import push
 from export.command.report import report
 from export.command.run import run
 from export.command.score import ScoreCommand, score
@@ -43,7 +45,7 @@ HELP = """Fixed, verified, smaller variants of mixture-of-experts checkpoints, w
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=HELP)
 for verb in (
     plan, export, verify, sign, run, evaluate, score, search, share, merge, sweep, pick, report, tile, derive, bench,
-    calibrate, layout, pack,
+    calibrate, layout, pack, push, pull,
 ):  # fmt: skip
     app.command(cls=ScoreCommand if verb is score else OnceCommand)(flat(verb))
 
