@@ -1,12 +1,15 @@
 """`push` and `pull`: what is published, where to, and that it is whole or not there; on folders (`dir:`)."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
+from export.publish import oci
 from export.publish.content import digest_in, read_content
+from export.publish.directory import Directory
 from export.publish.publisher import check_alias, plainly, scrubbed
 from export.publish.targets import SCHEMES, open_target
 from tests.support.command import knobcast
@@ -78,6 +81,19 @@ def test_a_dry_run_writes_nothing(two: tuple[Path, Path], tmp_path: Path) -> Non
     ).out.replace("\n", " ")
 
 
+def test_ctrl_c_says_what_is_left(two: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Directory, "confirm", interrupt)
+    done = knobcast("push", two[0], f"dir:{tmp_path / 'shelf'}", "--alias", "edge")
+    assert done.code == 130
+    assert "interrupted; what arrived stays and isn't sent again, no alias was moved" in done.said
+    monkeypatch.undo()
+    assert json.loads(knobcast("push", two[0], f"dir:{tmp_path / 'shelf'}", "--json").out)["bytes_to_move"] == 0
+    assert not (tmp_path / "shelf" / "edge").exists()
+
+
 def test_what_is_no_variant_is_not_published(copy: Path, molmo: Path, tmp_path: Path) -> None:
     target = f"dir:{tmp_path / 'shelf'}"
     assert "so it is no variant" in knobcast("push", molmo, target).said
@@ -92,7 +108,9 @@ def test_what_is_no_variant_is_not_published(copy: Path, molmo: Path, tmp_path: 
     assert not (tmp_path / "shelf").exists()
 
 
-@pytest.mark.parametrize("target", ["ftp://x/y", "C:\\models", "models", "oci", "://", "s3:", "dir:"])
+@pytest.mark.parametrize(
+    "target", ["nowhere://x/y", "C:\\models", "models", "oci", "://", "s3:", "s3://", "memory://", "memory:x", "dir:"]
+)
 def test_a_target_that_nobody_serves_is_refused(target: str) -> None:
     with pytest.raises(PublishError, match=r"Give one"):
         open_target(target)
@@ -181,3 +199,41 @@ def test_every_scheme_is_in_the_documentation_of_targets() -> None:
     with pytest.raises(PublishError) as caught:
         open_target("nothing")
     assert all(scheme.example in str(caught.value) for scheme in SCHEMES.values())
+
+
+@pytest.mark.parametrize(
+    ("rest", "message"),
+    [
+        ("user:hunter2@host/molmoe", r"must hold no login"),
+        ("host", r"must be oci://HOST/REPOSITORY"),
+        ("host/Upper", r"lower case"),
+        ("host/a/../b", r"must be"),
+        ("host/a:tag@sha256:12", r"must be"),
+    ],
+)
+def test_a_reference_is_read_strictly(rest: str, message: str) -> None:
+    with pytest.raises(PublishError, match=message) as caught:
+        open_target(f"oci://{rest}")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        {"annotations": {"org.cncf.model.filepath": "../../etc/passwd"}},
+        {"annotations": {"org.opencontainers.image.title": "/etc/passwd"}},
+        {"annotations": {"org.cncf.model.filepath": ".hidden"}},
+        {"annotations": {"org.cncf.model.filepath": "a"}, "size": -1},
+        {"annotations": {"org.cncf.model.filepath": "a"}, "size": True},
+        {"annotations": {"org.cncf.model.filepath": "a"}, "digest": "md5:0"},
+        {"annotations": None},
+        {},
+        [],
+    ],
+    ids=str,
+)
+def test_what_others_wrote_writes_nothing_outside(layer: object) -> None:
+    whole = {"digest": f"sha256:{'0' * 64}", "size": 1}
+    layers = [whole | layer] if isinstance(layer, dict) else layer
+    with pytest.raises(PublishError, match=re.escape(oci._OTHER)):
+        list(oci._layers({"layers": layers}, "oci://h/r:t"))

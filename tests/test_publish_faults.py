@@ -1,7 +1,6 @@
 """A registry that fails, refuses, cuts and lies, played by a stand-in before a real one: the rerun succeeds, and
 nothing half-published is to be had by the alias."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +11,10 @@ from export.publish.content import Content, read_content
 from export.publish.targets import open_target
 from tests.support.command import knobcast
 from tests.support.published import names, push, variant
-from tests.support.registry import ABSENT, PROGRAM, Fault, Registry, StandIn, running, standing_before
+from tests.support.registry import NEEDED, Fault, Registry, StandIn, running, standing_before
 from transform.errors import PublishError
 
-pytestmark = pytest.mark.skipif(shutil.which(PROGRAM) is None, reason=ABSENT)
+pytestmark = NEEDED
 
 
 @pytest.fixture(scope="module")

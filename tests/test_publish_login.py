@@ -2,13 +2,13 @@
 
 import base64
 import json
-import shutil
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -17,10 +17,16 @@ from export.publish.content import Content, read_content
 from export.publish.login import login_of
 from export.publish.targets import open_target
 from tests.support.published import push, variant
-from tests.support.registry import ABSENT, PROGRAM, running, standing_before
+from tests.support.registry import NEEDED, Fault, running, standing_before
 from transform.errors import PublishError
 
-needs_registry = pytest.mark.skipif(shutil.which(PROGRAM) is None, reason=ABSENT)
+Test = TypeVar("Test", bound=Callable[..., None])
+
+
+def needs_registry(test: Test) -> Test:
+    return NEEDED[0](NEEDED[1](test))
+
+
 SECRET = "hunter2"
 BCRYPT = "$2y$05$c4WoMPo3SXsafkva.HHa6umQ7HbTjL1fEOa8u4anoQv0UIDHBtggS"  # of SECRET
 
@@ -119,8 +125,6 @@ def test_a_token_is_fetched_where_the_registry_says(content: Content, home: Path
 @needs_registry
 def test_a_login_isnt_shown_where_an_upload_is_sent(content: Content, home: Path) -> None:
     """Registries hand uploads and downloads to stores of their own, by URLs that are signed."""
-    from tests.support.registry import Fault
-
     with running(home / "registry") as registry, standing_before(registry.port) as server:
         server.demands = (f"Basic {basic('ann', SECRET)}", 'Basic realm="r"')
         docker_config(home, auths={f"localhost:{server.port}": {"auth": basic("ann", SECRET)}})

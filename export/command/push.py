@@ -37,8 +37,11 @@ def push(
     transfer = publisher.plan(read_content(directory, lambda step: say_note(f"… {step}")), alias)
     record = transfer.as_dict()
     if not dry_run:
-        with progress_bars(remarks, transfer.bytes) as (say, progress):
-            receipt = publish(publisher, transfer, say, progress)
+        try:
+            with progress_bars(remarks, transfer.bytes) as (say, progress):
+                receipt = publish(publisher, transfer, say, progress)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("what arrived stays and isn't sent again, no alias was moved") from None
         record |= {"reference": receipt.reference, "registry_digest": receipt.digest, "confirmed": True}
     if as_json:
         print_json(record)

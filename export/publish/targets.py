@@ -8,6 +8,7 @@ from typing import NamedTuple
 from export.publish.directory import open_directory
 from export.publish.hub import open_hub
 from export.publish.mlflow import open_mlflow, open_mlflow_tls
+from export.publish.object_store import knows, open_store
 from export.publish.oci import open_oci, open_oci_http
 from export.publish.publisher import Publisher, scrubbed
 from transform.errors import PublishError
@@ -29,6 +30,7 @@ SCHEMES: dict[str, Scheme] = {
     "mlflow+https": Scheme("mlflow+https://HOST/NAME", open_mlflow_tls),
     "oci": Scheme("oci://HOST/REPOSITORY", open_oci),
     "oci+http": Scheme("oci+http://HOST/REPOSITORY", open_oci_http),
+    "s3": Scheme("s3://BUCKET/PREFIX", partial(open_store, "s3")),
 }
 
 
@@ -38,10 +40,13 @@ def open_target(target: str, public: bool = False) -> Publisher:
     `public`: what is made there may be seen by everyone.
     """
     match = re.fullmatch(r"([a-z][a-z0-9+.\-]*):(//)?(.*)", target, re.DOTALL)
-    if match is None or match[1] not in SCHEMES:
+    if match is None or (match[1] not in SCHEMES and not (match[2] and knows(match[1]))):
         known = ", ".join(scheme.example for scheme in SCHEMES.values())
-        raise PublishError(f"a target must be one of {known}; got {scrubbed(target)[:80]!r}. Give one of these.")
-    scheme = SCHEMES[match[1]]
+        raise PublishError(
+            f"a target must be one of {known}, or a URL of a store that fsspec knows, as gs:// and abfs://; got "
+            f"{scrubbed(target)[:80]!r}. Give one of these."
+        )
+    scheme = SCHEMES.get(match[1]) or Scheme(f"{match[1]}://…", partial(open_store, match[1]))
     if not public:
         return scheme.open(match[3])
     if scheme.open_public is None:

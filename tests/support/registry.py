@@ -18,8 +18,11 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pytest
+
 PROGRAM = "docker-registry"
-ABSENT = f"{PROGRAM} isn't installed: apt-get install {PROGRAM}"
+ABSENT = f"no {PROGRAM}: `make registry-env` installs it where it may"
+NEEDED = (pytest.mark.extra, pytest.mark.skipif(shutil.which(PROGRAM) is None, reason=ABSENT))
 _CONFIG = """\
 version: 0.1
 log: {{accesslog: {{disabled: false}}, level: info}}
