@@ -159,6 +159,33 @@ def test_a_version_that_was_changed_is_told(two: tuple[Path, Path], tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
+def test_a_signature_travels_and_may_come_later(copy: Path, tmp_path: Path) -> None:
+    """It is no part of the version: SHA256SUMS can't name it."""
+    shelf = tmp_path / "shelf"
+    assert knobcast("push", copy, f"dir:{shelf}", "--alias", "edge").code == 0
+    for text in ("one", "another"):
+        (copy / "model.sig").write_text(text)
+        assert json.loads(knobcast("push", copy, f"dir:{shelf}", "--json").out)["bytes_to_move"] == len(text)
+        assert knobcast("pull", f"dir:{shelf}/edge", tmp_path / text).code == 0
+        assert names(tmp_path / text) == names(copy)
+    assert [item.path for item in read_content(copy).items[-3:]] == ["SHA256SUMS", "model.sig", "manifest.json"]
+
+
+def test_links_of_killed_runs_are_swept(two: tuple[Path, Path], tmp_path: Path) -> None:
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    left, other = shelf / ".edge.999999999-0123abcd", shelf / ".edge.txt"
+    left.symlink_to("nowhere")
+    other.symlink_to("nowhere")
+    assert knobcast("push", two[0], f"dir:{shelf}", "--alias", "edge").code == 0
+    assert (left.is_symlink(), other.is_symlink()) == (False, True)
+
+
+def test_an_address_that_none_can_have_is_refused(two: tuple[Path, Path]) -> None:
+    for host in ("localhost:99999", f"{'a' * 80}.example"):
+        assert "isn't the address of a registry" in knobcast("push", two[0], f"oci+http://{host}/molmoe").said
+
+
 def test_a_shelf_is_no_version(two: tuple[Path, Path], tmp_path: Path) -> None:
     shelf = tmp_path / "shelf"
     assert knobcast("push", two[0], f"dir:{shelf}").code == 0

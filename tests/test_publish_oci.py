@@ -55,6 +55,16 @@ def test_a_version_goes_and_comes_back(registry: Registry, folder: Path, tmp_pat
     assert (registry.stored, len(registry.requests("POST"))) == before
 
 
+def test_a_signature_travels_and_may_come_later(registry: Registry, folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder / "k1", tmp_path / "copy"))
+    push(open_target(to(registry)), read_content(copy), "edge")
+    (copy / "model.sig").write_text("signed")
+    moved, receipt = push(open_target(to(registry)), read_content(copy))
+    assert moved == 6
+    assert knobcast("pull", receipt.reference, tmp_path / "out").code == 0
+    assert names(tmp_path / "out") == names(copy)
+
+
 def test_what_differs_in_k_alone_sends_no_weights(registry: Registry, folder: Path) -> None:
     """Counted at the registry, in its storage."""
     one, other = read_content(folder / "k1"), read_content(folder / "k2")

@@ -80,6 +80,15 @@ def test_a_version_goes_and_comes_back(store: str, contents: tuple[Content, Cont
     assert "Check the URL." in knobcast("pull", f"{store}/nothing", tmp_path / "x").said
 
 
+def test_a_signature_travels_and_may_come_later(store: str, contents: tuple[Content, Content], tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(contents[0].directory, tmp_path / "copy"))
+    push(open_target(store), contents[0], "edge")
+    (copy / "model.sig").write_text("signed")
+    assert push(open_target(store), read_content(copy))[0] == 6
+    assert knobcast("pull", f"{store}/edge", tmp_path / "out").code == 0
+    assert names(tmp_path / "out") == names(copy)
+
+
 def test_what_another_version_has_is_copied_there(store: str, contents: tuple[Content, Content]) -> None:
     push(open_target(store), contents[0])
     planned = open_target(store).plan(contents[1])

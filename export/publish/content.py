@@ -1,7 +1,7 @@
 """What is published: a variant or a family, checked, as files with their digests in the order they are to be written.
 
 A registry that shows `manifest.json`, which is last, holds all. Its digest names the content: the manifest has the
-digest of SHA256SUMS, which has those of all other files.
+digest of SHA256SUMS, which has those of all other files but a signature's: that may come later, and changes no version.
 """
 
 import re
@@ -15,7 +15,7 @@ from export.files.measured import Measured
 from export.run.family_file import FILE
 from transform.errors import PublishError
 from transform.knobs import canonical_name
-from transform.ownership import MANIFEST, PENDING, SUMS
+from transform.ownership import MANIFEST, PENDING, SIGNATURE, SUMS
 from transform.progress import Say
 from transform.strict_json import Record, read_json
 
@@ -66,11 +66,12 @@ def read_content(directory: Path, say: Say = lambda _: None) -> Content:
     check_files(directory, say)
     _, listed = read_sums(directory)
     digest = sha256_file(directory / MANIFEST)
-    sums = {**listed, SUMS: sha256_file(directory / SUMS), MANIFEST: digest}
+    beside = [SUMS, *([SIGNATURE] if (directory / SIGNATURE).is_file() else [])]
+    sums = {**listed, **{name: sha256_file(directory / name) for name in beside}, MANIFEST: digest}
     if read_json(directory / MANIFEST) != manifest:
         raise PublishError(f"{directory} was changed while it was read. Run the command again.")
     items = [Item(path, (directory / path).stat().st_size, sums[path]) for path in sums]
-    last = (SUMS, MANIFEST)
+    last = (SUMS, SIGNATURE, MANIFEST)
     items.sort(key=lambda item: (last.index(item.path) if item.path in last else -1, -item.size, item.path))
     family = (directory / FILE).is_file()
     name = str(manifest["source"]["name"])[:200]

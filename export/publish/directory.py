@@ -4,7 +4,9 @@ A version appears by one rename, an alias moves by one. Blocks are shared with t
 """
 
 import os
+import re
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from export.files.integrity import sha256_file
@@ -22,9 +24,9 @@ from export.publish.publisher import (
 )
 from transform.copying import RangeCopier
 from transform.errors import PublishError
-from transform.ownership import MANIFEST, SUMS, read_manifest
+from transform.ownership import MANIFEST, SIGNATURE, SUMS, read_manifest
 from transform.progress import Progress
-from transform.stage import staged, sync
+from transform.stage import alive, staged, sync_names
 
 SCHEME = "dir:"
 
@@ -43,7 +45,7 @@ class Directory:
         self.shelf = shelf
 
     def plan(self, content: Content, alias: str | None = None) -> Transfer:
-        """All files or none: a version is there, or isn't."""
+        """All files or none: a version is there, or isn't. A signature may come later."""
         inner, outer = content.directory.resolve(), self.shelf.resolve()
         if outer.is_relative_to(inner):
             raise PublishError(f"{self.shelf} lies in the variant that is to be published. Give another folder.")
@@ -55,16 +57,19 @@ class Directory:
         version = self.shelf / content.version
         present: frozenset[str] = frozenset()
         if version.is_dir() and any(version.iterdir()):
-            for item in content.items:
+            there = [i for i in content.items if i.path != SIGNATURE or _is_there(version, i)]
+            for item in there:
                 _check(version, item)
-            present = frozenset(item.path for item in content.items)
+            present = frozenset(item.path for item in there)
         return Transfer(f"{SCHEME}{self.shelf}", content, present, alias)
 
     def push(self, transfer: Transfer, tick: Progress) -> Receipt:
         """Copy beside the version's place and rename."""
         content = transfer.content
         version = self.shelf / content.version
-        if transfer.moving:
+        if [item.path for item in transfer.moving] == [SIGNATURE]:
+            _replace(content.directory / SIGNATURE, version / SIGNATURE, tick)
+        elif transfer.moving:
             with staged(version, force=False) as stage:
                 for item in content.items:
                     _copy(content.directory / item.path, stage / item.path, tick)
@@ -79,6 +84,7 @@ class Directory:
     def move_alias(self, receipt: Receipt, content: Content, alias: str) -> None:
         """A link, replaced by one rename."""
         self._check_alias(content, alias)
+        self._sweep(alias)
         link = self.shelf / f".{alias}.{os.getpid()}-{secrets.token_hex(4)}"
         try:
             link.symlink_to(content.version)
@@ -89,8 +95,9 @@ class Directory:
                 f"{receipt.reference}. Check the folder and push again."
             ) from error
         finally:
-            link.unlink(missing_ok=True)
-        sync(self.shelf)
+            with suppress(OSError):
+                link.unlink(missing_ok=True)
+        sync_names(self.shelf)
 
     def fetch(self, reference: str, into: Path, tick: Progress) -> None:
         """Copy what the version's own SHA256SUMS names; a link is followed once, so that it may move meanwhile."""
@@ -99,12 +106,20 @@ class Directory:
         if not (version / MANIFEST).is_file():
             raise PublishError(f"{named}: no {MANIFEST}, so it is no version of a variant.{_offered(named)}")
         try:
-            for name in (SUMS, MANIFEST):
+            for name in (SUMS, MANIFEST, *([SIGNATURE] if (version / SIGNATURE).is_file() else [])):
                 receive(pieces_of(version / name, tick), into / name, None, SMALL, lambda _: None)
             for path in listed_in(into):
                 _copy(version / path, into / path, tick)
         except FileNotFoundError as error:
             raise PublishError(f"{version} lacks {Path(error.filename).name}. Push the version again.") from error
+
+    def _sweep(self, alias: str) -> None:
+        """Remove links of runs that were killed before they renamed them."""
+        with suppress(OSError):
+            for path in list(self.shelf.iterdir()):
+                match = re.fullmatch(rf"\.{re.escape(alias)}\.(\d+)-[0-9a-f]{{8}}", path.name)
+                if match and path.is_symlink() and not alive(int(match[1])):
+                    path.unlink(missing_ok=True)
 
     def _check_alias(self, content: Content, alias: str) -> None:
         place = self.shelf / alias
@@ -120,6 +135,21 @@ def _copy(source: Path, target: Path, tick: Progress) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with source.open("rb") as read, target.open("xb") as write:
         RangeCopier(read.fileno(), write.fileno(), tick).copy(0, 0, os.fstat(read.fileno()).st_size)
+
+
+def _replace(source: Path, target: Path, tick: Progress) -> None:
+    """A small file, whole or not at all; what a killed run left is hidden, so that it belongs to no variant."""
+    beside = target.with_name(f".{target.name}.new")
+    beside.unlink(missing_ok=True)
+    _copy(source, beside, tick)
+    sync(beside)
+    beside.replace(target)
+    sync(target.parent)
+
+
+def _is_there(version: Path, item: Item) -> bool:
+    path = version / item.path
+    return path.is_file() and sha256_file(path) == item.sha256
 
 
 def _check(version: Path, item: Item) -> None:

@@ -35,7 +35,7 @@ from export.publish.publisher import (
 from importance.atomic import write_atomically
 from transform.errors import PublishError
 from transform.extras import lacking
-from transform.ownership import MANIFEST, SUMS
+from transform.ownership import MANIFEST, SIGNATURE, SUMS
 from transform.progress import Progress
 from transform.strict_json import Record, parse
 from transform.write import insist_on_space
@@ -150,7 +150,7 @@ class ObjectStore:
             version = self._version()
             sizes = self._sizes(version)
             insist_on_space(sum(sizes.values()), into)
-            for name in (SUMS, MANIFEST):
+            for name in (SUMS, MANIFEST, *({SIGNATURE} & sizes.keys())):
                 receive(self._pieces(f"{version}/{name}"), into / name, None, SMALL, tick)
             for path, sha256 in listed_in(into).items():
                 if path not in sizes:

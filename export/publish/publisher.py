@@ -146,8 +146,9 @@ def check_alias(alias: str) -> None:
 def check_owner(alias: str, owner: str | None, content: Content) -> None:
     """Refuse to move an alias that names a version of the model `owner` to one of another model."""
     if owner is not None and owner != content.name:
+        theirs = owner[:80] or "something else"
         raise PublishError(
-            f"an alias stays with its model: {alias} names a version of {owner[:80]}, this is one of {content.name}. "
+            f"an alias stays with its model: {alias} names a version of {theirs}, this is one of {content.name}. "
             "Give another --alias, or remove that one there first."
         )
 

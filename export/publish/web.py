@@ -236,6 +236,8 @@ def open_url(request: urllib.request.Request, host: str) -> Answer:
         raise PassingError(f"{host} can't be reached ({scrubbed(error.reason)})") from None
     except CUT as error:
         raise PassingError(f"{host} cut the connection ({scrubbed(error) or type(error).__name__})") from None
+    except (ValueError, OverflowError) as error:  # names and ports that none can have
+        raise PublishError(f"{host} isn't the address of a registry ({scrubbed(error)}). Check it.") from None
 
 
 def reply_of(answer: Answer, what: str) -> Reply:
