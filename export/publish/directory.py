@@ -22,6 +22,7 @@ from export.publish.publisher import (
     pieces_of,
     receive,
 )
+from importance.atomic import write_atomically
 from transform.copying import RangeCopier
 from transform.errors import PublishError
 from transform.ownership import MANIFEST, SIGNATURE, SUMS, read_manifest
@@ -68,7 +69,10 @@ class Directory:
         content = transfer.content
         version = self.shelf / content.version
         if [item.path for item in transfer.moving] == [SIGNATURE]:
-            _replace(content.directory / SIGNATURE, version / SIGNATURE, tick)
+            signature = (content.directory / SIGNATURE).read_bytes()
+            write_atomically(version / SIGNATURE, signature, force=True)
+            sync_names(version)
+            tick(len(signature))
         elif transfer.moving:
             with staged(version, force=False) as stage:
                 for item in content.items:
@@ -135,16 +139,6 @@ def _copy(source: Path, target: Path, tick: Progress) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with source.open("rb") as read, target.open("xb") as write:
         RangeCopier(read.fileno(), write.fileno(), tick).copy(0, 0, os.fstat(read.fileno()).st_size)
-
-
-def _replace(source: Path, target: Path, tick: Progress) -> None:
-    """A small file, whole or not at all; what a killed run left is hidden, so that it belongs to no variant."""
-    beside = target.with_name(f".{target.name}.new")
-    beside.unlink(missing_ok=True)
-    _copy(source, beside, tick)
-    sync(beside)
-    beside.replace(target)
-    sync(target.parent)
 
 
 def _is_there(version: Path, item: Item) -> bool:
