@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from export.files.integrity import is_plain
 from export.publish.content import Content, Item
 from export.publish.publisher import (
     MOST,
@@ -192,7 +193,8 @@ class ObjectStore:
             found = parse(self._files.cat_file(path, start=0, end=SMALL))
         except ValueError:
             found = None
-        if not isinstance(found, dict) or not isinstance(found.get("version"), str) or "/" in found["version"]:
+        version = found.get("version") if isinstance(found, dict) else None
+        if not isinstance(version, str) or "/" in version or not is_plain(version):
             raise PublishError(f"{scrubbed(path)} is no alias. Give another one.")
         return found
 
