@@ -112,7 +112,7 @@ def _signed(folder: Path, variant: Path) -> tuple[Target, ...]:
     from export.files.signature import check_signature, sign
 
     private, public = folder / "private.pem", folder / "public.pem"
-    make = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", private]
+    make: list[str | Path] = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", private]
     subprocess.run(make, check=True, capture_output=True)
     subprocess.run(["openssl", "ec", "-in", private, "-pubout", "-out", public], check=True, capture_output=True)
     place = Path(shutil.copytree(variant, folder / "signed"))
