@@ -1,6 +1,6 @@
 # The main job:  make export K=4 BLOCKS=12 TOKENS=432 [MODEL=…] [SCORES=…] [FORM=int4] [DTYPE=…] [STATIC=1024] [OUT=…] [FORCE=1]
 # Every target creates .venv and installs by itself when pyproject.toml changed or a package is gone.
-.PHONY: FORCE setup export score search sweep pick test test-versions test-all check fix bench bench-variant push pull faults fuzz gpu-check small-env genai-env mlflow-env js-env browser-env ort-envs report nano nano-data nano-report nano-curves clean
+.PHONY: FORCE setup export score search sweep pick test test-versions test-all check fix bench bench-variant push pull faults fuzz gpu-check small-env genai-env mlflow-env registry-env moto-env js-env browser-env ort-envs report nano nano-data nano-report nano-curves clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,8 +15,8 @@ BROWSER := .venv-browser
 ORT := .venv-ort
 MOTO := .venv-moto
 # Run with the oldest and with the newest of every dependency: parity, generate, graphs, scoring, the main job.
-VERSIONS := versions molmoe_parity molmoe_auto molmoe_generate molmoe_traps preprocessing runtime cache_name calling publish_hub \
-  engine metrics evaluate search readers ray plot onnx_parity onnx_olmoe forms packed gate export run
+VERSIONS := versions molmoe_parity molmoe_auto molmoe_generate molmoe_traps preprocessing runtime cache_name calling \
+  engine metrics evaluate search readers ray plot onnx_parity onnx_olmoe forms packed gate export run publish_hub
 export PYTHONHASHSEED := 0
 # A path as one word of the shell, whatever is in it; only ~/ in front is left for the shell.
 quoted = $(if $(filter ~/%,$(firstword $(1))),~/'$(subst ','\'',$(subst ~/,,$(1)))','$(subst ','\'',$(1))')
@@ -44,7 +44,7 @@ FORCE:
 setup: $(STAMP)
 
 $(EXTRAS): $(STAMP)
-	$(BIN)/pip install $(QUIET) -e ".[eval,ray,llamacpp,sign,mlflow,oci,s3]" "onnxscript>=0.7,<0.8" # transformers' exporter: a source of graphs for tests
+	$(BIN)/pip install $(QUIET) -e ".[eval,ray,llamacpp,mlflow,oci,s3,sign]" "onnxscript>=0.7,<0.8" # transformers' exporter: a source of graphs for tests
 	@touch $@
 
 export: $(STAMP)
@@ -79,7 +79,7 @@ test-versions: .venv-oldest/.installed .venv-newest/.installed $(EXTRAS)
 .venv-oldest/.installed .venv-newest/.installed: .venv-%/.installed: pyproject.toml $(STAMP)
 	$(BIN)/python -m tests.versions.environments $*
 
-test-all: $(STAMP) $(EXTRAS) small-env $(GENAI)/.installed $(MLFLOW)/.installed js-env browser-env ort-envs registry-env moto-env
+test-all: $(STAMP) $(EXTRAS) small-env $(GENAI)/.installed mlflow-env js-env browser-env ort-envs registry-env moto-env
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m extra
 
 check: $(STAMP)

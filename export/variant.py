@@ -49,6 +49,7 @@ def export_variant(
     `static` adds the graphs of fixed sizes. `ranking`: what the blocks were chosen by, for graphs, card and manifest;
     `measured`: what a sweep measured of this setting, for card and manifest.
     """
+    onnx = onnx and plan.no_graphs is None
     check(plan, out, onnx=onnx, verify=verify, force=force)
     with staged(out, force) as stage:
         written = write(plan, stage, onnx=onnx, static=static, ranking=ranking, say=say, progress=progress)

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 
 from export.graph import expert_loop
-from export.graph.attention import attention, attention_context
+from export.graph.attention import attention
 from export.graph.builder import FLOAT, INT64, Graph
+from export.graph.context import attention_context
 from export.graph.decoder import text_graph
 from export.graph.moe import mixture
 from export.graph.norm import rms_norm
@@ -196,10 +197,12 @@ def part_graphs(checkpoint: Checkpoint, form: str) -> dict[str, Graph]:
     given = first.input("x", FLOAT, ["batch", "sequence", WIDTH])
     mask = first.input("attention_mask", INT64, ["batch", "total"])
     past = [first.input(f"past.{part}", FLOAT, ["batch", size[0], "past", size[1]]) for part in ("key", "value")]
-    context = attention_context(first, settings, first.op("Shape", given, start=0, end=2), mask)
+    context = attention_context(
+        first, settings, checkpoint.graph.rope, settings.windows, first.op("Shape", given, start=0, end=2), mask
+    )
     x = first.op("Reshape", given, first.ints(-1, WIDTH))
     normed = rms_norm(first, x, checkpoint.tensor("attention.norm", 0), settings.eps)
-    mixed, keys, values = attention(first, checkpoint, 0, normed, context, (past[0], past[1]))
+    mixed, keys, values = attention(first, checkpoint, checkpoint.graph, 0, normed, context, (past[0], past[1]))
     first.output("y", first.op("Add", x, mixed), FLOAT, ["n", WIDTH])
     for part, value in (("key", keys), ("value", values)):
         first.output(f"present.{part}", value, FLOAT, ["batch", size[0], "total", size[1]])

@@ -29,6 +29,17 @@ ABOUT = {
     "drop_4_of_16_reflink": ("The same where the file system shares blocks", "XFS with reflinks, in a loop device."),
     "plan_full_size": ("Planning at full size", "`knobcast plan`, which reads headers alone."),
     "graphs_full_size": ("Graphs at full size", "Vision, embedding and decoder of the `cpu` form."),
+    "families_graphs": (
+        "Graphs of a larger layout",
+        "The decoder of Qwen3-30B-A3B, 48 blocks of 128 experts in bfloat16, from its headers; the baseline is "
+        "MolmoE-1B's, 16 blocks of 64. Whole processes, the best of three.",
+    ),
+    "families_graphs_float32": ("The same in float32", "Every expert has nodes of its own."),
+    "families_experts_cpu": (
+        "Experts of Qwen3-30B-A3B, `cpu` form",
+        "What one block does behind its attention, in bfloat16, one thread.",
+    ),
+    "families_experts_int4": ("The same, `int4` form", "Over the same weights, quantised."),
     "sweep_16_blocks": (
         "Scoring all 16 blocks one by one",
         "An OLMoE in memory; the baseline runs the whole model once for each dropped block.",
@@ -70,6 +81,16 @@ ABOUT = {
         "Decoding beside PyTorch",
         "One token through two blocks of float32 weights, one thread; PyTorch with grouped matrix products.",
     ),
+    "cache_in_place": (
+        "The cache written where it lies",
+        "One token through four blocks of the `int4` form with int8 activations, one thread, behind as many cached "
+        "ones, two sessions each; the baseline copies the cache (`Concat`) for every token.",
+    ),
+    "llama_cpp": (
+        "Beside llama.cpp",
+        "`knobcast bench --against llama.cpp`: an OLMoE of MolmoE-1B's widths, four blocks, `int4` form with int8 "
+        "activations and Q4_0 of the same weights; 64 prompt tokens, one thread.",
+    ),
     "session_load": ("Opening a graph", "One layer of experts; weights are read from the mapped file."),
     "export_full_size_cpu": (
         "The main job at full size, `cpu` form",
@@ -84,6 +105,11 @@ ABOUT = {
         "What activations of 8 bits cost the embedded model",
         "Every sixth test question, 432 tokens per picture, by the graphs of the `int4` form in onnxruntime. The "
         "loss is paired, with half the width of its 95 % interval over pictures.",
+    ),
+    "activations_parity": (
+        "What they do to the parity set",
+        "Its 8 prompts in 8 variants through the graphs of the `int4` form: root mean square of the differences "
+        "between logits with activations in 8 bits and in float32, as a part of the logits' own.",
     ),
     "packed_accuracy": (
         "What quantising costs the embedded model",
@@ -119,6 +145,8 @@ WORDS = [
     ("bytes_on_disk", "the variant on disk", "B"),
     ("weight_bytes", "its weights", "B"),
     ("seconds", "time", "s"),
+    ("processor_seconds", "time of a processor", "s"),
+    ("molmoe_processor_seconds", "the same of MolmoE-1B", "s"),
     ("cp_sync_seconds", "`cp` and `sync`", "s"),
     ("plain_loop_seconds", "the plain loop", "s"),
     (r"plain_loop_seconds_from_(\d+)_sets", r"the plain loop, from \1 sets", "s"),
@@ -141,6 +169,8 @@ WORDS = [
     (r"(int\d)_decoder_over_bfloat16", r"`\1`, the decoder's matrices alone, to bfloat16", ""),
     (r"activations_(\w+)_right", r"right, \1 activations", ""),
     ("int8_loses_to_float32_activations", "fewer with int8 activations", ""),
+    ("median_rounding", "differences of the logits, median", ""),
+    ("largest_rounding", "the largest", ""),
     ("same_answers", "same answers", ""),
     ("floats_right", "right, floats", ""),
     (r"(int\d)_right", r"right, `\1` form", ""),
@@ -166,6 +196,16 @@ WORDS = [
     (r"torch_k(\d)_ms", r"PyTorch, k = \1", "ms"),
     (r"(cpu|int4)_k(\d)_ms", r"`\1` form, k = \2", "ms"),
     (r"(cpu|int4)_over_torch_k(\d)", r"`\1` form to PyTorch, k = \2", ""),
+    (r"in_place_(\d+)_ms", r"behind \1, in place", "ms"),
+    (r"copied_(\d+)_ms", r"behind \1, copied", "ms"),
+    (r"copied_over_in_place_(\d+)", r"behind \1, copied to in place", ""),
+    ("decode_ms", "one token", "ms"),
+    ("prefill_ms", "the prompt", "ms"),
+    ("llama_cpp_decode_ms", "one token, llama.cpp", "ms"),
+    ("llama_cpp_prefill_ms", "the prompt, llama.cpp", "ms"),
+    ("decode_over_llama_cpp", "one token, to llama.cpp", ""),
+    ("prefill_over_llama_cpp", "the prompt, to llama.cpp", ""),
+    ("weights_ratio", "weights, to the GGUF file", ""),
     ("whole_over_parts", "decoder to the sum of its parts", ""),
     ("(whole|attention|experts|head)_ms", r"\1", "ms"),
     ("largest_difference", "largest difference of the losses", ""),
@@ -193,7 +233,7 @@ WORDS = [
     ("onnxruntime", "version of onnxruntime", ""),
     ("page_kb", "the page", "kB"),
     ("seconds_with_plots", "the same with all plots as files", "s"),
-    ("(workloads|tensors|sets|settings|questions|calls|members|blocks|note|skipped)", r"\1", ""),
+    ("(workloads|cases|tensors|sets|settings|questions|calls|members|blocks|note|skipped)", r"\1", ""),
 ]
 
 

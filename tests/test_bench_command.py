@@ -366,6 +366,9 @@ def test_the_table_has_every_contestant(text_record: Record) -> None:
         assert words in said
     assert "tokens equal: no (grouped_mm: first difference at step 3)" in said
     assert "picture" not in said
+    assert "cpu form; batch 1" in said
+    show_bench(cast("BenchRecord", {**record, "form": "int4", "activations": "int8"}), console)
+    assert "int4 form, int8 activations; batch 1" in console.export_text()
     cut = {"by": "graph", "seconds": {"median": 0.5, "least": 0.4, "most": 0.6}}
     show_bench(cast("BenchRecord", {**record, "preprocess": cut}), console)
     assert "cutting the picture, by preprocess.onnx: 0.500 s, in no row" in console.export_text()

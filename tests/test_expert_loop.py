@@ -20,13 +20,14 @@ from export.files.integrity import check_graph_bounds
 from export.graph import expert_loop
 from export.graph.builder import FLOAT, Graph
 from export.graph.decoder import text_graph
-from export.graph.expert_loop import find_experts
+from export.graph.expert_loop import find_spans
 from export.graph.moe import mixture
 from tests.support.graphs import empty_cache, step
 from tests.support.models import load_stored, random_ids, save_source, torch_logits
 from tests.support.safetensors_file import write_raw
 from tests.support.variants import write_variant
 from transform.arrays import Array
+from transform.experts import experts_of
 from transform.read import read_checkpoint
 from transform.strict_json import Record
 from transform.top_k import set_top_k
@@ -94,7 +95,7 @@ def cut(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     directory = save_source(tmp_path_factory.mktemp("cut") / "source", torch.bfloat16)
     order, spans = CUTS[request.param]
     checkpoint = read_checkpoint(rewrite(directory, order))
-    found = [find_experts(checkpoint, i) for i in range(3)]
+    found = [find_spans(experts_of(checkpoint, i)) for i in range(3)]
     assert [experts and len(experts.spans) for experts in found] == spans
     return directory
 
@@ -184,7 +185,7 @@ def test_experts_of_several_types_have_nodes_of_their_own(tmp_path: Path) -> Non
 
     directory = rewrite(save_source(tmp_path / "source", torch.bfloat16), CUTS["as saved"][0], widen)
     checkpoint = read_checkpoint(directory)
-    assert [find_experts(checkpoint, i) is None for i in range(3)] == [False, True, False]
+    assert [find_spans(experts_of(checkpoint, i)) is None for i in range(3)] == [False, True, False]
     text_graph(checkpoint).write(directory / "text.onnx")
     found = kinds(directory / "text.onnx")
     assert (found["Loop"], found["If"]) == (2, EXPERTS)

@@ -68,7 +68,7 @@ WRONG: list[tuple[str, tuple[Any, ...]]] = [
     ("vision_session_options", ("x", [], {"a": 1}, {"a": "x" * 10**6})),
     ("model_type", (GONE, 5, "", "a b", "[red]", "x" * 1000)),
     ("form", (5, "x", [], {})),
-    ("top_k", (4, "x", [0], ["4"], GONE)),
+    ("top_k", (4, "x", [-1], ["4"], GONE)),
     ("graphs", (5, [], {"text.onnx": 5}, {"text.onnx": {"inputs": [], "outputs": [5]}})),
     ("graphs", tuple(
         {"text.onnx": {"inputs": [], "outputs": [{"name": "logits", "dtype": dtype, "shape": shape}]}}

@@ -129,15 +129,12 @@ def test_an_alias_is_a_plain_name_and_no_version(alias: str) -> None:
     assert digest_in("family-k4-b12-t432-0123456789ab") == "0123456789ab"
 
 
-def test_an_alias_stays_with_its_model(two: tuple[Path, Path], copy: Path, tmp_path: Path) -> None:
+def test_an_alias_stays_with_its_model(two: tuple[Path, Path], molmo: Path, tmp_path: Path) -> None:
     shelf = tmp_path / "shelf"
     assert knobcast("push", two[0], f"dir:{shelf}", "--alias", "edge").code == 0
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["source"]["name"] = "another/model"
-    (copy / "manifest.json").write_text(json.dumps(manifest))
-    record_sums(copy)
-    done = knobcast("push", copy, f"dir:{shelf}", "--alias", "edge")
-    assert "edge names a version of molmo, this is one of another/model" in done.said
+    other = variant(Path(shutil.copytree(molmo, tmp_path / "another")), tmp_path / "variant")
+    done = knobcast("push", other, f"dir:{shelf}", "--alias", "edge")
+    assert "edge names a version of molmo, this is one of another." in done.said
     assert len(list(shelf.iterdir())) == 2, "nothing was pushed first"
     (shelf / "folder").mkdir()
     assert "is no alias" in knobcast("push", two[0], f"dir:{shelf}", "--alias", "folder").said
@@ -182,8 +179,8 @@ def test_links_of_killed_runs_are_swept(two: tuple[Path, Path], tmp_path: Path) 
 
 
 def test_an_address_that_none_can_have_is_refused(two: tuple[Path, Path]) -> None:
-    for host in ("localhost:99999", f"{'a' * 80}.example"):
-        assert "isn't the address of a registry" in knobcast("push", two[0], f"oci+http://{host}/molmoe").said
+    done = knobcast("push", two[0], f"oci+http://{'a' * 80}.example/molmoe")
+    assert "isn't the address of a registry" in done.said
 
 
 def test_a_shelf_is_no_version(two: tuple[Path, Path], tmp_path: Path) -> None:

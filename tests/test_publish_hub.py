@@ -16,6 +16,7 @@ from export.publish.publisher import Receipt, publish, pull
 from tests.support.http_faults import Fault
 from tests.support.hub_stand_in import TOKEN, HubStandIn, hub_stand_in
 from tests.support.hub_store import Entry, Repository
+from tests.support.published import names
 from tests.support.published import variant as write
 from tests.support.variants import record_sums
 from transform.errors import PublishError
@@ -151,6 +152,25 @@ def test_files_that_an_older_version_had_leave_main(hub: HubStandIn, variant: Pa
     push(larger)
     content, _ = push(variant)
     assert hub.store.tree(NAME) == files(content)
+
+
+def test_xet_storage_holds_what_it_has_once(
+    hub: HubStandIn, variant: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the Hub is today: large files go through hf_xet, here into a store of its own in a folder."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+    hub.xet = tmp_path / "xet"
+    for directory in (variant, other):
+        moved: list[int] = []
+        content, there = read_content(directory), open_hub(NAME)
+        transfer = there.plan(content, "edge")
+        publish(there, transfer, lambda _: None, moved.append)
+        assert sum(moved) == transfer.bytes
+        assert hub.store.tree(NAME) == hub.store.tree(NAME, "edge") == files(content)
+        assert names(_pull(f"hf:{NAME}@edge", tmp_path / directory.name)) == names(directory)
+    assert transfer.bytes < content.bytes // 2
+    assert uploads(hub) == 0
+    assert not [said for said in hub.requests if said.startswith("GET /storage/")]
 
 
 # what is refused before anything is sent

@@ -136,14 +136,11 @@ def test_large_files_go_in_chunks(registry: Registry, folder: Path, monkeypatch:
     assert len(registry.requests("PATCH")) == sizes
 
 
-def test_an_alias_stays_with_its_model(registry: Registry, folder: Path, tmp_path: Path) -> None:
+def test_an_alias_stays_with_its_model(registry: Registry, folder: Path, molmo: Path, tmp_path: Path) -> None:
     push(open_target(to(registry)), read_content(folder / "k1"), "edge")
-    copy = Path(shutil.copytree(folder / "k2", tmp_path / "copy"))
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["source"]["name"] = "another/model"
-    (copy / "manifest.json").write_text(json.dumps(manifest))
-    done = knobcast("push", copy, to(registry), "--alias", "edge")
-    assert "edge names a version of molmo, this is one of another/model" in done.said
+    other = variant(Path(shutil.copytree(molmo, tmp_path / "another")), tmp_path / "variant")
+    done = knobcast("push", other, to(registry), "--alias", "edge")
+    assert "edge names a version of molmo, this is one of another." in done.said
     assert len(registry.requests("POST")) == len(registry.requests("PUT")) - 2, "nothing was pushed first"
 
 

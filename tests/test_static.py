@@ -17,7 +17,7 @@ from export.gate.image_probe import image_probe
 from export.gate.probe import MarginWatch
 from export.gate.static import StaticImage, check_static_text, static_images
 from export.gate.verify import verify_directory
-from export.graph.attention import Static
+from export.graph.context import Static
 from export.graph.decoder import text_graph
 from export.graph.static import plan_static
 from export.run.answer import Runner

@@ -6,13 +6,16 @@ know where their bytes lie in the source; `write.py` moves those bytes.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transform.architectures import Architecture, Settings, architecture_of, lookup
+from transform.architectures import Architecture, Settings, architecture_of, beyond_the_model, lookup
+from transform.architectures.graph_facts import DecoderGraph, decoder_graph
+from transform.architectures.vocabulary import predictors
 from transform.errors import CheckpointError
 
 PACKED = "knobcast"  # how config.json calls weights quantised by `packed.py`
@@ -28,6 +31,15 @@ _QUANTISED = (
 )  # fmt: skip
 
 
+class Arrangement(StrEnum):
+    """What a tensor has of the rows that codes are of."""
+
+    ROWS = "rows"  # a matrix: every `step`-th of them
+    SLAB = "slab"  # [E, rows, columns]: all, expert by expert
+    HALVES = "halves"  # the same, but gate above up, whose rows take turns in the codes
+    TURNED = "turned"  # [E, columns, rows]
+
+
 class Pack(NamedTuple):
     """Block-quantised values as onnxruntime's kernels read them: value = (code - 2^(bits-1)) * scale of its block.
 
@@ -41,6 +53,7 @@ class Pack(NamedTuple):
     block: int  # values per scale, along the input features
     first: int = 0
     step: int = 1
+    arrangement: Arrangement = Arrangement.ROWS
 
 
 class Tensor(NamedTuple):
@@ -54,6 +67,18 @@ class Tensor(NamedTuple):
     nbytes: int  # length there
     stored: str  # dtype there; differs from `dtype` where a cast is planned
     pack: Pack | None = None  # set where the bytes are block-quantised codes; `stored` is then I4 or I8
+
+    def view(self, expert: int, rows: slice | None = None) -> "Tensor":
+        """One expert of a slab [E, rows, ...], or some of its rows: the same bytes under a name of their own."""
+        outer, *inner = self.shape
+        each = self.nbytes // outer
+        name, start = f"{self.name}.{expert}", self.start + expert * each
+        if rows is not None:
+            first, behind, _ = rows.indices(inner[0])
+            each = each // inner[0]
+            name, start, inner[0] = f"{name}.{first}", start + first * each, behind - first
+            each *= behind - first
+        return self._replace(name=name, shape=tuple(inner), start=start, nbytes=each)
 
 
 @dataclass(frozen=True)
@@ -81,6 +106,8 @@ class Checkpoint:
     def _spelling(self) -> dict[str, str]:
         """Role -> the spelling of its name that this checkpoint uses."""
         chosen = {}
+        if not self.architecture.complete:
+            return {role: self._spelt(names) for role, (names, _) in self.architecture.roles.items()}
         at = 0
         for role, (names, _) in self.architecture.roles.items():
             first = [name.format(i=0, e=0, j=0) for name in names]
@@ -88,6 +115,55 @@ class Checkpoint:
             at = next((n for n, name in enumerate(first) if name in self.tensors), min(at, len(names) - 1))
             chosen[role] = names[at]
         return chosen
+
+    def _spelt(self, names: tuple[str, ...]) -> str:
+        """The spelling that some block's tensor has, for not every block need have one; else the usual."""
+        first = [
+            name for name in names for i in range(self.settings.layers) if name.format(i=i, e=0, j=0) in self.tensors
+        ]
+        return first[0] if first else names[0]
+
+    def has(self, role: str, i: int = 0, e: int = 0) -> bool:
+        """Whether there is a tensor of a role, in this block: of roles that only some families or blocks have."""
+        return role in self.architecture.roles and self.name(role, i, e) in self.tensors
+
+    @cached_property
+    def block_prefix(self) -> str:
+        """What the names of tensors in blocks begin with, up to the block's number."""
+        family = self.architecture
+        beginnings = [block.partition("{i}")[0] for block in (family.block, *family.also)]
+        if len(beginnings) > 1:
+            return next((b for b in beginnings if any(name.startswith(b) for name in self.tensors)), beginnings[0])
+        return beginnings[0]
+
+    def block_of(self, name: str) -> tuple[int | None, str]:
+        """(block, the name behind its number) of a tensor; (None, name) for one in no block."""
+        number, _, part = name.removeprefix(self.block_prefix).partition(".")
+        inside = name.startswith(self.block_prefix) and part and number.isascii() and number.isdigit()
+        return (int(number), part) if inside else (None, name)
+
+    def is_beyond(self, name: str) -> bool:
+        """Whether a tensor is of blocks behind the decoder, or of another part that transformers doesn't load."""
+        return self._beyond(name)
+
+    @cached_property
+    def _beyond(self) -> Callable[[str], bool]:
+        return beyond_the_model(self.architecture, self.settings.layers)
+
+    def find(self, role: str, i: int = 0) -> Tensor | None:
+        """The tensor of a role that only some families or blocks have."""
+        return self.tensors[self.name(role, i)] if self.has(role, i) else None
+
+    @property
+    def head(self) -> Tensor:
+        """The output matrix: a tensor of its own, or the embedding's where both are one."""
+        found = None if self.architecture.text_of(self.config).get("tie_word_embeddings") else self.find("head")
+        return self.tensor("embedding") if found is None else found
+
+    @cached_property
+    def graph(self) -> DecoderGraph:
+        """What the decoder's graph computes besides; raises CheckpointError where none can."""
+        return decoder_graph(self.architecture.graph, self.architecture.text_of(self.config), self.settings)
 
     def name(self, role: str, i: int = 0, e: int = 0, j: int = 0) -> str:
         """The tensor name of a role such as `expert.gate` (block i, expert e; j counts vision blocks)."""
@@ -106,6 +182,8 @@ class Checkpoint:
 
     @cached_property
     def _expected(self) -> Mapping[str, tuple[str, tuple[str, ...]]]:
+        if not self.architecture.complete:
+            return {name: (self._roles.get(name, ""), ()) for name in self.tensors}
         wanted = {}
         vision = self.count("j")
         for role, (_, shape) in self.architecture.roles.items():
@@ -117,6 +195,18 @@ class Checkpoint:
                     for j in range(vision if "{j}" in pattern else 1):
                         wanted[pattern.format(i=i, e=e, j=j)] = (role, shape)
         return wanted
+
+    @cached_property
+    def _roles(self) -> dict[str, str]:
+        """Name -> role of the tensors that have one."""
+        found = {}
+        for role in self.architecture.roles:
+            pattern = self._spelling[role]
+            for i in range(self.settings.layers if "{i}" in pattern else 1):
+                for e in range(self.settings.experts if "{e}" in pattern else 1):
+                    if (name := pattern.format(i=i, e=e, j=0)) in self.tensors:
+                        found[name] = role
+        return found
 
     def bound(self) -> dict[str, int]:
         """The symbols of shapes that the settings give a number; tensors bind the others."""
@@ -142,6 +232,9 @@ class Checkpoint:
 
 def check_tensors(checkpoint: Checkpoint) -> None:
     """Every tensor the architecture asks for is there with a consistent shape, and no other."""
+    if not checkpoint.architecture.complete:
+        check_blocks(checkpoint)
+        return
     expected = checkpoint.expected()
     missing = [name for name in expected if name not in checkpoint.tensors]
     unexpected = [name for name in checkpoint.tensors if name not in expected]
@@ -187,6 +280,29 @@ def check_tensors(checkpoint: Checkpoint) -> None:
     if floats:
         raise CheckpointError(
             f"weights must be F32, F16 or BF16, found {', '.join(sorted(floats))}. Convert the checkpoint first."
+        )
+
+
+def check_blocks(checkpoint: Checkpoint) -> None:
+    """Where no family says all names: each block has tensors, none is beyond but what predicts further tokens."""
+    layers = checkpoint.settings.layers
+    text = checkpoint.architecture.text_of(checkpoint.config)
+    found = {block for name in checkpoint.tensors if (block := checkpoint.block_of(name)[0]) is not None}
+    if missing := [i for i in range(layers) if i not in found]:
+        raise CheckpointError(
+            f"config.json describes {layers} blocks, {len(missing)} of them have no tensor, the first is block "
+            f"{missing[0]} ({checkpoint.block_prefix}{missing[0]}.). Config and weights must be of one checkpoint."
+        )
+    kinds = {t.dtype for t in checkpoint.tensors.values() if t.pack is None} - {"F32", "F16", "BF16"}
+    if kinds and lookup(checkpoint.config, "quantization_config") is None:
+        raise CheckpointError(
+            f"weights must be F32, F16 or BF16, found {', '.join(sorted(kinds))}. Convert the checkpoint first, or "
+            "take the release that it was quantised from."
+        )
+    if max(found) >= layers + predictors(text):
+        raise CheckpointError(
+            f"config.json describes {layers} blocks, there are tensors of block {max(found)}. "
+            "Config and weights must be of one checkpoint."
         )
 
 

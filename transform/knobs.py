@@ -101,9 +101,19 @@ def spelt_k(top_k: Sequence[int]) -> str:
     return str(k) if isinstance(k, int) else ",".join(map(str, k))
 
 
+def k_words(top_k: Sequence[int]) -> str:
+    """k as tables say it: of the blocks that have experts."""
+    routed = [k for k in top_k if k]
+    if not routed:
+        return "no experts"
+    dense = len(top_k) - len(routed)
+    return spelt_k(routed) + (f" (blocks without experts: {dense})" if dense else "")
+
+
 def canonical_name(top_k: tuple[int, ...], tokens: int | str | None) -> str:
-    """`k4-b12-t432`; per-block k is written in runs (`k8x1.4x11`), stock tiling leaves the tokens out."""
-    runs = [(value, len(list(group))) for value, group in groupby(top_k)]
+    """`k4-b12-t432`; per-block k is written in runs (`k8x1.4x11`), blocks without experts count as blocks alone, stock
+    tiling leaves the tokens out."""
+    runs = [(value, len(list(group))) for value, group in groupby(k for k in top_k if k)]
     width = str(runs[0][0]) if len(runs) == 1 else ".".join(f"{value}x{count}" for value, count in runs)
-    name = f"k{width}-b{len(top_k)}"
+    name = f"k{width}-b{len(top_k)}" if runs else f"b{len(top_k)}"
     return name if tokens is None else f"{name}-t{tokens}"

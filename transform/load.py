@@ -8,32 +8,36 @@ import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import transformers
 from transformers import CONFIG_MAPPING, GenerationConfig
 
-from transform.architectures import architecture_named, imported, lookup
+from transform.architectures import architecture_named, beyond_the_model, imported, lookup
+from transform.architectures.vocabulary import depth_of
 from transform.arrays import Array
 from transform.checkpoint import OF_A_MACHINE, PACKED, Checkpoint
-from transform.depth import drop_blocks, without_blocks
+from transform.depth import view_blocks, without_blocks
 from transform.dtype import cast, stored_dtype
 from transform.errors import CheckpointError, KnobcastError
 from transform.packed import dequantise, fake_quantised
 from transform.packed_layout import Packing
 from transform.read import read_checkpoint
-from transform.strict_json import MAX_TABLE_BYTES, Record, read_json
+from transform.strict_json import MAX_TABLE_BYTES, Record, read_json, with_floats
 from transform.weight_files import INDEX
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from transformers.utils.quantization_config import QuantizationConfigMixin
 
 _TAKE_IN_TURN = "HF_DEACTIVATE_ASYNC_LOAD"  # transformers reads it at every load
 ALIGNMENT = 64  # bytes; torch's own allocations have it
 TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+OTHER_DTYPES = {"U8": torch.uint8, "I8": torch.int8, "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool}
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,12 @@ class LoadReport:
                 "Config and weights must be of one checkpoint."
             )
 
+    def within(self, config: Mapping[str, object]) -> "LoadReport":
+        """Without tensors that the family knows to lie beyond the model, of blocks that predict further tokens."""
+        family = architecture_named(config.get("model_type"))
+        beyond = beyond_the_model(family, depth_of(family.text_of(config), family.depth_key))
+        return replace(self, unexpected=tuple(name for name in self.unexpected if not beyond(name)))
+
     @classmethod
     def of(cls, info: Mapping[str, Iterable[str | tuple[str, ...]]]) -> "LoadReport":
         """From transformers' loading info."""
@@ -78,7 +88,9 @@ def load_with_report(directory: Path, dtype: str = "float32", **kwargs: object) 
     config = read_json(directory / "config.json")
     if lookup(config, "quantization_config.quant_method") == PACKED or _read_otherwise(directory, config):
         return _load_by_table(directory, dtype, kwargs)
-    kind = imported(architecture_named(config.get("model_type")).model_class)
+    kind = model_class(config)
+    if method := _passing(config):
+        kwargs |= {"quantization_config": _as_values(method)}
     with building(str(directory)):
         model, info = kind.from_pretrained(
             str(directory),
@@ -89,7 +101,7 @@ def load_with_report(directory: Path, dtype: str = "float32", **kwargs: object) 
             local_files_only=True,
             **kwargs,
         )
-    return align(model).eval(), LoadReport.of(info)
+    return align(model).eval(), LoadReport.of(info).within(config)
 
 
 @contextmanager
@@ -109,12 +121,13 @@ def building(what: str) -> Iterator[None]:
 
 def plain_config(config: Mapping[str, object]) -> Record:
     """A config for weights given as floats, without what it says about the machine that it was saved on."""
-    return {key: value for key, value in config.items() if key not in ("quantization_config", *OF_A_MACHINE)}
+    plain = {key: value for key, value in config.items() if key not in ("quantization_config", *OF_A_MACHINE)}
+    return dict(with_floats(plain))
 
 
 def check_buildable(checkpoint: Checkpoint) -> None:
     """Raise CheckpointError where transformers refuses the config: before any work, on one block without memory."""
-    config = drop_blocks(checkpoint, (0,)).config
+    config = view_blocks(checkpoint, (0,)).config
     kind = model_class(config)
     with building(str(checkpoint.path)), torch.device("meta"):
         kind(kind.config_class.from_dict(plain_config(config)))
@@ -216,8 +229,10 @@ def _mapped(view: Checkpoint) -> dict[str, torch.Tensor | _Later]:
         if tensor.file not in maps:
             with tensor.file.open("rb") as file:
                 maps[tensor.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        count = tensor.nbytes // TORCH_DTYPES[tensor.stored].itemsize
-        flat = torch.frombuffer(maps[tensor.file], dtype=TORCH_DTYPES[tensor.stored], count=count, offset=tensor.start)
+        kind = (TORCH_DTYPES | OTHER_DTYPES)[tensor.stored]
+        flat = torch.frombuffer(
+            maps[tensor.file], dtype=kind, count=tensor.nbytes // kind.itemsize, offset=tensor.start
+        )
         tensors[name] = flat.view(tensor.shape)
     return tensors
 
@@ -228,15 +243,18 @@ def _from_tensors(
     """The model that a checkpoint's config describes, with these weights, which are floating point by now."""
     kind = model_class(view.config)
     with building(str(view.path)), _in_turn():
+        config = kind.config_class.from_dict(plain_config(view.config))
+        if _passing(view.config):
+            config.quantization_config = dict(view.config["quantization_config"]) | {"dequantize": True}
         model, info = kind.from_pretrained(
             None,
-            config=kind.config_class.from_dict(plain_config(view.config)),
+            config=config,
             state_dict=tensors,
             dtype=getattr(torch, dtype),
             output_loading_info=True,
             **kwargs,
         )
-    return model, LoadReport.of(info)
+    return model, LoadReport.of(info).within(view.config)
 
 
 @contextmanager
@@ -255,9 +273,45 @@ def _in_turn() -> Iterator[None]:
 
 
 def model_class(config: Mapping[str, object]) -> "type[PreTrainedModel]":
-    """The PyTorch class for a config: the family's own, or the one that its auto class has for it."""
-    kind = imported(architecture_named(config.get("model_type")).model_class)
-    return kind._model_mapping[CONFIG_MAPPING[config["model_type"]]] if hasattr(kind, "_model_mapping") else kind
+    """The PyTorch class for a config: the family's own, or the one that its auto class has for it.
+
+    Where the family names none, the class that the config does: an auto class for text may leave out a vision tower
+    without a word.
+    """
+    named = architecture_named(config.get("model_type")).model_class
+    if named is not None:
+        kind = imported(named)
+        return kind._model_mapping[CONFIG_MAPPING[config["model_type"]]] if hasattr(kind, "_model_mapping") else kind
+    own = config.get("architectures")
+    stock = getattr(transformers, str(own[0]), None) if isinstance(own, list) and own else None
+    if isinstance(stock, type) and issubclass(stock, transformers.PreTrainedModel):
+        return stock
+    return _auto_class(config)
+
+
+def _auto_class(config: Mapping[str, object]) -> "type[PreTrainedModel]":
+    known = CONFIG_MAPPING[config["model_type"]]
+    for auto in (transformers.AutoModelForImageTextToText, transformers.AutoModelForCausalLM):
+        if known in auto._model_mapping:
+            found: type[PreTrainedModel] = auto._model_mapping[known]
+            return found
+    raise CheckpointError(
+        f"transformers {transformers.__version__} has no class for {config['model_type']!r} models. "
+        "Install a release that has one."
+    )
+
+
+def _passing(config: Mapping[str, object]) -> str | None:
+    """The method of weights that another tool has quantised and that pass, if so."""
+    method = lookup(config, "quantization_config.quant_method")
+    return method if method in architecture_named(config.get("model_type")).quantised else None
+
+
+def _as_values(method: str) -> "QuantizationConfigMixin":
+    """What has transformers load quantised weights as the values that they stand for."""
+    kinds = transformers.quantizers.auto.AUTO_QUANTIZATION_CONFIG_MAPPING
+    found: QuantizationConfigMixin = kinds[method](dequantize=True)
+    return found
 
 
 def quiet_transformers() -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from transform.checkpoint import Checkpoint
-from transform.depth import drop_blocks
+from transform.depth import view_blocks
 from transform.plan import parameters
 
 FLOAT32 = 4
@@ -50,7 +50,7 @@ def fitting_blocks(checkpoint: Checkpoint) -> int:
     """How many of the first blocks make a model that `fits`; at least 1."""
     room = free_memory() / 3
     for blocks in range(checkpoint.settings.layers, 1, -1):
-        if parameters(drop_blocks(checkpoint, range(blocks))) * FLOAT32 <= room:
+        if parameters(view_blocks(checkpoint, range(blocks))) * FLOAT32 <= room:
             return blocks
     return 1
 

@@ -14,8 +14,9 @@ from typing import BinaryIO
 
 import numpy as np
 
+from transform.architectures.graph_facts import GateUp
 from transform.arrays import Array
-from transform.checkpoint import Checkpoint, Pack, Tensor, agrees, check_tensors
+from transform.checkpoint import Arrangement, Checkpoint, Pack, Tensor, agrees, check_tensors
 from transform.copying import RangeCopier, write_at
 from transform.errors import CheckpointError
 from transform.forms import ACTIVATIONS
@@ -56,7 +57,7 @@ def write_packed(
         for stack in stacks(checkpoint, packing):
             found = checkpoint.tensors[stack.members[0]].pack
             if found is None:
-                _write_stack(checkpoint, stack, packing.block, sources, out, starts)
+                _write_stack(stack, packing.block, sources, out, starts)
             else:
                 for part, which in ((found.codes, "codes"), (found.scales, "scales")):
                     copier = RangeCopier(sources.file(part.file), out.fileno(), progress)
@@ -89,25 +90,43 @@ def fake_quantised(checkpoint: Checkpoint, packing: Packing) -> Iterator[tuple[s
     would then give. The values of all together take more memory than most callers have."""
     refuse_packed(checkpoint)
     for stack in stacks(checkpoint, packing):
-        for name in stack.members:
-            tensor, kind = checkpoint.tensors[name], _KINDS[stack.scale_dtype]
-            yield name, partial(_fake_quantise, tensor, stack.bits, packing.block, kind)
+        if stack.arrangement is not Arrangement.ROWS:
+            slab = checkpoint.tensors[stack.members[0]]
+            yield slab.name, partial(_fake_slab, slab, stack, packing.block)
+            continue
+        for tensor in stack.matrices:
+            yield tensor.name, partial(_fake_quantise, tensor, stack, packing.block)
 
 
-def _fake_quantise(tensor: Tensor, bits: int, block: int, scales_kind: str) -> Array:
-    values = np.empty(tensor.shape, np.float32)
+def _fake_quantise(tensor: Tensor, stack: Stack, block: int) -> Array:
+    turned = stack.arrangement is Arrangement.TURNED
+    values = np.empty(tensor.shape[::-1] if turned else tensor.shape, np.float32)
+    kind = _KINDS[stack.scale_dtype]
     with ExitStack() as files:
-        for at, rows in _Sources(files, nothing).rows(tensor):
-            codes, scales = encode(rows, bits, block, scales_kind, tensor.name)
-            values[at : at + len(rows)] = decode(codes, scales, bits, rows.shape[1])
+        for at, rows in _Sources(files, nothing).rows(tensor, turned):
+            codes, scales = encode(rows, stack.bits, block, kind, tensor.name)
+            values[at : at + len(rows)] = decode(codes, scales, stack.bits, rows.shape[1])
+    return values.T if turned else values
+
+
+def _fake_slab(slab: Tensor, stack: Stack, block: int) -> Array:
+    values = np.empty(slab.shape, np.float32)
+    for e in range(slab.shape[0]):
+        turn = stack.matrices[e * stack.step : (e + 1) * stack.step]
+        values[e] = np.concatenate([_fake_quantise(matrix, stack, block) for matrix in turn])
     return values
 
 
 def dequantise(tensor: Tensor) -> Array:
     """The float32 values of a packed tensor, in its shape."""
     assert tensor.pack is not None, tensor.name
-    codes, scales, bits, block, first, step = tensor.pack
-    rows, columns = tensor.shape
+    codes, scales, bits, block, first, step, arrangement = tensor.pack
+    if arrangement is Arrangement.ROWS:
+        rows, columns = tensor.shape
+    else:
+        outer, *inner = tensor.shape
+        each, columns = inner[::-1] if arrangement is Arrangement.TURNED else inner
+        rows = outer * each
     total = math.prod(scales.shape) // -(-columns // block)
 
     def taken(part: Tensor, kind: str) -> Array:
@@ -116,7 +135,12 @@ def dequantise(tensor: Tensor) -> Array:
         data = np.fromfile(part.file, np.uint8, count, offset=part.start + first * width)
         return data.reshape(-1, width)[::step].view(kind)
 
-    return decode(taken(codes, "u1"), taken(scales, _KINDS[scales.stored]), bits, columns)
+    values = decode(taken(codes, "u1"), taken(scales, _KINDS[scales.stored]), bits, columns)
+    if arrangement is Arrangement.HALVES:
+        values = values.reshape(outer, each // 2, 2, columns).swapaxes(1, 2)
+    elif arrangement is Arrangement.TURNED:
+        values = values.reshape(outer, each, columns).swapaxes(1, 2)
+    return np.ascontiguousarray(values.reshape(tensor.shape))
 
 
 def read_packed(directory: Path, config: Record) -> Checkpoint:
@@ -140,6 +164,8 @@ def read_packed(directory: Path, config: Record) -> Checkpoint:
             turn, place = divmod(at, stack.step)
             first = turn * stack.step * tensors[name].shape[0] + place
             found = Pack(codes, scales, stack.bits, packing.block, first, stack.step)
+            if stack.arrangement is not Arrangement.ROWS:
+                found = Pack(codes, scales, stack.bits, packing.block, arrangement=stack.arrangement)
             kind = f"I{stack.bits}"
             tensors[name] = Tensor(name, kind, tensors[name].shape, path, codes.start, share, kind, found)
     checkpoint = Checkpoint(directory, config, tensors, checkpoint.side_files)
@@ -153,6 +179,8 @@ def _floats(
     """The table of the float checkpoint: its names and shapes, with bytes only for what isn't packed."""
     stems = {name.removesuffix(".codes"): tensor for name, tensor in held.items() if name.endswith(".codes")}
     named = Checkpoint(directory, config, {**held, **stems}, ())
+    if not named.architecture.complete:
+        return _floats_by_role(named, packing, held, path)
     bound, expected, roles = named.bound(), named.expected(), named.architecture.roles
     for name, (role, symbols) in expected.items():
         if packing.bits_of(role) and name in stems and stems[name].shape:
@@ -169,6 +197,50 @@ def _floats(
             tensors[name] = Tensor(name, "U8", _numbers(name, symbols, bound), path, 0, 0, "U8")
         elif name in held:
             tensors[name] = held[name]
+    return tensors
+
+
+def _floats_by_role(named: Checkpoint, packing: Packing, held: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The same where shapes follow from what a tensor is: codes tell how many rows, other tensors how wide they are."""
+    settings, blocks = named.settings, {name.removesuffix(".codes") for name in held if name.endswith(".codes")}
+    tensors = {
+        name: tensor
+        for name, tensor in held.items()
+        if name.removesuffix(".codes").removesuffix(".scales") not in blocks
+    }
+
+    def add(name: str, *shape: int) -> None:
+        tensors[name] = Tensor(name, "U8", shape, path, 0, 0, "U8")
+
+    def rows(role: str, i: int) -> int:
+        return named.tensors[named.name(role, i)].shape[0]
+
+    for name, (role, _) in named.expected().items():
+        if packing.bits_of(role) and name in blocks:
+            layer, _, part = role.partition(".")
+            i = named.block_of(name)[0] or 0
+            columns = settings.hidden
+            if role == "attention.out":
+                columns = settings.heads * settings.head_dim
+            elif part == "down":
+                joined = named.has(f"{layer}.gate_up", i)
+                columns = rows(f"{layer}.gate_up", i) // 2 if joined else rows(f"{layer}.gate", i)
+            add(name, rows(role, i), columns)
+    turned = named.graph.gate_up is GateUp.ALTERNATING
+    for i, count in enumerate(settings.experts_of):
+        slab = named.name("expert.gate_up", i)
+        codes = held.get(f"{slab if slab in blocks else f'blocks.{i}.experts.gate_up'}.codes")
+        if not count or codes is None or len(codes.shape) != 3:
+            continue  # what is missing is missed by name
+        inner, width = codes.shape[1] // 2, settings.hidden
+        if slab in blocks:
+            add(slab, count, *((width, 2 * inner) if turned else (2 * inner, width)))
+            add(named.name("expert.down_slab", i), count, *((inner, width) if turned else (width, inner)))
+            continue
+        for e in range(count):
+            add(named.name("expert.gate", i, e), inner, width)
+            add(named.name("expert.up", i, e), inner, width)
+            add(named.name("expert.down", i, e), width, inner)
     return tensors
 
 
@@ -214,8 +286,14 @@ class _Sources:
             self._open[path] = self._files.enter_context(path.open("rb")).fileno()
         return self._open[path]
 
-    def rows(self, tensor: Tensor) -> Iterator[tuple[int, Array]]:
-        """(index of the first row, some rows as planned, in float32), to the last one."""
+    def rows(self, tensor: Tensor, turned: bool = False) -> Iterator[tuple[int, Array]]:
+        """(index of the first row, some rows as planned, in float32), to the last one; `turned`: of its transpose."""
+        if turned:
+            data = read_range(tensor, self.file(tensor.file), 0, tensor.nbytes)
+            values = rounded(tensor, data).astype(np.float32, copy=False).reshape(tensor.shape)
+            yield 0, np.ascontiguousarray(values.T)
+            self._progress(tensor.nbytes)
+            return
         rows, columns = tensor.shape
         width = tensor.nbytes // rows
         step = max(1, _AT_ONCE // columns)
@@ -237,7 +315,6 @@ def _header(placed: Mapping[str, Entry]) -> bytes:
 
 
 def _write_stack(
-    checkpoint: Checkpoint,
     stack: Stack,
     block: int,
     sources: _Sources,
@@ -246,9 +323,10 @@ def _write_stack(
 ) -> None:
     """Quantise the rows of all members, alternating within a turn, and write them where they belong."""
     starting = [starts[f"{stack.stem}.codes"], starts[f"{stack.stem}.scales"]]
-    for turn in range(0, len(stack.members), stack.step):
-        tensors = [checkpoint.tensors[name] for name in stack.members[turn : turn + stack.step]]
-        for parts in zip(*(sources.rows(tensor) for tensor in tensors), strict=True):
+    turned = stack.arrangement is Arrangement.TURNED
+    for turn in range(0, len(stack.matrices), stack.step):
+        tensors = stack.matrices[turn : turn + stack.step]
+        for parts in zip(*(sources.rows(tensor, turned) for tensor in tensors), strict=True):
             pairs = [
                 encode(rows, stack.bits, block, _KINDS[stack.scale_dtype], tensor.name)
                 for tensor, (_, rows) in zip(tensors, parts, strict=True)

@@ -1,8 +1,9 @@
 """What a quantised checkpoint's file holds, from names and shapes alone. No tensor is read, numpy isn't needed.
 
-Of each attention matrix, the head and the vision side's matrices NAME.codes and NAME.scales, for `MatMulNBits`, of the
-embedding tables the same, for `GatherBlockQuantized`; of the experts of block i one pair blocks.{i}.experts.gate_up
-(rows gate 0, up 0, gate 1, ...) and one blocks.{i}.experts.down, for `QMoE`; all else as it is planned. Writing and
+Of each attention matrix, the head, the layers that every token has and the vision side's matrices NAME.codes and
+NAME.scales, for `MatMulNBits`, of the embedding tables the same, for `GatherBlockQuantized`; of the experts of block i
+one pair blocks.{i}.experts.gate_up (rows gate 0, up 0, gate 1, ...) and one blocks.{i}.experts.down, for `QMoE`, which
+are called as the slabs where experts lie in such; all else as it is planned. Writing and
 reading are `packed.py`'s, the arithmetic is `packing.py`'s.
 """
 
@@ -12,8 +13,9 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from transform.architectures import lookup
-from transform.checkpoint import PACKED, Checkpoint
+from transform.checkpoint import PACKED, Arrangement, Checkpoint, Tensor
 from transform.errors import CheckpointError
+from transform.experts import experts_of, is_turned, turned_experts_of
 from transform.forms import ACTIVATIONS, Form
 from transform.knobs import DTYPES
 from transform.passes import broken_word
@@ -26,7 +28,10 @@ BITS = (4, 8)
 BLOCKS = (16, 32, 64, 128, 256)  # what the kernels accept
 SCALES = ("float16", "float32")  # the first: 4.5 bits a weight in blocks of 32; earlier versions wrote the other
 FILES = {4: "model-int4.safetensors", 8: "model-int8.safetensors"}
-MATRICES = ("attention.qkv", "attention.q", "attention.k", "attention.v", "attention.out", "head")
+MATRICES = (
+    "attention.qkv", "attention.q", "attention.k", "attention.v", "attention.out", "head",
+    "shared.gate_up", *(f"{layer}.{part}" for layer in ("shared", "dense") for part in ("gate", "up", "down")),
+)  # fmt: skip
 TABLES = ("embedding", "embedding.extra")
 VISION = (
     "vision.patch", *(f"vision.{part}.weight" for part in ("q", "k", "v", "out", "fc1", "fc2")),
@@ -35,6 +40,7 @@ VISION = (
 _KEYS = {"quant_method", "bits", "block_size", "embedding_bits", "vision_bits", "scale_dtype", "activations"}
 _UNSAID = "float32"  # scales where a config says nothing of them
 _EXPERTS = {"gate_up": ("gate", "up"), "down": ("down",)}  # stem of a pair -> the parts whose rows alternate in it
+_SLABS = {"gate_up": "expert.gate_up", "down": "expert.down_slab"}
 
 
 @dataclass(frozen=True)
@@ -118,34 +124,51 @@ class Stack(NamedTuple):
     """One pair of codes and scales to be, and the float matrices whose rows it takes, `step` of them in turns."""
 
     stem: str
-    members: tuple[str, ...]
+    members: tuple[str, ...]  # names of the tensors that it holds all of
+    matrices: tuple[Tensor, ...]  # these tensors, or views of them
     step: int
     leading: tuple[int, ...]  # shape before the blocks: [rows], or [experts, rows of all in turns]
     columns: int
     bits: int
     scale_dtype: str
+    arrangement: Arrangement = Arrangement.ROWS
 
 
 def stacks(checkpoint: Checkpoint, packing: Packing) -> Iterator[Stack]:
     """What is packed of a checkpoint, by its names and shapes; raises CheckpointError where a width doesn't fit."""
-    block = packing.block
     for name, (role, _) in checkpoint.expected().items():
         bits = packing.bits_of(role)
         if bits is not None:
-            rows, columns = checkpoint.tensors[name].shape
-            yield Stack(name, (name,), 1, (rows,), columns, bits, DTYPES[packing.scales])
-    settings = checkpoint.settings
-    for i in range(settings.layers):
-        for stem, parts in _EXPERTS.items():
-            rows, columns = checkpoint.tensor(f"expert.{parts[0]}", i).shape
-            if columns % block:
+            tensor = checkpoint.tensors[name]
+            rows, columns = tensor.shape
+            yield Stack(name, (name,), (tensor,), 1, (rows,), columns, bits, DTYPES[packing.scales])
+    for i, count in enumerate(checkpoint.settings.experts_of):
+        if not count:
+            continue
+        turned = is_turned(checkpoint, i)
+        experts = turned_experts_of(checkpoint, i) if turned else experts_of(checkpoint, i)
+        for stem, turns in _EXPERTS.items():
+            slab, parts = checkpoint.find(_SLABS[stem], i), (stem,) if turned else turns
+            matrices = tuple(getattr(expert, part) for expert in experts for part in parts)
+            rows, columns = matrices[0].shape[::-1] if turned else matrices[0].shape
+            if columns % packing.block:
                 raise CheckpointError(
-                    f"block {i}: the input width of an expert's {' and '.join(parts)} must be a multiple of {block} "
-                    f"(values per scale), it is {columns}. Use --form cpu."
+                    f"block {i}: the input width of an expert's {' and '.join(parts)} must be a multiple of "
+                    f"{packing.block} (values per scale), it is {columns}. Use --form cpu."
                 )
-            names = tuple(checkpoint.name(f"expert.{p}", i, e) for e in range(settings.experts) for p in parts)
-            leading = (settings.experts, rows * len(parts))
-            yield Stack(f"blocks.{i}.experts.{stem}", names, len(parts), leading, columns, packing.bits, "F16")
+            leading = (count, rows * len(parts))
+            members, arrangement = tuple(matrix.name for matrix in matrices), Arrangement.ROWS
+            if slab is not None:
+                members, arrangement = (slab.name,), slab_arrangement(checkpoint, i, stem)
+            name = f"blocks.{i}.experts.{stem}" if slab is None else slab.name
+            yield Stack(name, members, matrices, len(parts), leading, columns, packing.bits, "F16", arrangement)
+
+
+def slab_arrangement(checkpoint: Checkpoint, i: int, stem: str) -> Arrangement:
+    """How the codes of a slab's experts make that slab."""
+    if is_turned(checkpoint, i):
+        return Arrangement.TURNED
+    return Arrangement.HALVES if stem == "gate_up" else Arrangement.SLAB
 
 
 def entries(checkpoint: Checkpoint, packing: Packing) -> dict[str, Entry]:

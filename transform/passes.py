@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
-from transform.architectures.per_block import check_block_lists
-from transform.checkpoint import Checkpoint
+from transform.architectures.vocabulary import check_block_lists
+from transform.checkpoint import Checkpoint, check_blocks
 from transform.errors import CheckpointError, KnobcastError
 
 
@@ -79,8 +79,11 @@ def _content(checkpoint: Checkpoint) -> tuple[object, ...]:
 def _broken(changes: Changes, source: Checkpoint, target: Checkpoint) -> Iterator[str]:
     """What a pass with these changes must ensure and doesn't."""
     try:
-        check_block_lists(target.config, target.settings.layers)
+        check_block_lists(target.architecture.text_of(target.config), target.settings.layers)
         top_k, expected = target.settings.top_k, target.expected()
+        if not target.architecture.complete:
+            check_blocks(target)
+            expected = dict.fromkeys(_kept(changes, source, target), ("", ()))
     except CheckpointError as error:
         yield str(error)
         return
@@ -100,6 +103,18 @@ def _broken(changes: Changes, source: Checkpoint, target: Checkpoint) -> Iterato
         yield "the tensors go into other files"
     if (target.path, target.side_files) != (source.path, source.side_files):
         yield "other files travel along"
+
+
+def _kept(changes: Changes, source: Checkpoint, target: Checkpoint) -> list[str]:
+    """Names that the result must have, and no others, where no family says them: those whose origin is the source's,
+    and all of the source's outside of blocks."""
+    origins = {changes.origin(name) if changes.origin else name: name for name in target.tensors}
+    blocks = {source.block_of(origin)[0] for origin in origins}
+    lost = [
+        name for name in source.tensors
+        if name not in origins and source.block_of(name)[0] in blocks and not source.is_beyond(name)
+    ]  # fmt: skip
+    return [*target.tensors, *lost]
 
 
 def _moved(changes: Changes, source: Checkpoint, target: Checkpoint) -> Iterator[str]:

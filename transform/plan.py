@@ -4,6 +4,8 @@ Checkpoint and knobs in; the planned checkpoint, the vision policy, parameter co
 """
 
 import math
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from transform.checkpoint import Checkpoint
@@ -11,6 +13,7 @@ from transform.depth import drop_blocks
 from transform.dtype import cast
 from transform.errors import KnobError
 from transform.forms import FORMS, REFERENCE, ROUNDED, Form, form_named
+from transform.graphs import quantised_by, why_no_graphs
 from transform.hub_cache import hub_id, name_of, revision_of
 from transform.image_settings import max_crops, variant_policy
 from transform.knobs import DTYPES, Knobs, canonical_name, parse_tokens
@@ -25,6 +28,7 @@ from transform.write import written_bytes
 RESIZES = ("pad", "fill")  # those of `molmoe/preprocessing.py`, which needs numpy
 DEFAULT_POLICY = ("pad", "canvas")
 ADAPTER = "adapter_config.json"  # peft's
+OF_EXPERTS = re.compile(r"(^|\.)experts\.|(^|\.)block_sparse_moe\.(input|output)_linear\.")  # names of experts' tensors
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,25 @@ class Plan:
         return (*(word for word in words if word not in usual), *rounded)
 
     @property
+    def no_graphs(self) -> str | None:
+        """Why the variant gets no graphs; None where it does."""
+        return why_no_graphs(self.target)
+
+    def insist_on_graphs(self, what: str) -> None:
+        """Raise KnobError for what is made of graphs where there are none."""
+        if self.no_graphs:
+            raise KnobError(f"{what} needs graphs: {self.no_graphs}. Export the checkpoint alone.")
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Tensors of the source that lie beyond its blocks and aren't written, in a line; or nothing."""
+        beyond = [name for name in self.source.tensors if self.source.is_beyond(name)]
+        lost = [name for name in beyond if name not in self.target.tensors]
+        if not lost:
+            return ()
+        return (f"{len(lost)} tensors that predict further tokens ({lost[0]}, …): they belong to all blocks",)
+
+    @property
     def activations(self) -> str | None:
         """What quantised matrices are multiplied with: what is said, else as the source has it, else the usual; None
         where no matrix is quantised."""
@@ -126,7 +149,7 @@ class Plan:
     def as_dict(self) -> PlanFacts:
         """One JSON object; the words are those of flags and manifest."""
         target = self.target
-        return {
+        facts: PlanFacts = {
             "name": self.name,
             "model_type": target.architecture.model_type,
             "source": {
@@ -157,6 +180,11 @@ class Plan:
             "layout_digest": target.layout_digest,
             "warnings": list(self.warnings),
         }
+        if reason := self.no_graphs:
+            facts["graphs"] = reason
+        if self.left_out:
+            facts["left_out"] = list(self.left_out)
+        return facts
 
 
 def parameters(checkpoint: Checkpoint) -> int:
@@ -166,11 +194,25 @@ def parameters(checkpoint: Checkpoint) -> int:
 
 def active_parameters(checkpoint: Checkpoint) -> int:
     """Parameters that one token's way can touch: all but the experts that a block does not select."""
+    if not checkpoint.architecture.complete:
+        return parameters(checkpoint) - sum(_idle(checkpoint))
     idle = 0
     for i, k in enumerate(checkpoint.settings.top_k):
         expert = sum(math.prod(checkpoint.tensor(f"expert.{part}", i).shape) for part in ("gate", "up", "down"))
         idle += (checkpoint.settings.experts - k) * expert
     return parameters(checkpoint) - idle
+
+
+def _idle(checkpoint: Checkpoint) -> Iterator[int]:
+    """Of each block, the parameters of the experts that a token doesn't choose, however their tensors are laid out."""
+    settings = checkpoint.settings
+    stored = [0] * settings.layers
+    for name, tensor in checkpoint.tensors.items():
+        block, part = checkpoint.block_of(name)
+        if block is not None and block < settings.layers and OF_EXPERTS.search(part):
+            stored[block] += math.prod(tensor.shape)
+    for total, experts, k in zip(stored, settings.experts_of, settings.top_k, strict=True):
+        yield total * (experts - k) // experts if experts else 0
 
 
 def weight_bytes(checkpoint: Checkpoint) -> int:
@@ -198,9 +240,16 @@ def make_plan(source: Checkpoint, knobs: Knobs) -> Plan:
     if knobs.k is not None:
         target = set_top_k(target, knobs.k)
         warnings += [beyond_training(source, target.settings.top_k, keep_blocks)]
+    if knobs.dtype != "source" and (method := quantised_by(source)):
+        raise KnobError(
+            f"weights quantised by {method} move as they are and can't be cast, got dtype {knobs.dtype!r}. "
+            "Leave it out."
+        )
     source_form = form_of(source)
     form = source_form if knobs.form is None else form_named(knobs.form)
     _check_form(source, source_form, form, knobs.dtype)
+    if form is not source_form and (reason := why_no_graphs(source)):
+        raise KnobError(f"a form is what graphs read: {reason}. Leave --form out.")
     if knobs.activations is not None and not form.activations:
         raise KnobError(
             f"activations are about quantised matrices, and the {form.name} form has none, got {knobs.activations}. "
@@ -232,6 +281,8 @@ def make_plan(source: Checkpoint, knobs: Knobs) -> Plan:
 def form_of(checkpoint: Checkpoint) -> Form:
     """The form that stored weights are for: codes and stacked experts have one, all others are for any."""
     packing = packing_of(checkpoint.config)
+    if not checkpoint.architecture.complete and packing is None:
+        return REFERENCE
     for form in FORMS:
         if packing is not None and packing.bits == form.bits:
             return form

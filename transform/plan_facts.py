@@ -1,6 +1,6 @@
 """What a plan says of itself, by the words of flags and manifest: what tables, cards and manifests have."""
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 
 class TilingFacts(TypedDict):
@@ -64,3 +64,5 @@ class PlanFacts(TypedDict):
     bytes: int
     layout_digest: str
     warnings: list[str]
+    graphs: NotRequired[str]  # why there are none
+    left_out: NotRequired[list[str]]  # of the source's tensors, and why

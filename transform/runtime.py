@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from transform.architectures.per_block import LISTED_TOP_K, PER_BLOCK, TOP_K
+from transform.architectures.vocabulary import LISTED_TOP_K, NUMBERED, PER_BLOCK, PERIODS, TOP_K, kept_period
+from transform.choices import Choice, find_choices
+from transform.choices import find_decoder as find_decoder
 from transform.errors import KnobError
 from transform.knobs import merged_k
 
@@ -22,20 +24,21 @@ def set_moe_top_k(model: nn.Module, k: int | Sequence[int]) -> int:
     The kept weights are renormalised exactly where the model does so anyway; MolmoE and OLMoE don't.
     Raises KnobError for a k below 1 or above the experts, and for a model that doesn't honour it.
     """
-    routers = find_routers(model)
-    ks = _checked(k, routers)
+    choices = find_choices(model)
+    ks = _checked(k, choices)
     before = _snapshot(model)
-    for (router, _), value in zip(routers, ks, strict=True):
-        router.top_k = value
-    ignoring = next((r for (r, _), value in zip(routers, ks, strict=True) if not _honours(r, value)), None)
+    changed = [(choice, value) for choice, value in zip(choices, ks, strict=True) if choice.k != value]
+    for choice, value in changed:
+        choice.set(value)
+    ignoring = next((choice for choice, value in changed if not choice.honours(value)), None)
     if ignoring is not None:
         _restore(before)
         raise KnobError(
-            f"the router must choose as many experts as top_k says: {type(ignoring).__name__} doesn't for {k}. "
-            f"This model's k is fixed; leave it at {ignoring.top_k}."
+            f"the router must choose as many experts as top_k says: {type(ignoring.router).__name__} doesn't for {k}. "
+            f"This model's k is fixed; leave it at {ignoring.k}."
         )
     _announce(model, ks)
-    return len(routers)
+    return len(choices)
 
 
 @contextmanager
@@ -55,18 +58,17 @@ def knobs_at_run_time(model: nn.Module, keep_blocks: Collection[int], top_k: Seq
     What a variant of these blocks and this k must equal. `keep_blocks` holds indices of the model's blocks, ascending.
     """
     mask = [block in keep_blocks for block in range(len(find_decoder(model).layers))]
-    with BlockMaskWrapper(model, mask), moe_top_k(model, top_k):
-        yield
+    with BlockMaskWrapper(model, mask):
+        if not any(top_k):  # no block has experts
+            yield
+            return
+        with moe_top_k(model, [k for k in top_k if k]):
+            yield
 
 
 def find_routers(model: nn.Module) -> list[tuple[nn.Module, int]]:
-    """(router, its number of experts), in the model's order: modules with a `top_k` and one weight row per expert."""
-    found = []
-    for module in model.modules():
-        weight = getattr(module, "weight", None)
-        if type(getattr(module, "top_k", None)) is int and isinstance(weight, torch.Tensor) and weight.ndim == 2:
-            found.append((module, weight.shape[0]))
-    return found
+    """(router, its number of experts) of each block that has one, in the model's order."""
+    return [(choice.router, choice.experts) for choice in find_choices(model)]
 
 
 class BlockMaskWrapper:
@@ -126,19 +128,38 @@ class _Applied:
         own = getattr(decoder, "config", None)
         configs = _configs(model, decoder)
         for config in configs if own is None or any(own is c for c in configs) else [*configs, own]:
-            if hasattr(config, "num_hidden_layers"):
-                self._set(config, "num_hidden_layers", len(kept))
-            for key in PER_BLOCK:
-                values = getattr(config, key, None)
-                if isinstance(values, list | tuple) and len(values) == len(mask):
-                    self._set(config, key, [v for v, active in zip(values, mask, strict=True) if active])
+            self._shorten(config, mask)
+        for name, values in list(vars(decoder).items()):  # what some decoders list of their blocks when they are made
+            if isinstance(values, list | tuple) and len(values) == len(mask) > 1:
+                self._set(decoder, name, [v for v, active in zip(values, mask, strict=True) if active])
         for new, layer in enumerate(kept):
             for module in layer.modules():
                 if type(getattr(module, "layer_idx", None)) is int:  # its slot in the cache
                     self._set(module, "layer_idx", new)
         self.short = nn.ModuleList(kept)
-        self.ks = [router.top_k for router, _ in find_routers(self.short)]
+        self.ks = [choice.k for choice in find_choices(self.short)]
         decoder.layers = self.short
+
+    def _shorten(self, config: Any, mask: tuple[bool, ...]) -> None:
+        """What the decoder looks up by a block's number while it runs; what its blocks are made of is theirs by now."""
+        if hasattr(config, "num_hidden_layers"):
+            self._set(config, "num_hidden_layers", sum(mask))
+        for key in PER_BLOCK:
+            values = getattr(config, key, None)
+            written = not isinstance(getattr(type(config), key, None), property)  # else it follows from others
+            if written and isinstance(values, list | tuple) and len(values) == len(mask):
+                self._set(config, key, [v for v, active in zip(values, mask, strict=True) if active])
+        periods = {key: getattr(config, key) for pair in PERIODS for key in pair if hasattr(config, key)}
+        kept = [i for i, active in enumerate(mask) if active]
+        for period, offset in PERIODS:
+            if period in periods:
+                for key, value in kept_period(periods, period, offset, kept).items():
+                    self._set(config, key, value)
+        new = {old: at for at, old in enumerate(i for i, active in enumerate(mask) if active)}
+        for key in NUMBERED:
+            values = getattr(config, key, None)
+            if isinstance(values, list | tuple) and all(type(v) is int for v in values):
+                self._set(config, key, [new[i] for i in values if i in new])
 
     def _set(self, owner: object, name: str, value: object) -> None:
         self.before.append((owner, name, getattr(owner, name)))
@@ -147,31 +168,14 @@ class _Applied:
     def revert(self) -> None:
         if self.decoder.layers is not self.short:
             raise KnobError("masks must be removed in the reverse order of applying: another one lies on top of this.")
-        changed = self.ks != [router.top_k for router, _ in find_routers(self.short)]
+        changed = self.ks != [choice.k for choice in find_choices(self.short)]
         self.decoder.layers = self.layers
         _restore(self.before)
         if changed:
-            _announce(self.model, [router.top_k for router, _ in find_routers(self.layers)])
+            _announce(self.model, [choice.k for choice in find_choices(self.layers)])
 
 
-def find_decoder(model: nn.Module) -> Any:
-    """The module whose `layers` are the decoder's blocks."""
-    seen: nn.Module = model
-    for _ in range(4):  # outer model, inner model, decoder
-        if isinstance(getattr(seen, "layers", None), nn.ModuleList):
-            return seen
-        steps = [getattr(seen, name, None) for name in ("transformer", "language_model", "text_model", "model")]
-        inner = seen.get_decoder() if hasattr(seen, "get_decoder") else seen
-        seen = inner if inner is not seen else next((step for step in steps if isinstance(step, nn.Module)), None)
-        if seen is None:
-            break
-    raise KnobError(
-        f"the model must have a decoder with a list of `layers`: {type(model).__name__} has none. "
-        "Give a transformers model or its decoder."
-    )
-
-
-def _checked(k: int | Sequence[int], routers: list[tuple[nn.Module, int]]) -> list[int]:
+def _checked(k: int | Sequence[int], routers: Sequence[Choice]) -> list[int]:
     if not routers:
         raise KnobError(
             "top-k needs a mixture-of-experts model: no module with a top_k and a router weight was found. "
@@ -184,27 +188,12 @@ def _checked(k: int | Sequence[int], routers: list[tuple[nn.Module, int]]) -> li
         raise KnobError(
             f"top-k per block needs one number per router: got {len(ks)} for {len(routers)}. Give {len(routers)}."
         )
-    for i, (value, (_, experts)) in enumerate(zip(ks, routers, strict=True)):
+    for i, (value, experts) in enumerate(zip(ks, (choice.experts for choice in routers), strict=True)):
         if not 1 <= value <= experts:
             raise KnobError(
                 f"top-k must be from 1 to the experts, {experts}: got {value} for router {i}. Choose one of these."
             )
     return ks
-
-
-def _honours(router: nn.Module, k: int) -> bool:
-    """Whether a router really gives k expert indices per token: some have their number built in."""
-    width = router.weight.shape[1]
-    tokens = torch.zeros(2, width, dtype=router.weight.dtype, device=router.weight.device)
-    training, router.training = router.training, False  # no jitter
-    try:
-        with torch.no_grad():
-            out = router.forward(tokens)
-    finally:
-        router.training = training
-    parts = out if isinstance(out, tuple | list) else (out,)
-    chosen = [part for part in parts if isinstance(part, torch.Tensor) and not part.is_floating_point()]
-    return any(part.shape[-1] == k for part in chosen)
 
 
 def _snapshot(model: nn.Module) -> list[tuple[object, str, object]]:
@@ -220,7 +209,7 @@ def _restore(before: list[tuple[object, str, object]]) -> None:
 
 def _holds_k(owner: object, name: str) -> bool:
     value = getattr(owner, name, None)
-    return type(value) is int or (name == LISTED_TOP_K and isinstance(value, list | tuple))
+    return type(value) is int or (name in LISTED_TOP_K and isinstance(value, list | tuple))
 
 
 def _announce(model: nn.Module, ks: list[int]) -> None:
@@ -229,7 +218,7 @@ def _announce(model: nn.Module, ks: list[int]) -> None:
         for key in TOP_K:
             if _holds_k(owner, key):
                 uniform = isinstance(merged_k(ks), int)
-                setattr(owner, key, list(ks) if key == LISTED_TOP_K and not uniform else max(ks))
+                setattr(owner, key, list(ks) if key in LISTED_TOP_K and not uniform else max(ks))
 
 
 def _configs(*modules: nn.Module) -> list[object]:

@@ -8,21 +8,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from transform.checkpoint import Checkpoint
+from transform.experts import PARTS, in_slabs
 from transform.passes import Changes, Pass
-
-PARTS = ("gate", "up", "down")
 
 
 def is_stacked(checkpoint: Checkpoint, stored: str) -> bool:
     """Whether the experts lie so already, as numbers of `stored`, in safetensors' words."""
-    for i in range(checkpoint.settings.layers):
-        for part in PARTS:
-            tensors = [checkpoint.tensor(f"expert.{part}", i, e) for e in range(checkpoint.settings.experts)]
+    blocks = list(_stacks(checkpoint))
+    for names in blocks:
+        count = len(names) // len(PARTS)
+        for at in range(0, len(names), count):
+            tensors = [checkpoint.tensors[name] for name in names[at : at + count]]
             first = tensors[0]
-            places = [(first.file, first.start + e * first.nbytes) for e in range(len(tensors))]
+            places = [(first.file, first.start + e * first.nbytes) for e in range(count)]
             if first.stored != stored or [(t.file, t.start) for t in tensors] != places:
                 return False
-    return True
+    return bool(blocks)
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,10 @@ class StackExperts(Pass):
 
 
 def _stacks(checkpoint: Checkpoint) -> Iterator[list[str]]:
-    """The names of each block's experts, all gates, then all ups, then all downs."""
-    for i in range(checkpoint.settings.layers):
-        yield [checkpoint.name(f"expert.{part}", i, e) for part in PARTS for e in range(checkpoint.settings.experts)]
+    """The names of each block's experts, all gates, then all ups, then all downs. In slabs they lie so already."""
+    for i, count in enumerate(checkpoint.settings.experts_of):
+        if count and not in_slabs(checkpoint, i):
+            yield [checkpoint.name(f"expert.{part}", i, e) for part in PARTS for e in range(count)]
 
 
 def stack_experts(source: Checkpoint) -> Checkpoint:

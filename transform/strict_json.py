@@ -40,6 +40,15 @@ def parse(data: bytes) -> Any:
     return value
 
 
+def with_floats(value: Any) -> Any:
+    """JSON as transformers writes it, with the numbers that JSON has no word for: `{"__float__": "Infinity"}`."""
+    if isinstance(value, dict):
+        if value.keys() == {"__float__"}:
+            return float(value["__float__"])
+        return {key: with_floats(inner) for key, inner in value.items()}
+    return [with_floats(inner) for inner in value] if isinstance(value, list) else value
+
+
 def unique(pairs: list[tuple[str, object]]) -> Record:
     """An object's pairs as a dict; raises IrregularError where a key is there twice."""
     found = dict(pairs)

@@ -35,7 +35,10 @@ def check_tokenizer(directory: Path) -> None:
 
 def embedding_rows(checkpoint: Checkpoint) -> int:
     """How many token ids the model has an embedding for; ids run from 0."""
-    return sum(checkpoint.tensor(role).shape[0] for role in checkpoint.architecture.modality.tables)
+    family = checkpoint.architecture
+    if not family.complete:
+        return checkpoint.settings.vocab
+    return sum(checkpoint.tensor(role).shape[0] for role in family.modality.tables)
 
 
 def tokenizer_warnings(checkpoint: Checkpoint) -> list[str]:

@@ -15,7 +15,7 @@ from export.files.verification import Verification
 from importance.choose import Source
 from importance.scores import Scores
 from transform.forms import ROUNDED, Form
-from transform.knobs import spelt_k
+from transform.knobs import k_words
 from transform.plan import Plan
 from transform.plan_facts import VisionFacts
 from transform.strict_json import Record
@@ -31,11 +31,13 @@ def show_plan(plan: Plan, ranking: Source | None, console: Console) -> None:
     rows = [
         ("drop blocks", f"{removed}   ({len(facts['blocks_removed'])} of {source['blocks']})"),
         *([("chosen by", escape(ranking_words(ranking)))] if ranking else []),
-        ("router top-k", f"{spelt_k(source['top_k'])} -> {spelt_k(facts['top_k'])}"),
+        ("router top-k", f"{k_words(source['top_k'])} -> {k_words(facts['top_k'])}"),
         ("parameters", f"{source['parameters']:,} -> {facts['parameters']:,}"),
         ("active per token", f"{source['active_parameters']:,} -> {facts['active_parameters']:,}"),
         ("weight bytes", f"{source['bytes']:,} -> {facts['bytes']:,}   ({_stored(plan)})"),
     ]
+    rows += [("graphs", escape(plan.no_graphs))] if plan.no_graphs else []
+    rows += [("left out", escape(line)) for line in plan.left_out]
     if facts["vision"]:
         rows += _vision_rows(facts["vision"])
     table = Table(title=escape(facts["name"]), show_header=False, box=None, title_justify="left", pad_edge=False)

@@ -6,6 +6,7 @@ The runtime's own memory isn't counted: its code, arenas and copies of weights i
 import math
 
 from export.cost.stored import Stored
+from transform.experts import inner_width
 from transform.vision_tower import read_tower
 
 FLOAT = 4
@@ -16,12 +17,13 @@ def decoder_bytes(stored: Stored, new: int, total: int) -> int:
     """Of one call with `new` tokens, `total` positions behind it: the residual stream, and the largest of attention's
     scores, the experts' rows and the logits."""
     settings, value = stored.checkpoint.settings, stored.value
-    inner = max(stored.shape("expert.gate", i)[0] for i in range(settings.layers))
+    experts_in = [i for i, count in enumerate(settings.experts_of) if count]
+    inner = max((inner_width(stored.checkpoint, i) for i in experts_in), default=0)
     scores = ALIVE * settings.heads * new * total
     experts = new * max(settings.top_k) * (2 * settings.hidden + ALIVE * inner)
-    head = stored.shape("head")
+    head = stored.shape(stored.head)
     logits = new * head[0] * (FLOAT + value) // value
-    widened = math.prod(head) * stored.casts("head")
+    widened = math.prod(head) * stored.casts(stored.head)
     return value * (ALIVE * new * settings.hidden + max(scores, experts, logits + widened))
 
 

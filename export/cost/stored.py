@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from transform.checkpoint import Checkpoint
+from transform.experts import in_slabs
 from transform.forms import Form
 from transform.knobs import DTYPES
 from transform.packed_layout import entries
 from transform.plan import Plan
 from transform.safetensors_header import ITEM_BYTES, Entry
 
+SLABS = ("expert.gate_up", "expert.down_slab")
 EXPERT_PARTS = ("gate", "up", "down")
 _PAIRS = ("gate_up", "down")  # as `packed_layout.py` stacks a block's experts
 
@@ -56,11 +58,20 @@ class Stored:
         count = math.prod(tensor.shape)
         return count * ITEM_BYTES[tensor.dtype] + 2 * count * self.value * self.casts(role, i, j)
 
+    @property
+    def head(self) -> str:
+        """The role of the output matrix: the embedding's where both are one."""
+        checkpoint = self.checkpoint
+        return "embedding" if checkpoint.head.name == checkpoint.name("embedding") else "head"
+
     def read_expert(self, i: int) -> float:
         """The same for all matrices of one expert of block i."""
+        count = self.checkpoint.settings.experts_of[i]
+        if in_slabs(self.checkpoint, i):
+            return sum(self.read(role, i) for role in SLABS) / count
         stacked = sum(self._codes(f"blocks.{i}.experts.{pair}") for pair in _PAIRS)
         if stacked:
-            return stacked / self.checkpoint.settings.experts
+            return stacked / count
         return float(sum(self.read(f"expert.{part}", i) for part in EXPERT_PARTS))
 
     def rows(self, role: str, count: int) -> float:
@@ -78,6 +89,8 @@ class Stored:
 
     def expert_casts(self, i: int) -> int:
         """How many matrices of an expert are cast before each use."""
+        if in_slabs(self.checkpoint, i):
+            return sum(self.casts(role, i) for role in SLABS)
         if self._codes(f"blocks.{i}.experts.{_PAIRS[0]}"):
             return 0
         return sum(self.casts(f"expert.{part}", i) for part in EXPERT_PARTS)

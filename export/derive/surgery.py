@@ -20,15 +20,15 @@ class Opened:
 
     network: Network
     decoder: Decoder
-    routers: list[Router | str]
+    routers: list[Router | str | None]
     fused: dict[str, Node]
     total: int  # blocks before
     keep_blocks: tuple[int, ...]
 
     @property
     def top_k(self) -> tuple[int, ...] | None:
-        """k per block; None where some block has no router that could be read."""
-        found = tuple(router.k for router in self.routers if not isinstance(router, str))
+        """k per block, 0 where it has no experts; None where some block has no router that could be read."""
+        found = tuple(router.k if router else 0 for router in self.routers if not isinstance(router, str))
         return found if len(found) == len(self.routers) else None
 
     def close(self) -> Any:
@@ -85,6 +85,7 @@ def operate(
                 f"per-block k must give one value per kept block: {len(top_k)} values, {kept} blocks kept. "
                 f"Give {kept} values, or one for all."
             )
+        top_k = tuple(0 if router is None else value for router, value in zip(opened.routers, top_k, strict=True))
     if top_k == before and kept == opened.total:
         raise KnobError(
             f"the setting must differ from the graph's: k {'as it is' if before is None else spelt_k(before)} and all "
@@ -103,8 +104,9 @@ def with_masked_ranks(model: Any, keep_blocks: Sequence[int], ks: Sequence[int])
     Raises CheckpointError where there is nothing between the choice and the sum that could be masked.
     """
     opened = open_graph(model, keep_blocks)
-    routers = [router for router in opened.routers if not isinstance(router, str) and not router.fused]
-    if len(routers) < len(opened.routers):
+    found = [(router, k) for router, k in zip(opened.routers, ks, strict=True) if router is not None]
+    routers = [router for router, _ in found if not isinstance(router, str) and not router.fused]
+    if len(routers) < len(found):
         raise CheckpointError("one operator chooses the experts and adds them up")
-    mask_ranks(opened.network, routers, ks)
+    mask_ranks(opened.network, routers, [k for _, k in found])
     return opened.close()

@@ -19,10 +19,12 @@ from export.derive.shapes import BATCH, NOTHING, OTHER, PAST, SEQUENCE, TOP_K, K
 from transform.errors import CheckpointError, KnobError
 
 FUSED = ("MoE", "QMoE")
+CHOOSING = (*FUSED, "TopK", "ArgMax", "If", "Loop", "Scan")  # a block without any of these has no experts
 ARITHMETIC = ("Div", "Mod", "Mul")
 # operator -> the inputs that may be k, or may hold it
 _PLACES = {"Reshape": (1,), "Expand": (1,), "Tile": (1,), "Range": (1,), "ConstantOfShape": (0,), "Concat": None}
 _MOST_STEPS = 100_000  # of the search, per block
+_LOWEST = -1e4  # no softmax keeps anything of it, and float16 holds it
 Place = tuple[Node, int, int]  # node, input, position within that constant
 
 
@@ -40,6 +42,7 @@ class Router:
     cone: list[Node] = field(repr=False)
     places: tuple[Place, ...] = field(repr=False)
     problem: str | None = None
+    taker: Node | None = None  # the fused operator that is told what a TopK before it chose, and has the same k
 
     @property
     def fused(self) -> bool:
@@ -47,8 +50,8 @@ class Router:
         return self.node.op in FUSED
 
 
-def find_routers(network: Network, decoder: Decoder) -> list[Router | str]:
-    """Per block its router, or the reason why there is none to rewrite."""
+def find_routers(network: Network, decoder: Decoder) -> list[Router | str | None]:
+    """Per block its router, None where it has no experts, or the reason why there is none to rewrite."""
     values = _inputs(network, decoder.tokens)
     shape = _follow_all(network, network.cone(decoder.blocks[0].entry, ()), dict(values)).get(decoder.blocks[0].entry)
     if shape is None or shape.shape is None:
@@ -58,10 +61,12 @@ def find_routers(network: Network, decoder: Decoder) -> list[Router | str]:
     return [_router(network, block, {**values, **stops}, stops) for block in decoder.blocks]
 
 
-def set_top_k(network: Network, routers: Sequence[Router | str], ks: Sequence[int]) -> None:
+def set_top_k(network: Network, routers: Sequence[Router | str | None], ks: Sequence[int]) -> None:
     """Give block i the k `ks[i]`; raises KnobError beyond its experts, CheckpointError where k isn't known."""
     copies: dict[tuple[Node, tuple[str, ...]], Node] = {}
     for i, (router, k) in enumerate(zip(routers, ks, strict=True)):
+        if router is None:
+            continue
         problem = router if isinstance(router, str) else router.problem
         if isinstance(router, str) or (problem and k != router.k):
             raise CheckpointError(
@@ -78,6 +83,8 @@ def set_top_k(network: Network, routers: Sequence[Router | str], ks: Sequence[in
             router.node.set_int("k", k)
         else:
             _rewrite(network, router, k, copies)
+        if router.taker is not None:
+            router.taker.set_int("k", k)
     if copies:
         network.nodes += copies.values()
         network.sort()
@@ -85,25 +92,57 @@ def set_top_k(network: Network, routers: Sequence[Router | str], ks: Sequence[in
 
 
 def mask_ranks(network: Network, routers: Sequence[Router], ks: Sequence[int]) -> None:
-    """Zero the weights of the experts from rank `ks[i]` on: k experts are computed, `ks[i]` of them count."""
+    """Zero the weights of the experts from rank `ks[i]` on: k experts are computed, `ks[i]` of them count.
+
+    Where the softmax comes behind the choice, what it is taken of is made as low as it can be instead.
+    """
     for router, k in zip(routers, ks, strict=True):
         if k < router.k:
-            weights = router.node.outputs[0]
-            mask = network.add_constant((np.arange(router.k) < k).astype(np.float32))
+            weights = _weights(network, router)
+            readers = list(network.readers.get(weights, ()))
+            kept = np.arange(router.k) < k
+            of_logits = _meets_softmax(network, weights)
+            row = np.where(kept, 0, _LOWEST) if of_logits else kept
+            mask = network.add_constant(row.astype(np.float32))
             alike, masked = network.fresh(f"{weights}_mask"), network.fresh(f"{weights}_masked")
-            for reader in network.readers.get(weights, ()):
+            for reader in readers:
                 reader.rename({weights: masked})
             network.nodes += [
                 network.new_node("CastLike", [mask, weights], [alike]),
-                network.new_node("Mul", [weights, alike], [masked]),
+                network.new_node("Add" if of_logits else "Mul", [weights, alike], [masked]),
             ]
     network.sort()
 
 
-def _router(network: Network, block: Block, values: dict[str, Known], stops: dict[str, Known]) -> Router | str:
+def _weights(network: Network, router: Router) -> str:
+    """What the chosen experts weigh, or the logits of that: the TopK's values, or scores taken at its places."""
+    values, places = router.node.outputs[:2]
+    if network.readers.get(values):
+        return values
+    taken = [reader.outputs[0] for reader in network.readers.get(places, ()) if reader.op == "GatherElements"]
+    return taken[0] if taken else values
+
+
+def _meets_softmax(network: Network, value: str) -> bool:
+    readers = network.readers.get(value, ())
+    casts = [name for reader in readers if reader.op in ("Cast", "CastLike") for name in reader.outputs]
+    return any(reader.op == "Softmax" for reader in readers) or any(_meets_softmax(network, name) for name in casts)
+
+
+def _router(network: Network, block: Block, values: dict[str, Known], stops: dict[str, Known]) -> Router | str | None:
     cone = network.cone(block.exit, stops)
+    if not any(node.op in CHOOSING for node in cone):
+        return None
     fused = [node for node in cone if node.op in FUSED and node.proto.domain == CONTRIB]
-    plain = [node for node in cone if node.op == "TopK" and _fixed_k(network, node) is not None]
+    plain = [
+        node
+        for node in cone
+        # of one that ranks groups of experts, only the values are read
+        if node.op == "TopK" and _fixed_k(network, node) is not None and network.readers.get(node.outputs[1])
+    ]
+    taker = _taker(network, fused, plain, stops)
+    if taker is not None:
+        fused = []
     if len(fused) + len(plain) != 1:
         return (
             f"{len(fused) + len(plain)} operators choose experts (TopK with a fixed k, MoE, QMoE) between "
@@ -130,7 +169,14 @@ def _router(network: Network, block: Block, values: dict[str, Known], stops: dic
         return f"the number of experts that {node.op} chooses from is not known"
     if not 1 <= k <= experts:
         return f"{node.op} chooses {k} of {experts} experts"
-    return Router(node, k, experts, block.exit, cone, places, problem)
+    return Router(node, k, experts, block.exit, cone, places, problem, taker)
+
+
+def _taker(network: Network, fused: Sequence[Node], plain: Sequence[Node], stops: dict[str, Known]) -> Node | None:
+    """The one fused operator whose logits follow from the choice of the one TopK, if it is so and both have one k."""
+    if len(fused) != 1 or len(plain) != 1 or plain[0] not in network.cone(fused[0].inputs[1], stops):
+        return None
+    return fused[0] if fused[0].whole("k", 1) == _fixed_k(network, plain[0]) else None
 
 
 def _fixed_k(network: Network, node: Node) -> int | None:

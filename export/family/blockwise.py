@@ -13,7 +13,7 @@ from export.gate.blockwise import keep_largest, one_block_graphs
 from export.gate.compare import find_probe, onnx_vs_torch, other_k
 from export.run.family_file import Family, Member
 from transform.checkpoint import Checkpoint
-from transform.depth import drop_blocks
+from transform.depth import drop_blocks, view_blocks
 from transform.errors import VerificationError
 from transform.forms import Form
 from transform.load import load_view
@@ -67,7 +67,7 @@ def measure_pairs(written: Checkpoint, form: Form, pairs: set[Pair], say: Say) -
     return_at_once()
     found: dict[Pair, Measured] = {}
     for block in sorted({pair.block for pair in pairs}):
-        own = drop_blocks(written, (block,))
+        own = view_blocks(written, (block,))
         model, _ = load_view(own, pictures=False)
         for pair in sorted(pair for pair in pairs if pair.block == block):
             say(f"block {block}, k={pair.k}: ONNX == PyTorch")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from export.files.card_graphs import graph_lines
 from export.files.card_measured import accuracy_lines, speed_lines
 from export.files.card_metadata import front_matter
 from export.files.card_use import use_lines
@@ -13,7 +14,7 @@ from importance.choose import SCORES, Source
 from importance.scores import Scores, model_digest, read_scores
 from transform.checkpoint import Checkpoint
 from transform.errors import ScoresError
-from transform.knobs import spelt_k
+from transform.knobs import k_words
 from transform.plan import Plan
 from transform.plan_facts import VisionFacts
 from transform.side_files import is_licence
@@ -44,7 +45,7 @@ def write_card(
         "|---|---|---|---|",
         f"| blocks | {source['blocks']} | {len(k)} (removed: {_list(facts['blocks_removed'])}) "
         f"| {_saved(source['blocks'], len(k))} |",
-        f"| experts per token | {spelt_k(source['top_k'])} | {spelt_k(k)} | |".replace(",", ", "),
+        f"| experts per token | {k_words(source['top_k'])} | {k_words(k)} | |".replace(",", ", "),
         *(
             f"| {name} | {before:,} | {after:,} | {_saved(before, after)} |"
             for name, before, after in (
@@ -61,6 +62,8 @@ def write_card(
     if measured and measured.latency:
         lines += ["## Speed", "", *speed_lines(measured), ""]
     lines += ["## Verification", "", *_verification(plan, verification), ""]
+    if graphs := graph_lines(directory, plan, verification):
+        lines += ["## Graphs", "", *graphs, ""]
     lines += ["## Use", "", *use_lines(plan, directory, onnx), ""]
     lines += ["## Licence and attribution", "", *_licence(plan, about, directory), ""]
     if facts["warnings"]:
@@ -82,7 +85,9 @@ def _what(plan: Plan, verified: bool) -> list[str]:
     if verified:
         same = f", its weights {_alike(plan)} in the same way" if rounded else ""
         lines += [f"In PyTorch it equals the source with the same knobs at run time{same}."]
-    return [*lines, f"The graphs are of the `{plan.form.name}` form."]
+    if plan.no_graphs:
+        lines += [f"It has weights alone: {plan.no_graphs}."]
+    return lines
 
 
 def _source(plan: Plan) -> str:

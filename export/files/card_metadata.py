@@ -27,14 +27,20 @@ def front_matter(plan: Plan, onnx: bool, measured: Measured | None, source: Sour
     if base := hub_id(plan.source.path) or source.base_model:
         # the hub has no word for a model that lost blocks or experts per token
         fields |= {"base_model": base, "base_model_relation": "quantized" if plan.packing else "finetune"}
-    fields["tags"] = ["knobcast", plan.target.architecture.model_type, "mixture-of-experts", *_tags(plan, onnx)]
+    fields["tags"] = ["knobcast", plan.target.architecture.model_type, *_tags(plan, onnx)]
     if results := _results(task, measured):
         fields["model-index"] = [{"name": plan.name, "results": results}]
     return ["---", *_lines(fields), "---"]
 
 
 def _tags(plan: Plan, onnx: bool) -> list[str]:
-    words = [("onnx", onnx and not plan.packing), ("pruned", bool(plan.removed)), (plan.form.name, bool(plan.packing))]
+    routed = any(plan.target.settings.experts_of)
+    words = [
+        ("mixture-of-experts", routed),
+        ("onnx", onnx and not plan.packing),
+        ("pruned", bool(plan.removed)),
+        (plan.form.name, bool(plan.packing)),
+    ]
     return [word for word, so in words if so]
 
 

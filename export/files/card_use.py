@@ -34,7 +34,7 @@ def use_lines(plan: Plan, directory: Path, onnx: bool) -> list[str]:
     if plan.packing:
         lines = ["The weights are for the graphs, on a CPU; transformers can't load them, and says so."]
     else:
-        lines = ["```python", *_program(family.modality, words), "```", "", f"Tested with {tested_range()}."]
+        lines = ["```python", *_program(family.modality, plan, words), "```", "", f"Tested with {tested_range()}."]
         if family.published:
             lines += _published(family.published)
     if not (onnx and words):
@@ -70,9 +70,11 @@ def _published(published: Published) -> list[str]:
     ]
 
 
-def _program(modality: Modality, words: bool) -> list[str]:
+def _program(modality: Modality, plan: Plan, words: bool) -> list[str]:
     """A question answered by transformers; without a tokenizer the model alone."""
-    image, auto = modality.sees_images, modality.auto_class
+    image = modality.sees_images
+    named, stock = plan.target.config.get("architectures"), plan.target.architecture.model_class is None
+    auto = str(named[0]) if stock and isinstance(named, list) and named else modality.auto_class
     side, name = ("AutoProcessor", "processor") if image else ("AutoTokenizer", "tokenizer")
     trust = ", trust_remote_code=True" if image else ""
     lines = [

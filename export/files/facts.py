@@ -78,10 +78,13 @@ def _blocks(manifest: Record, checkpoint: Checkpoint) -> Iterator[Fact]:
     yield "blocks_kept", [i for i in range(total) if i in set(kept)], kept
     yield "blocks_removed", [i for i in range(total) if i not in set(kept)], manifest["blocks_removed"]
     yield "the number of source.top_k", total, len(before)
-    if not all(type(k) is int and 1 <= k <= settings.experts for k in before):
+    least = 1 if checkpoint.architecture.complete else 0
+    if not all(type(k) is int and least <= k <= settings.experts for k in before):
         raise ValueError(f"source.top_k {before}")
     if manifest["knobs"]["k"] is None:
         yield "top_k, as no k was set,", [before[i] for i in kept], manifest["top_k"]
+    if not checkpoint.architecture.complete:
+        return  # blocks needn't be alike: what the removed ones had can't be counted
     each = _block_parameters(checkpoint)
     whole = parameters(checkpoint) + (total - settings.layers) * each
     expert = sum(math.prod(checkpoint.tensor(f"expert.{part}").shape) for part in ("gate", "up", "down"))
@@ -101,7 +104,9 @@ def _knobs(manifest: Record, checkpoint: Checkpoint) -> Iterator[Fact]:
     yield "knobs.blocks", checkpoint.settings.layers, knobs["blocks"]
     if k is not None:
         layers = checkpoint.settings.layers
-        yield "top_k by knobs.k", k if isinstance(k, list) else [k] * layers, list(checkpoint.settings.top_k)
+        ks = k if isinstance(k, list) else [k] * layers
+        wanted = [k if has else 0 for k, has in zip(ks, checkpoint.settings.experts_of, strict=True)]
+        yield "top_k by knobs.k", wanted, list(checkpoint.settings.top_k)
     try:
         form = form_named(knobs.get("form", REFERENCE.name))
     except KnobcastError as error:

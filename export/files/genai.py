@@ -48,7 +48,7 @@ def genai_config(checkpoint: Checkpoint, directory: Path, form: Form = REFERENCE
         "eos_token_id": list(ends) if len(ends) > 1 else ends[0],
         "pad_token_id": pad if isinstance(pad, int) else ends[0],
         "context_length": settings.max_positions,
-        "vocab_size": checkpoint.tensor("head").shape[0],
+        "vocab_size": checkpoint.head.shape[0],
         "decoder": decoder,
     }
     if modality.sees_images:

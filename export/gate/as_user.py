@@ -16,7 +16,7 @@ from pathlib import Path
 from export.files.verification import UserReport
 from export.gate.tolerance import LEAST_SCALE
 from transform.checkpoint import Checkpoint
-from transform.depth import drop_blocks
+from transform.depth import view_blocks
 from transform.dtype import stored_dtype
 from transform.errors import VerificationError
 from transform.machine import LARGE, SMALL
@@ -42,6 +42,7 @@ def check_as_user(variant: Checkpoint, blocks: int | None = None) -> UserReport:
         "ids": [1 + 7 * n % (variant.settings.vocab - 1) for n in range(PROMPT)],  # where there is no tokenizer
         "new_tokens": NEW_TOKENS,
         "pictures": variant.architecture.modality.sees_images,
+        "class": None if variant.architecture.model_class else variant.config.get("architectures", [None])[0],
         "dtype": stored_dtype(variant),
         "tokenizer": (variant.path / "tokenizer.json").is_file(),
         "model": not any(tensor.pack for tensor in variant.tensors.values()),
@@ -84,7 +85,7 @@ def _linked(variant: Checkpoint, place: Path, blocks: int) -> Path:
         if file.is_file() and not (short and file.name == "config.json"):
             (place / file.name).symlink_to(file.resolve())
     if short:
-        write_json(place / "config.json", drop_blocks(variant, range(blocks)).config)
+        write_json(place / "config.json", view_blocks(variant, range(blocks)).config)
     return place
 
 

@@ -7,6 +7,7 @@ equality of all tensors this covers what the resident gate covers, except the su
 in one graph. Golden outputs are those of all blocks, which a prompt passes meanwhile (`stream.py`).
 """
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 
 from export.files.integrity import check_graph_bounds
-from export.files.verification import Verification
+from export.files.verification import OtherK, Verification
 from export.gate.activations import check_activations
 from export.gate.as_user import check_as_user
 from export.gate.checking import checking_graphs
@@ -32,15 +33,16 @@ from export.gate.static import verify_static_block
 from export.gate.stream import candidates, golden_of
 from export.run.graphs import Graphs
 from export.run.io_file import read_io
+from transform.architectures.vocabulary import attending
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint
-from transform.depth import drop_blocks
+from transform.depth import view_blocks
 from transform.errors import VerificationError
 from transform.forms import ROUNDED, Form
 from transform.load import building, load_view, model_class, plain_config
 from transform.machine import fitting_blocks, release_memory, return_at_once
 from transform.packed_layout import Packing
-from transform.plan import Plan, parameters
+from transform.plan import Plan
 from transform.progress import Say
 from transform.runtime import set_moe_top_k
 
@@ -70,6 +72,7 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
     counts: dict[str, float] = {}
     io = read_io(directory) if onnx else None
     static, rounds = io is not None and "static" in io, io is not None and io.get("activations") == ROUNDED
+    other: OtherK = {"k": None, "difference": None}
     seen, embeddings = None, None
     if plan.vision:
         say("a picture")
@@ -82,18 +85,23 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
         rows = np.arange(embeddings.shape[1])
         shown = {"image.rows": rows, "image.embeddings": embeddings[0].numpy()}
         recorded |= {"image.input_ids": seen.input_ids, **shown}
-    streams = candidates(written.settings.vocab)
+    # a last block that transformers makes another one of by itself would give other outputs than among all
+    streams = [] if written.architecture.last else candidates(written)
     for new, old in enumerate(plan.keep_blocks):
         say(f"block {old} ({new + 1} of {len(plan.keep_blocks)})")
-        view = drop_blocks(written, (new,))
+        view = view_blocks(written, (new,))
         model, report = load_view(view, pictures=static and new == 0)
         keep_largest(counts, report.counts())
+        caching = bool(attending(view.architecture.text_of(view.config), 1))
+        _without_cache(model, not caching)
         for stream in streams:
             stream.through(model)
         probe = find_probe(model, view)
-        ours = _outputs(model, probe, embeddings)
+        ours = _outputs(model, probe, embeddings, caching)
         if new == 0:
-            seed, other = probe.seed, other_k(model, view, probe)
+            seed = probe.seed
+        if other["k"] is None:  # blocks without experts have none
+            other = other_k(model, view, probe)
         if new == 0 or rounds:
             golden = record(model, probe.ids.numpy(), None)
         if static:
@@ -101,9 +109,11 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
             keep_largest(fixed, found)
         del model
         release_memory()
-        model, _ = source(drop_blocks(plan.source, (old,)), pictures=False)
-        set_moe_top_k(model, plan.target.settings.top_k[new])
-        keep_largest(differences, exactly_equal(ours, _outputs(model, probe, embeddings)))
+        model, _ = source(view_blocks(plan.source, (old,)), pictures=False)
+        _without_cache(model, not caching)
+        if k := plan.target.settings.top_k[new]:
+            set_moe_top_k(model, k)
+        keep_largest(differences, exactly_equal(ours, _outputs(model, probe, embeddings, caching)))
         del model
         release_memory()
         if onnx:
@@ -135,6 +145,7 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
         as_user=as_user,
         reload=counts,
         probe_seed=seed,
+        golden_tokens=whole["ids"].shape[1] if whole else None,
         static_vs_dynamic=differences,
         other_k=other,
         graph_ranges=check_graph_bounds(directory) if onnx else {},
@@ -158,14 +169,23 @@ def embed(
     return embeddings
 
 
-def _outputs(model: "PreTrainedModel", probe: TextProbe, embeddings: torch.Tensor | None) -> dict[str, torch.Tensor]:
+def _outputs(
+    model: "PreTrainedModel", probe: TextProbe, embeddings: torch.Tensor | None, caching: bool
+) -> dict[str, torch.Tensor]:
     """What a side's one-block model gives: the text probe's logits, and the last ones behind a picture's embeddings."""
-    found = run_text(model, probe)
+    found = run_text(model, probe, caching)
     if embeddings is not None:
         mask = torch.ones(embeddings.shape[:2], dtype=torch.int64)
         with torch.no_grad():
             found["image"] = model(inputs_embeds=embeddings, attention_mask=mask, logits_to_keep=1).logits[:, -1]
     return found
+
+
+def _without_cache(model: "PreTrainedModel", unable: bool) -> None:
+    """Blocks by themselves that keep no keys run without a cache, in which transformers would look for some."""
+    if unable:
+        for config in (model.config, model.config.get_text_config(decoder=True)):
+            config.use_cache = False
 
 
 def _check_meta(variant: Checkpoint) -> int:
@@ -174,10 +194,12 @@ def _check_meta(variant: Checkpoint) -> int:
     with building(str(variant.path)), torch.device("meta"):
         model = kind(kind.config_class.from_dict(plain_config(variant.config)))
     count = sum(p.numel() for p in model.parameters())
-    if count != parameters(variant):
-        raise VerificationError(
-            f"config.json describes a model of {count:,} parameters, {parameters(variant):,} were written."
-        )
+    written = sum(math.prod(t.shape) for t in variant.tensors.values() if not variant.is_beyond(t.name))
+    if not variant.architecture.complete:  # some buffers are stored: what a router adds to scores, decays
+        own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        count += sum(value.numel() for name, value in model.state_dict().items() if name not in own)
+    if count != written:
+        raise VerificationError(f"config.json describes a model of {count:,} parameters, {written:,} were written.")
     return count
 
 
@@ -194,7 +216,7 @@ def one_block_graphs(
     text_graph(view, form).write(directory / name)
     try:
         graphs = opened(directory, text=name)
-        _ = graphs.text  # opened now: the file can go
+        _ = graphs.text, graphs.shares_cache  # opened and read now: the file can go
     finally:
         (directory / name).unlink()
     return graphs

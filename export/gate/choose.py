@@ -20,11 +20,12 @@ def run_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Verificat
     if onnx:
         from export.gate.checking import computed_by
         from export.gate.op_checks import check_operators
+        from export.gate.op_rig import Kind
 
         say("operators")
         computed, operators = (
             computed_by(plan.form),
-            check_operators(plan.form, plan.target.settings, activations=plan.activations),
+            check_operators(plan.form, plan.target.settings, activations=plan.activations, kind=Kind.of(plan.target)),
         )
     with fitting_threads(plan.source):
         if fits(plan.source):

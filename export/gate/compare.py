@@ -2,14 +2,18 @@
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from export.files.verification import OtherK
-from export.gate.probe import DECODE, MIN_MARGIN, PROMPT, SEEDS, MarginWatch, TextProbe, text_probe
+from export.gate.probe import MIN_MARGIN, SEEDS, MarginWatch, TextProbe, prompt_length, routing_of, text_probe
 from export.gate.tolerance import LEAST_SCALE, scale_of
+from export.run.bound import Bound
 from export.run.graphs import Graphs
+from transform.architectures import Choice
 from transform.checkpoint import Checkpoint
 from transform.errors import VerificationError
+from transform.graphs import why_no_graphs
 from transform.molmoe.compatibility import CACHE
 from transform.runtime import moe_top_k
 
@@ -21,11 +25,14 @@ TOLERANCE = 1e-5
 
 
 def find_probe(model: "PreTrainedModel", checkpoint: Checkpoint) -> TextProbe:
-    """The first seed whose every expert choice is decidable in float32."""
+    """The first seed whose every expert choice is decidable in float32; any where no graph is compared."""
+    settings, length = checkpoint.settings, prompt_length(checkpoint.settings.windows)
+    if why_no_graphs(checkpoint):
+        return text_probe(settings.vocab, SEEDS[0], length)
     for seed in SEEDS:
-        probe = text_probe(checkpoint.settings.vocab, seed)
+        probe = text_probe(settings.vocab, seed, length)
         try:
-            with torch.no_grad(), MarginWatch(model) as watch:
+            with torch.no_grad(), MarginWatch(model, routing_of(checkpoint)) as watch:
                 model(input_ids=probe.ids)
                 watch.mask = probe.mask
                 model(input_ids=probe.batch, attention_mask=probe.mask)
@@ -43,11 +50,16 @@ def find_probe(model: "PreTrainedModel", checkpoint: Checkpoint) -> TextProbe:
 
 
 @torch.no_grad()
-def run_text(model: "PreTrainedModel", probe: TextProbe) -> dict[str, torch.Tensor]:
-    """Logits of the three ways a decoder is used: prefill, decode with a cache, a padded batch."""
-    prefill = model(input_ids=probe.ids[:, :PROMPT], use_cache=True)
+def run_text(model: "PreTrainedModel", probe: TextProbe, caching: bool = True) -> dict[str, torch.Tensor]:
+    """Logits of the three ways a decoder is used: prefill, decode with a cache, a padded batch. Without `caching`, of
+    blocks by themselves that keep no keys by which transformers counts tokens, prefill and the batch."""
+    if not caching:
+        whole = model(input_ids=probe.ids, use_cache=False).logits
+        padded = model(input_ids=probe.batch, attention_mask=probe.mask, use_cache=False).logits
+        return {"prefill": whole, "padded": padded[probe.mask == 1]}
+    prefill = model(input_ids=probe.ids[:, : probe.prompt], use_cache=True)
     cache, steps = prefill[CACHE], []
-    for at in range(PROMPT, PROMPT + DECODE):
+    for at in range(probe.prompt, probe.ids.shape[1]):
         step = model(
             input_ids=probe.ids[:, at : at + 1],
             attention_mask=torch.ones(1, at + 1, dtype=torch.int64),
@@ -88,10 +100,11 @@ def exactly_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]
 
 def other_k(model: "PreTrainedModel", target: Checkpoint, probe: TextProbe) -> OtherK:
     """The comparison can tell one k from another: changing it must change the result."""
-    k = target.settings.top_k
+    k = [value for value in target.settings.top_k if value]
     other = [value - 1 if value > 1 else value + 1 for value in k]
-    if max(other) > target.settings.experts:
-        return {"k": None, "difference": None}  # one expert: there is no other k
+    fixed = target.architecture.k is Choice.FIXED
+    if fixed or not other or max(other) > target.settings.experts:
+        return {"k": None, "difference": None}  # one expert, none, or a number built in
     with torch.no_grad():
         before = model(input_ids=probe.ids).logits
         with moe_top_k(model, other):
@@ -99,7 +112,7 @@ def other_k(model: "PreTrainedModel", target: Checkpoint, probe: TextProbe) -> O
     difference = largest_difference(before, after, "other k")
     if difference == 0:
         raise VerificationError(
-            f"k={other} must give another result than k={list(k)}, the difference is 0: the model ignores its top-k."
+            f"k={other} must give another result than k={k}, the difference is 0: the model ignores its top-k."
         )
     return {"k": other, "difference": difference}
 
@@ -112,7 +125,29 @@ def onnx_vs_torch(model: "PreTrainedModel", graphs: Graphs, probe: TextProbe) ->
 def onnx_vs_outputs(theirs: dict[str, torch.Tensor], graphs: Graphs, probe: TextProbe) -> dict[str, float]:
     """The same with what `run_text` gave."""
     ours = {name: torch.from_numpy(value) for name, value in graphs.run_text(probe).items()}
-    return check_close({name: (ours[name], theirs[name]) for name in ours})
+    pairs = {name: (ours[name], theirs[name]) for name in ours}
+    if graphs.shares_cache:
+        pairs["decode_in_place"] = (_in_place(graphs, probe), theirs["decode"])
+        pairs["padded_in_two"] = (_in_two(graphs, probe), theirs["padded"])
+    return check_close(pairs)
+
+
+def _in_place(graphs: Graphs, probe: TextProbe) -> torch.Tensor:
+    """The decoded steps' logits [1, s, V] as `run` has them: past and present are one buffer."""
+    sequence = Bound(graphs)
+    sequence.prefill(probe.ids[:, : probe.prompt].numpy())
+    steps = [sequence.decode(int(token)) for token in probe.ids[0, probe.prompt :]]
+    return torch.from_numpy(np.stack(steps)[None])
+
+
+def _in_two(graphs: Graphs, probe: TextProbe) -> torch.Tensor:
+    """The padded batch's logits by two calls: several tokens of several rows behind a past, which attention in one
+    operator can't take and the graph leaves to others."""
+    ids, mask = probe.batch.numpy(), probe.mask.numpy()
+    half = ids.shape[1] // 2
+    first, cache = graphs.step(ids[:, :half], mask[:, :half], graphs.empty_cache(len(ids)))
+    second, _ = graphs.step(ids[:, half:], mask, cache)
+    return torch.from_numpy(np.concatenate([first, second], 1)[mask == 1])
 
 
 def check_close(pairs: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float]:

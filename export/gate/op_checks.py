@@ -17,6 +17,7 @@ from export.files.verification import Operators
 from export.gate.op_rig import (
     WIDTH,
     Block,
+    Kind,
     Rig,
     block_graph,
     linear_graph,
@@ -59,8 +60,14 @@ class Check(NamedTuple):
         return self.limit is None or self.difference <= self.limit
 
 
-def check_operators(form: Form, settings: Settings, provider: str = "cpu", activations: str | None = None) -> Operators:
-    """Run the checks of a form and its activations; raises VerificationError at the first that fails.
+def check_operators(
+    form: Form,
+    settings: Settings,
+    provider: str = "cpu",
+    activations: str | None = None,
+    kind: Kind | None = None,
+) -> Operators:
+    """Run the checks of a form, its activations and a kind of experts; raises VerificationError at the first failure.
 
     -> {"onnxruntime", "provider", "checks": {operator, what: {"difference", "limit"}}}, or "not_run" with the reason
     where no machine of this kind can run the form's experts.
@@ -74,7 +81,7 @@ def check_operators(form: Form, settings: Settings, provider: str = "cpu", activ
         else:
             not_run = f"{form.experts}: {reason}"
     checks: dict[str, dict[str, float]] = {}
-    for check in run_checks(form, settings, wanted, activations):
+    for check in run_checks(form, settings, wanted, activations, kind):
         _insist(check, form)
         limits = {} if check.limit is None else {"limit": check.limit}
         checks[f"{check.operator}, {check.what}"] = {"difference": float(f"{check.difference:.2g}"), **limits}
@@ -90,7 +97,9 @@ def check_form(form: Form, activations: str | None = None) -> None:
         raise VerificationError(text)
 
 
-def run_checks(form: Form, settings: Settings, provider: str = CPU, activations: str | None = None) -> Iterator[Check]:
+def run_checks(
+    form: Form, settings: Settings, provider: str = CPU, activations: str | None = None, kind: Kind | None = None
+) -> Iterator[Check]:
     """Measure the checks of a form one by one, judging none; raises VerificationError for what can't run at all."""
     with scratch("operators") as directory:
         # whether weights are repacked at load decides which kernels run: codes must be right both ways
@@ -99,13 +108,13 @@ def run_checks(form: Form, settings: Settings, provider: str = CPU, activations:
         yield from _views(rig, form)
         yield from _norms(rig, settings, form)
         if form.runs_on_cpu or provider != CPU:
-            for k in sorted(set(settings.top_k)):
-                yield from _experts(rig, settings, k, form)
+            for k in sorted(set(settings.top_k) - {0}):
+                yield from _experts(rig, settings, k, form, kind or Kind.plain(settings))
         if form.bits:
             yield from _products(rig, form)
             yield from _tables(rig, form)
-        if form.bits and activations == ROUNDED:
-            yield from _rounded(rig, settings, form, form.bits)
+        if form.bits and activations == ROUNDED and any(settings.top_k):
+            yield from _rounded(rig, settings, form, form.bits, kind)
 
 
 def missing_cuda() -> str | None:
@@ -177,16 +186,16 @@ def _norms(rig: Rig, settings: Settings, form: Form) -> Iterator[Check]:
     yield _compare(rig, operator, f"epsilon {settings.eps}", graph, x, rms_normed(x, weight, settings.eps), form)
 
 
-def _experts(rig: Rig, settings: Settings, k: int, form: Form) -> Iterator[Check]:
+def _experts(rig: Rig, settings: Settings, k: int, form: Form, kind: Kind) -> Iterator[Check]:
     """A block of experts for each way in which the form may store them."""
     if form.bits is None:
         for stored in ("F32", "BF16") if form.stored is None else (DTYPES[form.stored],):
-            block = make_block(rig, settings, k, stored)
+            block = make_block(rig, settings, k, stored, kind=kind)
             yield _block(rig, block, form, f"{'gate and up in turns' if form.stacked else stored}, k {k}")
         return
-    block = make_block(rig, settings, k, bits=form.bits)
+    block = make_block(rig, settings, k, bits=form.bits, kind=kind)
     yield _block(rig, block, form, f"{form.bits} bits, k {k}")
-    if not settings.norm_top_k:
+    if kind == Kind.plain(settings) and not settings.norm_top_k:
         # what the emission guards against; a difference of 0 would say that it needn't any more
         difference = _difference(rig, block, block_graph(block.checkpoint, form), block.tokens, _no_router_weights)
         yield Check(form.experts, f"{form.bits} bits, without router_weights, k {k}", difference, None)
@@ -224,10 +233,10 @@ def _tables(rig: Rig, form: Form) -> Iterator[Check]:
     yield _compare(rig, "GatherBlockQuantized", what, rows_graph(tensor, form), ids, meant[ids], form)
 
 
-def _rounded(rig: Rig, settings: Settings, form: Form, bits: int) -> Iterator[Check]:
+def _rounded(rig: Rig, settings: Settings, form: Form, bits: int, kind: Kind | None) -> Iterator[Check]:
     """The same two operators where rows are rounded to 8 bits; without repacking they are not."""
     k = max(settings.top_k)
-    block = make_block(rig, settings, k, bits=bits)
+    block = make_block(rig, settings, k, bits=bits, kind=kind)
     graph = block_graph(block.checkpoint, form, activations=ROUNDED)
     found = [_difference(rig, block, graph, x) for x in (block.tokens, block.tokens[:1])]
     yield Check(form.experts, f"{bits} bits, int8 activations, k {k}", float(np.max(found)), INT8_LIMIT)

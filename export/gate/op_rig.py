@@ -20,6 +20,7 @@ from export.run.providers import CPU
 from export.run.session import Provider, RunError, open_session
 from export.run.session_options import SESSION_OPTIONS
 from transform.architectures import Settings
+from transform.architectures.graph_facts import Activation, DecoderGraph, GateUp, Rope, Routing, Scores
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint, Pack, Tensor
 from transform.errors import VerificationError
@@ -105,29 +106,66 @@ class Rig:
 
 
 @dataclass(frozen=True)
+class Kind:
+    """What kind of experts a model has: what they compute, whether a correction helps to choose them."""
+
+    facts: DecoderGraph
+    corrected: bool = False
+
+    @classmethod
+    def plain(cls, settings: Settings) -> "Kind":
+        """A softmax over all, SiLU."""
+        return cls(DecoderGraph(Routing(renormalise=settings.norm_top_k), Rope(settings.head_dim, settings.rope_theta)))
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> "Kind":
+        """A checkpoint's own."""
+        corrected = any(checkpoint.has("router.correction", i) for i in range(checkpoint.settings.layers))
+        return cls(checkpoint.graph, corrected)
+
+    @property
+    def in_slabs(self) -> bool:
+        """Gate and up in turns are in one array, with biases."""
+        return self.facts.gate_up is GateUp.ALTERNATING
+
+
+@dataclass(frozen=True)
 class Block:
     """One block as a variant holds it, the values it stands for, and tokens whose choice of experts is clear."""
 
     checkpoint: Checkpoint
     norm: Array  # [d]
     router: Array  # [E, d]
+    correction: Array  # [E]
     experts: tuple[Array, Array, Array]  # gate, up [E, I, d] and down [E, d, I]
+    biases: tuple[Array, Array]  # [E, 2I] in turns, [E, d]
     tokens: Array  # [n, d]
 
     def expected(self, x: Array) -> Array:
         """x + experts(norm(x))."""
-        settings = self.checkpoint.settings
+        settings, facts = self.checkpoint.settings, self.checkpoint.graph
         x = x.astype(np.float64)
         normed = rms_normed(x, self.norm, settings.eps)
-        shares = softmax(normed @ self.router.T)
-        chosen = np.argsort(-shares, axis=1)[:, : settings.top_k[0]]
-        kept = np.take_along_axis(shares, chosen, axis=1)
-        if settings.norm_top_k:
-            kept = kept / kept.sum(axis=1, keepdims=True)
+        scores = chosen_by(facts.routing, normed @ self.router.T)
+        chosen = np.argsort(-(scores + self.correction), axis=1)[:, : settings.top_k[0]]
+        kept = np.take_along_axis(scores, chosen, axis=1)
+        if facts.routing.renormalise or facts.routing.scores is Scores.CHOSEN:
+            kept = kept / np.maximum(kept.sum(axis=1, keepdims=True) + facts.routing.add, facts.routing.least)
         gate, up, down = (part[chosen] for part in self.experts)  # [n, k, ...]
-        gated = np.einsum("nkid,nd->nki", gate, normed)
-        inner = gated / (1 + np.exp(-gated)) * np.einsum("nkid,nd->nki", up, normed)
-        return x + np.einsum("nk,nkdi,nki->nd", kept, down, inner)
+        bias, bias_down = (part[chosen] for part in self.biases)
+        gated = np.einsum("nkid,nd->nki", gate, normed) + bias[..., 0::2]
+        above = np.einsum("nkid,nd->nki", up, normed) + bias[..., 1::2]
+        if facts.activation is Activation.CLAMPED:
+            gated, above = np.minimum(gated, facts.limit), np.clip(above, -facts.limit, facts.limit) + 1
+        inner = gated / (1 + np.exp(-facts.alpha * gated)) * above
+        found = np.einsum("nkdi,nki->nkd", down, inner) + bias_down
+        return x + facts.routing.scale * np.einsum("nk,nkd->nd", kept, found)
+
+
+def chosen_by(routing: Routing, logits: Array) -> Array:
+    """What experts are chosen by, without a correction; weights too, once those of the chosen are divided by their sum
+    where that is meant."""
+    return 1 / (1 + np.exp(-logits)) if routing.scores is Scores.SIGMOID else softmax(logits)
 
 
 @dataclass(frozen=True)
@@ -135,17 +173,28 @@ class OneBlock(Checkpoint):
     """Experts as any checkpoint has them, without a family: tensors are called by their roles."""
 
     settings: Settings = field(kw_only=True)
+    graph: DecoderGraph = field(kw_only=True)
 
     def name(self, role: str, i: int = 0, e: int = 0, j: int = 0) -> str:
         """Such as `expert.gate.0.3.0`."""
         return f"{role}.{i}.{e}.{j}"
 
+    def has(self, role: str, i: int = 0, e: int = 0) -> bool:
+        """Whether it was stored."""
+        return self.name(role, i, e) in self.tensors
 
-def make_block(rig: Rig, settings: Settings, k: int, stored: str = "F32", bits: int = 0) -> Block:
+
+def make_block(
+    rig: Rig, settings: Settings, k: int, stored: str = "F32", bits: int = 0, kind: Kind | None = None
+) -> Block:
     """A block with the model's k, norm and epsilon at small widths; `bits` packs its experts."""
-    count = min(settings.experts, k + SPARE)
-    small = replace(settings, hidden=WIDTH, layers=1, heads=1, kv_heads=1, experts=count, top_k=(k,))
-    empty = OneBlock(rig.directory, {}, {}, (), settings=small)
+    count, kind = min(settings.experts, k + SPARE), kind or Kind.plain(settings)
+    small = replace(
+        settings, hidden=WIDTH, layers=1, heads=1, kv_heads=1, experts=count, top_k=(k,), experts_of=(count,),
+        windows=(None,),
+    )  # fmt: skip
+    facts = replace(kind.facts, routing=replace(kind.facts.routing, groups=None))
+    empty = OneBlock(rig.directory, {}, {}, (), settings=small, graph=facts)
     tensors: dict[str, Tensor] = {}
 
     def add(role: str, values: Array, e: int = 0) -> Array:
@@ -155,40 +204,62 @@ def make_block(rig: Rig, settings: Settings, k: int, stored: str = "F32", bits: 
 
     norm = add("mlp.norm", 1 + rig.draw(WIDTH, scale=0.1))
     router = add("router", rig.draw(count, WIDTH, scale=1.5 / WIDTH**0.5))
+    correction = add("router.correction", rig.draw(count, scale=0.1)) if kind.corrected else np.zeros(count)
     drawn = {
         "gate": rig.draw(count, INNER, WIDTH, scale=2 / WIDTH**0.5),
         "up": rig.draw(count, INNER, WIDTH, scale=2 / WIDTH**0.5),
         "down": rig.draw(count, WIDTH, INNER, scale=2 / INNER**0.5),
     }
+    biases = np.zeros((count, 2 * INNER)), np.zeros((count, WIDTH))
+    if kind.in_slabs:
+        biases = (
+            add("expert.gate_up.bias", rig.draw(count, 2 * INNER, scale=0.3)),
+            add("expert.down_slab.bias", rig.draw(count, WIDTH, scale=0.3)),
+        )
     if bits:
-        values = _pack_experts(rig, empty, tensors, drawn, bits)
+        values = _pack_experts(rig, empty, tensors, drawn, bits, kind.in_slabs)
+    elif kind.in_slabs:
+        both = add("expert.gate_up", _in_turns(drawn).swapaxes(1, 2)).swapaxes(1, 2)
+        down = add("expert.down_slab", drawn["down"].swapaxes(1, 2)).swapaxes(1, 2)
+        values = {"gate": both[:, 0::2], "up": both[:, 1::2], "down": down}
     else:  # stack after stack
         values = {part: np.stack([add(f"expert.{part}", w, e) for e, w in enumerate(v)]) for part, v in drawn.items()}
     experts = (values["gate"], values["up"], values["down"])
-    return Block(replace(empty, tensors=tensors), norm, router, experts, _clear_tokens(rig, norm, router, k))
+    tokens = _clear_tokens(rig, norm, lambda normed: chosen_by(facts.routing, normed @ router.T) + correction, k)
+    return Block(replace(empty, tensors=tensors), norm, router, correction, experts, biases, tokens)
+
+
+def _in_turns(drawn: Mapping[str, Array]) -> Array:
+    """[E, 2I, d]: rows gate 0, up 0, gate 1, ..."""
+    return np.stack((drawn["gate"], drawn["up"]), axis=2).reshape(len(drawn["gate"]), 2 * INNER, WIDTH)
 
 
 def _pack_experts(
-    rig: Rig, empty: Checkpoint, tensors: dict[str, Tensor], drawn: Mapping[str, Array], bits: int
+    rig: Rig, empty: Checkpoint, tensors: dict[str, Tensor], drawn: Mapping[str, Array], bits: int, in_slabs: bool
 ) -> dict[str, Array]:
     """Gate and up in alternating rows in one pack, down in another; every expert's tensor carries its stack's."""
-    both = np.stack((drawn["gate"], drawn["up"]), axis=2).reshape(len(drawn["gate"]), 2 * INNER, WIDTH)
-    gate_up, meant = rig.pack("gate_up", both, bits, "F16")
+    gate_up, meant = rig.pack("gate_up", _in_turns(drawn), bits, "F16")
     down, meant_down = rig.pack("down", drawn["down"], bits, "F16")
+    kind = f"I{bits}"
+    if in_slabs:
+        for role, found in (("expert.gate_up", gate_up), ("expert.down_slab", down)):
+            shape = (len(meant), WIDTH, 2 * INNER) if found is gate_up else (len(meant), INNER, WIDTH)
+            tensors[empty.name(role)] = found.codes._replace(name=role, shape=shape, stored=kind, pack=found)
+        return {"gate": meant[:, 0::2], "up": meant[:, 1::2], "down": meant_down}
     for part, found in (("gate", gate_up), ("up", gate_up), ("down", down)):
         for e, weight in enumerate(drawn[part]):
-            name, kind = empty.name(f"expert.{part}", 0, e), f"I{bits}"
+            name = empty.name(f"expert.{part}", 0, e)
             tensors[name] = found.codes._replace(name=name, shape=weight.shape, stored=kind, pack=found)
     return {"gate": meant[:, 0::2], "up": meant[:, 1::2], "down": meant_down}
 
 
-def _clear_tokens(rig: Rig, norm: Array, router: Array, k: int) -> Array:
+def _clear_tokens(rig: Rig, norm: Array, choice: Callable[[Array], Array], k: int) -> Array:
     """Of many drawn tokens those whose k-th expert leads most: 16 bits must not choose others."""
     many = rig.draw(40 * TOKENS, WIDTH)
-    if k == len(router):
+    scores = -np.sort(-choice(rms_normed(many, norm, 1e-5)), axis=1)
+    if k == scores.shape[1]:
         return many[:TOKENS]
-    logits = -np.sort(-(rms_normed(many, norm, 1e-5) @ router.T), axis=1)
-    lead = logits[:, k - 1] - logits[:, k]
+    lead = np.log(np.maximum(scores[:, k - 1], 1e-12)) - np.log(np.maximum(scores[:, k], 1e-12))
     return many[np.argsort(-lead)[:TOKENS]]
 
 

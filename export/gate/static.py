@@ -18,6 +18,7 @@ from export.graph.static import write_decoders
 from export.run.io_file import form_in, read_io
 from export.run.static import StaticGraphs
 from export.run.static_plan import Prefill, StaticPlan, read_static
+from transform.architectures.graph_facts import Routing
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint
 from transform.molmoe import tiling
@@ -39,7 +40,7 @@ def check_static_text(graphs: StaticGraphs, golden: dict[str, Array], tolerance:
 
     Returns {graph file: largest difference of its logits, steps included}.
     """
-    ids, theirs = golden["ids"], golden["logits"][0]
+    ids, theirs = golden["ids"][:, : graphs.static.cache], golden["logits"][0]
     prompt = ids.shape[1] - DECODE
     half = prompt // 2
     found = {}
@@ -86,13 +87,13 @@ def static_images(
 
 
 def check_static_images(
-    graphs: StaticGraphs, model: "PreTrainedModel", images: list[StaticImage], tolerance: float
+    graphs: StaticGraphs, model: "PreTrainedModel", images: list[StaticImage], tolerance: float, routing: Routing
 ) -> dict[str, float | None]:
     """A picture prompt of every tiling against PyTorch: embeddings, and the last logits where every expert choice of
     its hundreds of tokens is decidable (None where not)."""
     found: dict[str, float | None] = {}
     for image in images:
-        with MarginWatch(model) as watch:
+        with MarginWatch(model, routing) as watch:
             rows, embeddings, logits = torch_image(model, image.probe)
         ids, cut = image.probe.input_ids, image.cut
         files = " and ".join(image.prefill.file(kind) for kind in ("vision", "embedding"))
@@ -119,7 +120,7 @@ def verify_static(
     found: dict[str, float | None] = {"relative_tolerance": tolerance, **check_static_text(graphs, golden, tolerance)}
     if graphs.static.modality.sees_images:
         images = static_images(graphs.static, checkpoint, directory, graphs.io["vision"], seed)
-        found |= check_static_images(graphs, model, images, tolerance)
+        found |= check_static_images(graphs, model, images, tolerance, checkpoint.graph.routing)
     return found
 
 
@@ -136,7 +137,7 @@ def verify_static_block(
         found = check_static_text(graphs, record(model, ids, None), tolerance)
         if pictures and static.modality.sees_images:
             images = static_images(static, view, directory, io["vision"], 0)
-            measured = check_static_images(graphs, model, images, tolerance)
+            measured = check_static_images(graphs, model, images, tolerance, view.graph.routing)
             found |= {name: value for name, value in measured.items() if value is not None}
     finally:
         for file in files:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from export.gate.probe import MIN_MARGIN, SEEDS, margins, text_probe
+from export.gate.probe import MIN_MARGIN, PLAIN, SEEDS, Outputs, margins, prompt_length, routing_of, text_probe
+from transform.architectures.graph_facts import Routing
 from transform.arrays import Array
-from transform.runtime import find_routers
+from transform.checkpoint import Checkpoint
+from transform.runtime import find_decoder, find_routers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,10 +24,10 @@ CANDIDATES = 4  # of the seeds: one alone may meet an expert choice that float32
 
 
 class Stream:
-    """One prompt's way; `ids` [1, s]."""
+    """One prompt's way; `ids` [1, s], `routing`: how the routers choose."""
 
-    def __init__(self, ids: Array) -> None:
-        self.ids = ids
+    def __init__(self, ids: Array, routing: Routing | None = PLAIN) -> None:
+        self.ids, self.routing = ids, routing
         self.logits: torch.Tensor | None = None  # [1, s, V] of the blocks so far
         self._hidden: torch.Tensor | None = None  # [1, s, d] that left the last block
         self._gaps = torch.full((ids.shape[1],), torch.inf)  # per token, the smallest of all routers
@@ -38,7 +40,7 @@ class Stream:
 
     def through(self, model: "PreTrainedModel") -> None:
         """Pass the next block, the only one of `model`."""
-        block = next(m for m in model.modules() if type(m).__name__.endswith("DecoderLayer"))
+        block = find_decoder(model).layers[0]
         handles = [router.register_forward_hook(self._look) for router, _ in find_routers(model)]
         handles.append(block.register_forward_pre_hook(self._enter, with_kwargs=True))
         handles.append(block.register_forward_hook(self._leave))
@@ -59,19 +61,21 @@ class Stream:
     def _leave(self, _block: object, _inputs: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
         self._hidden = output if isinstance(output, torch.Tensor) else output[0]
 
-    def _look(self, router: torch.nn.Module, _inputs: object, outputs: tuple[torch.Tensor, ...]) -> None:
-        self._gaps = torch.minimum(self._gaps, margins(router, outputs))
+    def _look(self, router: torch.nn.Module, _inputs: object, outputs: Outputs) -> None:
+        self._gaps = torch.minimum(self._gaps, margins(router, outputs, self.routing))
 
 
-def candidates(vocab: int) -> list[Stream]:
+def candidates(checkpoint: Checkpoint) -> list[Stream]:
     """Prompts for golden outputs, of which `golden_of` takes one in the end."""
-    return [Stream(text_probe(vocab, seed).ids.numpy()) for seed in SEEDS[:CANDIDATES]]
+    settings, routing = checkpoint.settings, routing_of(checkpoint)
+    length = prompt_length(settings.windows)
+    return [Stream(text_probe(settings.vocab, seed, length).ids.numpy(), routing) for seed in SEEDS[:CANDIDATES]]
 
 
 def golden_of(streams: Sequence[Stream], least: int) -> dict[str, Array]:
     """`ids` and `logits` of the stream with the most decided tokens, cut behind them; none where there are fewer than
     `least`. Causality keeps what is cut off from the rest."""
-    best = max(streams, key=lambda stream: stream.decided)
-    if best.decided < least or best.logits is None:
+    best = max(streams, key=lambda stream: stream.decided, default=None)
+    if best is None or best.decided < least or best.logits is None:
         return {}
     return {"ids": best.ids[:, : best.decided], "logits": best.logits[:, : best.decided].numpy()}

@@ -41,7 +41,7 @@ def load_model(directory: str, request: Record) -> tuple["transformers.PreTraine
     It loads in the type that all its tensors have, and computes in float32.
     """
     pictures = request["pictures"]
-    kind = transformers.AutoModelForImageTextToText if pictures else transformers.AutoModelForCausalLM
+    kind = transformers.AutoModelForImageTextToText if pictures else auto_class(directory, request.get("class"))
     model, info = kind.from_pretrained(
         directory, dtype=getattr(torch, request["dtype"]), output_loading_info=True, trust_remote_code=pictures
     )
@@ -60,6 +60,19 @@ def load_model(directory: str, request: Record) -> tuple["transformers.PreTraine
         widen_in_turn(tower)
         see_once(tower)
     return model.eval(), counts
+
+
+def auto_class(directory: str, name: str | None) -> Any:
+    """The Auto class that gives the class of this name; the one for text where none is asked for.
+
+    For some models the one for text gives another class, which leaves out a vision tower without a word.
+    """
+    if name is not None:
+        config = type(transformers.AutoConfig.from_pretrained(directory))
+        for auto in (transformers.AutoModelForImageTextToText, transformers.AutoModelForCausalLM):
+            if config in auto._model_mapping and auto._model_mapping[config].__name__ == name:
+                return auto
+    return transformers.AutoModelForCausalLM
 
 
 def widen_in_turn(tower: torch.nn.Module) -> None:

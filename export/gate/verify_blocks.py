@@ -15,13 +15,14 @@ from export.gate.checking import checking_graphs, checking_static, rounds_activa
 from export.gate.compare import TOLERANCE, find_probe, onnx_vs_outputs, run_text
 from export.gate.golden import Differences, check_graphs, compare, record
 from export.gate.image_probe import ImageProbe
+from export.gate.probe import routing_of
 from export.gate.static import check_static_text, verify_static_block
 from export.gate.stream import Stream
 from export.run.graphs import Graphs
 from export.run.static_plan import read_static
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint
-from transform.depth import drop_blocks
+from transform.depth import view_blocks
 from transform.errors import VerificationError
 from transform.load import load_view
 from transform.machine import release_memory, return_at_once
@@ -59,7 +60,7 @@ def verify_blocks(
         embeddings = embed(checkpoint, image)[0].numpy()[golden["image.rows"]]
         name = "image.embeddings"
         found.torch_vs_golden[name] = compare(embeddings, golden[name], TOLERANCE, f"PyTorch, {name}")
-    stream, layers = Stream(golden["ids"]), checkpoint.settings.layers
+    stream, layers = Stream(golden["ids"], routing_of(checkpoint)), checkpoint.settings.layers
     for block in range(layers):
         say(f"PyTorch == golden, ONNX == PyTorch: block {block + 1} of {layers}")
         try:
@@ -86,7 +87,7 @@ def _block(
 ) -> None:
     """Pass one block in PyTorch, then compare its graphs with what it gave; one of them is in memory at a time."""
     directory, first = checkpoint.path, block == 0
-    view = drop_blocks(checkpoint, (block,))
+    view = view_blocks(checkpoint, (block,))
     graphs = Graphs(directory) if onnx else None
     static = graphs is not None and bool(graphs.io.get("static"))
     model, _ = load_view(view, pictures=static and first)

@@ -26,6 +26,7 @@ EARLIER = 17  # LayerNormalization is in it: onnxruntime 1.12
 IR_VERSION = 8
 CONTRIB = "com.microsoft"  # onnxruntime's own operators, for the fused forms
 FLOAT, FLOAT16, INT64, BOOL = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64, TensorProto.BOOL
+INT32 = TensorProto.INT32
 DOUBLE, UINT8 = TensorProto.DOUBLE, TensorProto.UINT8
 TYPES = {
     "F32": TensorProto.FLOAT,
@@ -54,6 +55,7 @@ class Graph:
         self.fixed = fixed  # all sizes are known: those that onnx can't infer are written down
         self.compute = TYPES[DTYPES[form.compute]]
         self.fused = form.fused  # onnxruntime's own operators may be used
+        self.form = form
         self.notes: Mapping[str, str] = {}  # metadata
         self._nodes: list[Any] = []
         self._inputs: list[Any] = []
@@ -88,9 +90,26 @@ class Graph:
         self._append(kind, inputs, [name], **attributes)
         return name
 
+    def result(self, name: str | None, kind: str, *inputs: str, **attributes: object) -> str:
+        """`named` where there is a name, else `op`."""
+        return self.op(kind, *inputs, **attributes) if name is None else self.named(name, kind, *inputs, **attributes)
+
     def choose(self, condition: str, then: Callable[[], str], otherwise: Callable[[], str]) -> str:
         """`If`: only the chosen branch runs and takes memory. Branches yield one tensor of the graph's type."""
         return self.op("If", condition, then_branch=self._branch(then), else_branch=self._branch(otherwise))
+
+    def choose_and(
+        self,
+        named: Sequence[str],
+        condition: str,
+        then: Callable[[], Sequence[str]],
+        otherwise: Callable[[], Sequence[str]],
+    ) -> str:
+        """`choose` of several tensors: the first is returned, the others have public names, as of `named`."""
+        then_branch, else_branch = self._several(then), self._several(otherwise)
+        result = self._fresh()
+        self._append("If", [condition], [result, *named], then_branch=then_branch, else_branch=else_branch)
+        return result
 
     def each(self, count: str, build: Callable[[str], str], dtype: int) -> str:
         """`Loop`: build(i) for i from 0 to the scalar `count`, results of one shape and of `dtype` stacked in front."""
@@ -143,6 +162,14 @@ class Graph:
         """An int64 scalar."""
         return self.constant(np.array(value, np.int64))
 
+    def scaled(self, value: str, by: float) -> str:
+        """A value of the graph's type times a number, which float16 would round for every token alike."""
+        if by == 1.0:
+            return value
+        if self.compute == FLOAT:
+            return self.op("Mul", value, self.float32(by))
+        return self.cast(self.op("Mul", self.wide(value), self.float32(by)))
+
     def float32(self, value: float) -> str:
         """A float32 scalar."""
         return self.constant(np.array(value, np.float32))
@@ -155,19 +182,26 @@ class Graph:
         """A float32 value in the graph's own type."""
         return value if self.compute == FLOAT else self.op("Cast", value, to=self.compute)
 
+    def wide(self, value: str) -> str:
+        """A value of the graph's type in float32."""
+        return value if self.compute == FLOAT else self.op("Cast", value, to=FLOAT)
+
     def stored(self, tensor: Tensor) -> str:
         """A weight as it is stored, in place."""
-        if tensor.name not in self._initializers:
+        name = tensor.name
+        if name in self._initializers and tuple(self._initializers[name].dims) != tensor.shape:
+            name = f"{name}.{'x'.join(map(str, tensor.shape))}"  # the same bytes in another shape: a tied head's codes
+        if name not in self._initializers:
             proto = TensorProto()
-            proto.name = tensor.name
+            proto.name = name
             proto.data_type = TYPES[tensor.stored]
             proto.dims.extend(tensor.shape)
             proto.data_location = TensorProto.EXTERNAL
             for key, value in (("location", tensor.file.name), ("offset", tensor.start), ("length", tensor.nbytes)):
                 entry = proto.external_data.add()
                 entry.key, entry.value = key, str(value)
-            self._initializers[tensor.name] = proto
-        return tensor.name
+            self._initializers[name] = proto
+        return name
 
     def weight(self, tensor: Tensor) -> str:
         """A weight to compute with: in place where it is stored in the graph's type, else through a cast."""
@@ -197,12 +231,13 @@ class Graph:
         shape = (len(tensors), rows, 1, columns) if spread else (len(tensors), rows, columns)
         return self.stored(first._replace(name=f"{first.name}.stack", shape=shape, nbytes=len(tensors) * first.nbytes))
 
-    def linear(self, x: str, weight: Tensor, bias: Tensor | None = None) -> str:
-        """x W^T (+ b) for x [n, in] and W [out, in]: the stored layout, so that no weight is ever transposed."""
+    def linear(self, x: str, weight: Tensor, bias: Tensor | None = None, turned: bool = False) -> str:
+        """x W^T (+ b) for x [n, in] and W [out, in], or `turned` [in, out]: as it is stored, so that no weight is ever
+        transposed."""
         if weight.pack is not None:
             return self._packed_linear(x, weight, weight.pack, bias)
         operands = [x, self.weight(weight)] + ([self.weight(bias)] if bias else [])
-        return self.op("Gemm", *operands, transB=1)
+        return self.op("Gemm", *operands, **({} if turned else {"transB": 1}))
 
     def model(self) -> Any:
         """The finished model."""
@@ -251,7 +286,10 @@ class Graph:
         return f"v{self._values}"
 
     def _branch(self, build: Callable[[], str]) -> object:
-        return self._nested(lambda: [_unshaped(build(), self.compute)])
+        return self._several(lambda: [build()])
+
+    def _several(self, build: Callable[[], Sequence[str]]) -> object:
+        return self._nested(lambda: [_unshaped(name, self.compute) for name in build()])
 
     def _nested(self, build: Callable[[], Sequence[object]], given: Sequence[object] = ()) -> object:
         """The subgraph whose nodes `build` appends; it returns the outputs' infos, `given` are those of the inputs."""

@@ -33,6 +33,7 @@ def parse_static(cache: str | None, prompt: str | None) -> tuple[int | None, int
 
 def plan_static(plan: Plan, cache: int, prompt: int | None = None) -> StaticPlan:
     """The static graphs of a planned variant; raises KnobError where a prompt doesn't fit the cache or the model."""
+    plan.insist_on_graphs("--static")
     most = plan.target.settings.max_positions
     if not LEAST_CACHE <= cache <= most:
         raise KnobError(
@@ -126,7 +127,7 @@ def write_decoders(
 
 def static_decoders(checkpoint: Checkpoint, static: StaticPlan, form: Form) -> "dict[str, Graph]":
     """The static decoders by their files: one per prompt length, and that of one token more."""
-    from export.graph.attention import Static
+    from export.graph.context import Static
     from export.graph.decoder import text_graph
 
     lengths = {prefill.file("prefill"): prefill.sequence for prefill in static.prefills} | {DECODE: 1}

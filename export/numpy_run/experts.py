@@ -24,7 +24,7 @@ class MoE(OpRun):
 
     def _run(self, x: Array, logits: Array, *weights: Array | None, k: int, **attributes: Any) -> tuple[Array]:
         fc1, bias1, fc2, bias2, fc3, bias3 = _filled(weights, 6)
-        _without("MoE", {"fc1_experts_bias": bias1, "fc2_experts_bias": bias2, "fc3_experts_bias": bias3})
+        _without("MoE", {"fc3_experts_bias": bias3})
         assert fc1 is not None and fc2 is not None
         shares = softmax(logits.reshape(-1, logits.shape[-1]))
         chosen = top_k(shares, k)
@@ -32,7 +32,8 @@ class MoE(OpRun):
         if attributes.pop("normalize_routing_weights", 0):
             shares /= shares.sum(axis=1, keepdims=True)
         third = None if fc3 is None else fc3.__getitem__
-        return (mixed(x, chosen, shares, fc1.__getitem__, fc2.__getitem__, third, **attributes),)
+        given = (fc1.__getitem__, fc2.__getitem__, third)
+        return (mixed(x, chosen, shares, *given, biases=(bias1, bias2), **attributes),)
 
 
 class QMoE(OpRun):
@@ -45,8 +46,9 @@ class QMoE(OpRun):
         block_size: int = 0, normalize_routing_weights: int = 0, **attributes: Any,
     ) -> tuple[Array]:  # fmt: skip
         fc1, scales1, bias1, fc2, scales2, bias2, fc3, scales3, bias3, *rest = _filled(weights, 13)
-        biases = {"fc1_experts_bias": bias1, "fc2_experts_bias": bias2, "fc3_experts_bias": bias3}
-        _without("QMoE", biases | {f"fc{i + 1}_zero_points": value for i, value in enumerate(rest[:3])})
+        _without(
+            "QMoE", {"fc3_experts_bias": bias3} | {f"fc{i + 1}_zero_points": value for i, value in enumerate(rest[:3])}
+        )
         router = rest[3]
         assert fc1 is not None and fc2 is not None and scales1 is not None and scales2 is not None
         logits = wide(logits.reshape(-1, logits.shape[-1]))
@@ -61,7 +63,7 @@ class QMoE(OpRun):
             for codes, scales in ((fc1, scales1), (fc2, scales2), (fc3, scales3))
         ]
         assert pick[0] is not None and pick[1] is not None
-        return (mixed(x, chosen, shares, pick[0], pick[1], pick[2], **attributes),)
+        return (mixed(x, chosen, shares, pick[0], pick[1], pick[2], biases=(bias1, bias2), **attributes),)
 
 
 def top_k(values: Array, k: int) -> Array:
@@ -72,7 +74,7 @@ def top_k(values: Array, k: int) -> Array:
 def mixed(
     x: Array, chosen: Array, shares: Array, fc1: Weights, fc2: Weights, fc3: Weights | None,
     activation_type: str = "relu", activation_alpha: float | None = None, activation_beta: float | None = None,
-    swiglu_fusion: int = 0, swiglu_limit: float = np.inf,
+    swiglu_fusion: int = 0, swiglu_limit: float = np.inf, biases: tuple[Array | None, Array | None] = (None, None),
 ) -> Array:  # fmt: skip
     """The experts' outputs for x [..., H], weighted by `shares` [n, k]; rounded to x's type where a kernel stores."""
     if activation_type not in ("silu", "swiglu"):
@@ -93,8 +95,12 @@ def mixed(
     def stored(values: Array) -> Array:
         return wide(values.astype(x.dtype, copy=False))
 
+    def biased(values: Array, which: int, e: int) -> Array:
+        bias = biases[which]
+        return stored(values if bias is None else values + wide(bias[e]))
+
     def expert(e: int, rows: Array) -> Array:
-        gate = stored(linear(rows, fc1(e)))
+        gate = biased(linear(rows, fc1(e)), 0, e)
         up = None if fc3 is None else stored(linear(rows, fc3(e)))
         if fused and swiglu_fusion == 1:
             gate, up = gate[:, 0::2], gate[:, 1::2]
@@ -106,7 +112,7 @@ def mixed(
         inner = gate * sigmoid(np.float32(alpha) * gate)
         if up is not None:
             inner = inner * (up + np.float32(beta))
-        return stored(linear(stored(inner), fc2(e)))
+        return biased(linear(stored(inner), fc2(e)), 1, e)
 
     result = np.zeros(flat.shape, np.float32)
     for e in np.unique(chosen):

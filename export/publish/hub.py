@@ -105,7 +105,7 @@ class Hub:
         return Receipt(f"hf:{self.repository}@{content.version}", head)
 
     def confirm(self, receipt: Receipt, content: Content) -> None:
-        """List the version's commit and main again; the storage has the bytes of what they name."""
+        """List the version's commit and main again; the Hub makes no commit that names bytes it lacks."""
         with self._client() as client:
             _check(client, content, receipt.digest, content.version)
             _check(client, content, client.commit_of(MAIN), MAIN)
@@ -203,7 +203,7 @@ def _digest(content: Content, item: Item, file: "Listed") -> str:
 
 
 def _check(client: "HubClient", content: Content, commit: str, branch: str) -> None:
-    """A commit lists the content's files and no others, and the storage has the bytes of the large ones."""
+    """A commit lists the content's files with their digests, and no others."""
     listed = client.listing(commit)
     for item in content.items:
         file = listed.get(item.path)
@@ -216,7 +216,3 @@ def _check(client: "HubClient", content: Content, commit: str, branch: str) -> N
         raise PublishError(
             f"{client.repository}: {branch} must hold the variant alone, it also lists {extra[0]}. Push again."
         )
-    large = [item for item in content.items if listed[item.path].sha256 is not None]
-    stored = client.stored(large)
-    if lost := [item.path for item in large if item.sha256 not in stored]:
-        raise PublishError(f"{client.repository}: {branch} names {lost[0]}, whose bytes the Hub lacks. Push again.")

@@ -46,7 +46,7 @@ def parse_reference(rest: str) -> re.Match[str]:
     if match is None:
         raise PublishError(
             f"a reference must be oci://HOST/REPOSITORY, lower case, with :TAG or @sha256:DIGEST behind it, got "
-            f"{rest[:120]!r}. Give one such as oci://localhost:5000/molmoe."
+            f"{rest[:120]!r}. Give one such as oci://localhost:5000/team/model."
         )
     return match
 

@@ -175,13 +175,13 @@ def _is_budget(tokens: Any) -> bool:
 
 
 def _is_layers(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_count, value))
+    return isinstance(value, list) and all(map(_is_id, value))
 
 
 _ALWAYS: tuple[Rule, ...] = (
     ("session_options", _are_options, f"session options, strings of at most {LONGEST:,} characters"),
     ("layers", _is_count, "a number of blocks"),
-    ("top_k", _is_layers, "experts per token, a list with one number per block"),
+    ("top_k", _is_layers, "experts per token, a list with one number per block, 0 where it has none"),
     ("max_positions", _is_count, "a number of tokens"),
     ("model_type", lambda value: isinstance(value, str) and bool(re.fullmatch(r"[\w.\-]{1,100}", value)), "a name"),
     ("special_ids", _are_special, "ids: bos, a list eos, and those of the image, each from 0"),

@@ -121,7 +121,7 @@ def measure_picture(ctx: Context, directory: Path) -> Iterator[Row]:
 
     graphs, checkpoint = Graphs(directory, ctx.provider, ctx.threads), read_checkpoint(directory)
     golden = load_golden(directory, checkpoint)
-    if golden is not None:
+    if golden is not None and "image.rows" in golden:
         image = image_probe(checkpoint, directory, read_json(directory / "manifest.json")["vision"], 0)
         features = graphs.image_features(image.images[0], image.image_masks[0], image.feature_index)
         found = graphs.embed(golden["image.input_ids"], features)[0][golden["image.rows"]].astype(np.float32)

@@ -114,6 +114,26 @@ def write_sparse_molmoe(
     return directory
 
 
+def write_sparse(
+    directory: Path, config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]], dtype: str
+) -> Path:
+    """A checkpoint of holes in one file: these names, shapes and config."""
+    table: dict[str, dict[str, Any]] = {}
+    at = 0
+    for name, shape in tensors.items():
+        size = math.prod(shape) * ITEM_BYTES[dtype]
+        table[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    directory.mkdir(parents=True)
+    with (directory / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + at)
+    (directory / "config.json").write_text(json.dumps(dict(config)))
+    return directory
+
+
 def size_of(symbol: str, sizes: Mapping[str, int]) -> int:
     """A shape symbol such as `3*d` in numbers."""
     factor, _, name = symbol.rpartition("*")

@@ -1,7 +1,8 @@
 """A stand-in for the Hugging Face Hub: a server that speaks its protocol as far as huggingface_hub's client uses it.
 
 Repositories, branches, uploads by the large file storage with their SHA-256 checked, commits, listings, downloads with
-ranges. It has no Xet storage. A `Fault` makes it misbehave as servers do. What it accepts proves nothing about the Hub.
+ranges; Xet storage where a test gives it a folder. A `Fault` makes it misbehave as servers do. What it accepts proves
+nothing about the Hub.
 """
 
 import base64
@@ -9,13 +10,16 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from tests.support import xet_store
 from tests.support.http_faults import Fault, strike
 from tests.support.hub_store import Entry, Repository, Store, pointer
 from transform.strict_json import Record
@@ -36,6 +40,7 @@ class HubStandIn:
     requests: list[str] = field(default_factory=list)
     received: dict[str, int] = field(default_factory=dict)  # blob -> bytes of it that arrived
     faults: list[Fault] = field(default_factory=list)
+    xet: Path | None = None  # the folder of its Xet storage
 
     def fault(self, request: str, kind: str) -> Fault | None:
         return strike(self.faults, request, kind)
@@ -104,7 +109,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _body(self) -> bytes:
         return b"".join(self._pieces())
 
-    def _json(self, value: object, status: int = 200, refused: _RefusedError | None = None) -> None:
+    def _json(
+        self, value: object, status: int = 200, refused: _RefusedError | None = None,
+        headers: Mapping[str, object] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
         if not self.taken:
             for _ in self._pieces():
                 pass
@@ -112,6 +120,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
+        for name, said in headers.items():
+            self.send_header(name, str(said))
         if refused is not None:
             self.send_header("X-Error-Message", str(refused))
             if refused.code:
@@ -238,9 +248,7 @@ class _Handler(BaseHTTPRequestHandler):
                 content = base64.b64decode(value["content"])
                 tree[path] = Entry(content, len(content))
             elif line["key"] == "lfsFile":
-                if value["oid"] not in repository.blobs:
-                    raise _RefusedError(400, f"LFS pointer pointed to a file that does not exist: {path}")
-                tree[path] = pointer(value["oid"], self.hub.store.blob(value["oid"]).stat().st_size)
+                tree[path] = pointer(value["oid"], self._size(repository, value["oid"], path))
             elif path in tree:
                 del tree[path]
             else:
@@ -249,6 +257,24 @@ class _Handler(BaseHTTPRequestHandler):
         if self.hub.fault(said, "mute"):
             raise ConnectionResetError
         self._json({"success": True, "commitOid": made, "commitUrl": f"{self.hub.url}/{name}/commit/{made}"})
+
+    def _size(self, repository: Repository, oid: str, path: str) -> int:
+        if self.hub.xet and oid in (found := xet_store.stored(self.hub.xet)):
+            repository.blobs.add(oid)
+            return found[oid].size
+        if oid not in repository.blobs:
+            raise _RefusedError(400, f"LFS pointer pointed to a file that does not exist: {path}")
+        return self.hub.store.blob(oid).stat().st_size
+
+    def _xet_token(self, name: str, _: str) -> None:
+        self._repository(name)
+        if self.hub.xet is None:
+            raise _RefusedError(404, "the stand-in has no Xet storage")
+        said = {"casUrl": xet_store.address(self.hub.xet), "accessToken": "short-lived", "exp": int(time.time()) + 3600}
+        self._json(said, headers={
+            "X-Xet-Cas-Url": said["casUrl"], "X-Xet-Access-Token": said["accessToken"],
+            "X-Xet-Token-Expiration": said["exp"],
+        })  # fmt: skip
 
     def _validate(self) -> None:
         """One rule of the Hub's many."""
@@ -288,6 +314,10 @@ class _Handler(BaseHTTPRequestHandler):
         if entry.sha256 is not None:
             self.send_header("X-Linked-Etag", f'"{entry.sha256}"')
             self.send_header("X-Linked-Size", str(entry.size))
+            if self.hub.xet and entry.sha256 in (found := xet_store.stored(self.hub.xet)):
+                self.send_header("X-Xet-Hash", found[entry.sha256].hash)
+                route = f"{self.hub.url}/api/models/{name}/xet-read-token/{sha}"
+                self.send_header("X-Xet-Refresh-Route", route)
             self.send_header("Location", f"{self.hub.storage}/storage/{name}/{entry.sha256}?{SIGNATURE}")
             self.send_header("Content-Length", "0")
         else:
@@ -328,6 +358,7 @@ _ROUTES: tuple[tuple[str, Callable[..., None]], ...] = (
     (f"GET /api/models/{_ID}/refs", _Handler._refs),
     (f"POST /api/models/{_ID}/branch/([^/]+)", _Handler._branch),
     (f"POST /api/models/{_ID}/preupload/([^/]+)", _Handler._preupload),
+    (f"GET /api/models/{_ID}/xet-(?:read|write)-token/([^/]+)", _Handler._xet_token),
     (f"POST /api/models/{_ID}/commit/([^/]+)", _Handler._commit),
     (f"POST /api/models/{_ID}/paths-info/([^/]+)", _Handler._paths),
     (f"GET /api/models/{_ID}/tree/([^/]+)", _Handler._tree),

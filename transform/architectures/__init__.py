@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from transform.architectures.read import known_model_types as known_model_types
 from transform.architectures.read import read_architecture
 from transform.architectures.records import Architecture as Architecture
+from transform.architectures.records import Choice as Choice
 from transform.architectures.records import Prompt as Prompt
 from transform.architectures.records import QkNorm as QkNorm
 from transform.architectures.records import Special as Special
+from transform.architectures.records import beyond_the_model as beyond_the_model
 from transform.architectures.settings import Settings as Settings
 from transform.architectures.values import imported as imported
 from transform.architectures.values import lookup as lookup
@@ -26,7 +28,8 @@ def architecture_named(model_type: object) -> Architecture:
     if model_type not in known_model_types():
         raise CheckpointError(
             f"model_type must be one of {', '.join(known_model_types())}, got {model_type!r}. "
-            "Another family needs a data file in transform/architectures/."
+            "Another family needs a data file in transform/architectures/: what its blocks are called, which keys its "
+            "config has, and lists that transformers derives; see docs/contributing.md."
         )
     return read_architecture(str(model_type))
 

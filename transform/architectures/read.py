@@ -14,10 +14,10 @@ from pathlib import Path
 from types import UnionType
 from typing import TypeVar, get_args, get_origin, get_type_hints
 
-from transform.architectures.per_block import LISTED_TOP_K, TOP_K
 from transform.architectures.records import Architecture, QkNorm
-from transform.architectures.settings import Settings
+from transform.architectures.settings import RESOLVED, Settings
 from transform.architectures.values import shown
+from transform.architectures.vocabulary import LISTED_TOP_K, TOP_K
 from transform.errors import ArchitectureError
 from transform.strict_json import parse
 
@@ -59,6 +59,8 @@ def _merged(name: str, *heirs: str) -> dict[str, object]:
     for key, value in own.items():
         inherited = merged.get(key)
         merged[key] = inherited | value if isinstance(inherited, dict) and isinstance(value, dict) else value
+    if isinstance(roles := merged.get("roles"), dict):  # null takes a role back
+        merged["roles"] = {role: tensor for role, tensor in roles.items() if tensor is not None}
     return merged
 
 
@@ -99,7 +101,13 @@ def _spelled(kind: object) -> str:
     """What a type is called in JSON."""
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return f"one of {', '.join(kind)}"
-    names: dict[object, str] = {str: "a text", bool: "true or false", tuple: "a list", Mapping: "an object"}
+    names: dict[object, str] = {
+        str: "a text",
+        bool: "true or false",
+        float: "a number",
+        tuple: "a list",
+        Mapping: "an object",
+    }
     return names[get_origin(kind) or kind]
 
 
@@ -109,17 +117,18 @@ def _refused(where: str, wanted: str, raw: object) -> ArchitectureError:
 
 def _disagreements(family: Architecture) -> Iterator[str]:
     """The rules between parts that are broken."""
-    settings, roles = {field.name for field in fields(Settings)}, family.roles
+    settings, roles = {field.name for field in fields(Settings)} - RESOLVED, family.roles
     if settings != family.keys.keys() | family.defaults.keys():
         yield f"keys and defaults must name {', '.join(sorted(settings))}"
     if family.depth_key not in family.keys.get("layers", ()):
         yield f"depth_key must be among the keys of layers, got {family.depth_key!r}"
-    if family.top_k_key not in family.keys.get("top_k", ()) or family.top_k_key not in TOP_K:
+    if family.top_k_key not in family.keys.get("top_k", ()) or not set(family.keys["top_k"]) <= set(TOP_K):
         yield f"top_k_key must be among the keys of top_k and one of {', '.join(TOP_K)}, got {family.top_k_key!r}"
-    if family.per_block_top_k and family.top_k_key != LISTED_TOP_K:
-        yield f"per_block_top_k must be false unless k stands under {LISTED_TOP_K}"
-    if not family.block.endswith(".{i}."):
-        yield f"block must end in .{{i}}., got {family.block!r}"
+    if family.per_block_top_k and family.top_k_key not in LISTED_TOP_K:
+        yield f"per_block_top_k must be false unless k stands under {' or '.join(LISTED_TOP_K)}"
+    for block in (family.block, *family.also):
+        if not block.endswith(".{i}."):
+            yield f"block must end in .{{i}}., got {block!r}"
     if wrong := sorted(set(family.dims.values()) - {*settings, "head_dim"}):
         yield f"dims must name settings, got {', '.join(wrong)}"
     for role, tensor in roles.items():
@@ -131,16 +140,19 @@ def _disagreements(family: Architecture) -> Iterator[str]:
         if wrong := [symbol for symbol in tensor.shape if not _SYMBOL.fullmatch(symbol)]:
             yield f"roles.{role}: a shape has numbers, symbols and their multiples such as 3*d, got {', '.join(wrong)}"
     held = {role for parts in family.fused.values() for role in parts}
-    if wrong := sorted({*family.modality.tables, *held} - roles.keys()):
+    if wrong := sorted({*(family.modality.tables if family.complete else ()), *held} - roles.keys()):
         yield f"roles must have {', '.join(wrong)}"
     normed = family.qk_norm is not QkNorm.NONE
-    if any((role in roles) != normed for role in ("attention.q_norm", "attention.k_norm")):
+    if family.complete and any((role in roles) != normed for role in ("attention.q_norm", "attention.k_norm")):
         yield f"qk_norm is {family.qk_norm.value}: roles must have both norms of attention, or neither if it is none"
-    if wrong := sorted(_modules_of(family) - family.modules.keys()):
+    if family.complete and (wrong := sorted(_modules_of(family) - family.modules.keys())):
         yield f"modules must have {', '.join(wrong)}"
     if family.prompt.template.count("{prompt}") != 1 or not family.prompt.begin:
         yield "prompt must have {prompt} once in its template, and what a sequence begins with"
-    named = (family.model_class, *((family.images.code, family.images.processor) if family.images else ()))
+    named = (
+        *([family.model_class] if family.model_class else []),
+        *((family.images.code, family.images.processor) if family.images else ()),
+    )
     if wrong := [name for name in named if not _DOTTED.fullmatch(name)]:
         yield f"classes and code must be dotted names, got {', '.join(wrong)}"
 

@@ -1,12 +1,15 @@
 """What a family's data file says, as values. Field names are the file's keys; `read.py` checks what it reads."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
+from transform.architectures.graph_facts import GraphWords
 from transform.architectures.settings import Settings, read_settings
 from transform.architectures.values import lookup, shown
+from transform.architectures.vocabulary import ROUTED, depth_of, sparse_blocks
 from transform.errors import CheckpointError
 from transform.modality import IMAGE, TEXT, Modality
 
@@ -17,6 +20,13 @@ class QkNorm(StrEnum):
     FULL = "full"
     HEAD = "head"
     NONE = "none"
+
+
+class Choice(StrEnum):
+    """Whether k can be chosen, or is built into the model's code."""
+
+    FREE = "free"
+    FIXED = "fixed"
 
 
 class Special(StrEnum):
@@ -37,10 +47,11 @@ class Rule:
 
 
 class Role(NamedTuple):
-    """One kind of tensor: its spellings (the first is the usual one) and its shape in symbols such as `3*d`."""
+    """One kind of tensor: its spellings (the first is the usual one) and its shape in symbols such as `3*d`, where the
+    family is complete."""
 
     names: tuple[str, ...]
-    shape: tuple[str, ...]
+    shape: tuple[str, ...] = ()
 
     @property
     def of_blocks(self) -> bool:
@@ -130,7 +141,7 @@ class Architecture:
     """One family's data file."""
 
     model_type: str
-    model_class: str  # dotted name of the PyTorch class, or of transformers' auto class, that loads it
+    model_class: str | None  # dotted name of the class, or auto class, that loads it; None: the one its config names
     requires: Mapping[str, Rule]  # config key -> rule
     keys: Mapping[str, tuple[str, ...]]  # setting -> its config keys, the first that is there counts
     defaults: Mapping[str, object]  # setting -> its value where the config has none
@@ -150,6 +161,19 @@ class Architecture:
     runtimes: Runtimes
     images: Images | None = None
     published: Published | None = None
+    complete: bool = True  # every tensor has a role; False: roles are what graphs read, and a block has those it has
+    text: str | None = None  # where the decoder's config lies in the whole one
+    also: tuple[str, ...] = ()  # other beginnings that names of a block's tensors may have
+    derived: tuple[str, ...] = ()  # lists per block that transformers derives from their number where there are none
+    pinned: str | None = None  # key of a list: so many first blocks get something by their place, and stay
+    last: Mapping[str, str] = field(default_factory=dict)  # list per block -> what the last block must have there
+    routed: str = ROUTED  # list per block of which those have experts that are sparse or moe there
+    k: Choice = Choice.FREE
+    singles: tuple[str, ...] = ()  # lists of the config that may be as long as there are blocks, and have none's values
+    window: str | None = None  # key of a window that all blocks have where no list says which
+    ignored: tuple[str, ...] = ()  # beginnings of names of tensors beyond the model, which transformers doesn't load
+    quantised: tuple[str, ...] = ()  # methods whose weights pass untouched, since the gate can load them
+    graph: GraphWords | None = None  # what the decoder's graph computes besides; None: there are no graphs
 
     @property
     def modality(self) -> Modality:
@@ -170,4 +194,37 @@ class Architecture:
 
     def settings(self, config: Mapping[str, object]) -> Settings:
         """Read the decoder's numbers from the config; a missing, mistyped or impossible one is an error."""
-        return read_settings(config, self.model_type, self.keys, self.defaults)
+        text = self.text_of(config)
+        sparse = sparse_blocks(text, depth_of(text, self.depth_key), self.routed)
+        return read_settings(text, self.model_type, self.keys, self.defaults, sparse, self.window)
+
+    def text_of(self, config: Mapping[str, object]) -> Mapping[str, object]:
+        """The decoder's config within the whole one; a text model saved alone is its own."""
+        inner = config.get(self.text) if self.text else None
+        return inner if isinstance(inner, Mapping) else config
+
+    def with_text(self, config: Mapping[str, object], text: Mapping[str, object]) -> dict[str, object]:
+        """The whole config with another one of the decoder."""
+        if self.text_of(config) is config:
+            return dict(text)
+        return dict(config) | {str(self.text): dict(text)}
+
+    def top_k_keys(self, config: Mapping[str, object]) -> tuple[str, ...]:
+        """What this config calls k: all its spellings that are there, or the family's usual one."""
+        text = self.text_of(config)
+        return tuple(key for key in self.keys["top_k"] if text.get(key) is not None) or (self.top_k_key,)
+
+
+def beyond_the_model(family: Architecture, layers: int) -> Callable[[str], bool]:
+    """Whether a tensor's name says that it lies behind the decoder's blocks, or in a part that transformers doesn't
+    load: what predicts further tokens. Of a complete family none does."""
+    if family.complete:
+        return lambda _: False
+    begin = "|".join(re.escape(block.partition("{i}")[0]) for block in (family.block, *family.also))
+    numbered = re.compile(rf"(?:{begin})(\d{{1,6}})\.")
+
+    def beyond(name: str) -> bool:
+        match = numbered.match(name)
+        return name.startswith(family.ignored) or (match is not None and int(match[1]) >= layers)
+
+    return beyond

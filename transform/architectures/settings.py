@@ -13,6 +13,9 @@ MOST = {
     "max_positions": 1 << 30,
 }  # fmt: skip
 MOST_EXPERTS = 200_000
+RESOLVED = {"experts_of", "windows"}  # of each block, out of the others
+NONE_NEEDED = {"experts"}  # a dense decoder has none
+WINDOWED = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 MOST_CLIP = 1e30  # float32 can hold it
 
 
@@ -20,8 +23,9 @@ MOST_CLIP = 1e30  # float32 can hold it
 class Settings:
     """A decoder's numbers.
 
-    `top_k` holds one value per block; `clip_qkv` is the clamp on q, k and v or None; `norm_top_k` says whether
-    the kept router weights are renormalised to a sum of one.
+    `top_k` holds one value per block, 0 where it has no experts, as `experts_of` does; `windows` how many tokens a
+    block attends to, None: all before. `clip_qkv` is the clamp on q, k and v or None; `norm_top_k` says whether the
+    kept router weights are renormalised to a sum of one.
     """
 
     hidden: int
@@ -36,17 +40,22 @@ class Settings:
     max_positions: int
     norm_top_k: bool
     clip_qkv: float | None
+    own_head_dim: int | None
+    experts_of: tuple[int, ...]
+    windows: tuple[int | None, ...]
 
     @property
     def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.hidden // self.heads
+        """Width of one attention head: its own where the config says one."""
+        return self.own_head_dim or self.hidden // self.heads
 
 
 def read_settings(
-    config: Mapping[str, object], model_type: str, keys: Mapping[str, Sequence[str]], defaults: Mapping[str, object]
-) -> Settings:
-    """The settings in a config, where `keys` are their names: the first that is there counts, else the default.
+    config: Mapping[str, object], model_type: str, keys: Mapping[str, Sequence[str]], defaults: Mapping[str, object],
+    sparse: Sequence[bool], window: str | None,
+) -> Settings:  # fmt: skip
+    """The settings in a decoder's config, where `keys` are their names: the first that is there counts, else the
+    default. `sparse`: which blocks have experts; `window`: the key of one that all blocks have.
 
     Raises CheckpointError for a missing, mistyped or impossible one.
     """
@@ -55,6 +64,8 @@ def read_settings(
         value = next((value for key in spellings if (value := lookup(config, key)) is not None), None)
         if value is not None:
             found[name] = value
+    if "layers" not in found and sparse:
+        found["layers"] = len(sparse)
     missing = [" or ".join(spellings) for name, spellings in keys.items() if name not in found]
     if missing:
         raise CheckpointError(
@@ -69,8 +80,9 @@ def read_settings(
 
     def whole(name: str) -> int:
         value = found[name]
-        if type(value) is not int or not 1 <= value <= MOST[name]:
-            raise refused(name, f"a whole number from 1 to {MOST[name]:,}")
+        least = 0 if name in NONE_NEEDED and defaults.get(name) == 0 else 1
+        if type(value) is not int or not least <= value <= MOST[name]:
+            raise refused(name, f"a whole number from {least} to {MOST[name]:,}")
         return value
 
     def number(name: str, highest: float) -> float:
@@ -87,7 +99,10 @@ def read_settings(
             f"{experts:,} experts are not plausible. Restore the original config.json."
         )
     hidden, heads, kv_heads = sizes["hidden"], sizes["heads"], sizes["kv_heads"]
-    if hidden % heads:
+    own_head_dim = found["own_head_dim"]
+    if own_head_dim is not None and (type(own_head_dim) is not int or not 1 <= own_head_dim <= MOST["hidden"]):
+        raise refused("own_head_dim", f"a whole number from 1 to {MOST['hidden']:,}")
+    if hidden % heads and own_head_dim is None:
         raise CheckpointError(
             f"config.json: the hidden size must be a multiple of the heads, got {hidden} and {heads}. "
             "Restore the original config.json."
@@ -98,18 +113,33 @@ def read_settings(
             "Restore the original config.json."
         )
     given: list[object] = found["top_k"] if isinstance(found["top_k"], list) else [found["top_k"]] * layers
-    top_k = tuple(k for k in given if type(k) is int and 1 <= k <= experts)
-    if not len(top_k) == len(given) == layers:
+    least = 0 if experts == 0 else 1
+    ks = [k for k in given if type(k) is int and least <= k <= experts]
+    if not len(ks) == len(given) == layers:
         raise refused("top_k", f"one number or {layers} numbers from 1 to {experts} (the experts)")
     clip, renormalised = found["clip_qkv"], found["norm_top_k"]
     if clip is not None and (not _is_number(clip) or not 0 < clip <= MOST_CLIP):
         raise refused("clip_qkv", f"null or a number above 0, at most {MOST_CLIP:g}")
     if type(renormalised) is not bool:
         raise refused("norm_top_k", "true or false")
+    routed = sparse if len(sparse) == layers else (True,) * layers
     return Settings(
-        **sizes, top_k=top_k, eps=number("eps", 1.0), rope_theta=number("rope_theta", 1e12),
+        **sizes, top_k=tuple(k if has else 0 for k, has in zip(ks, routed, strict=True)),
+        experts_of=tuple(experts if has else 0 for has in routed), windows=_windows(config, layers, window),
+        own_head_dim=own_head_dim, eps=number("eps", 1.0), rope_theta=number("rope_theta", 1e12),
         norm_top_k=renormalised, clip_qkv=clip,
     )  # fmt: skip
+
+
+def _windows(config: Mapping[str, object], layers: int, window: str | None) -> tuple[int | None, ...]:
+    """How many tokens each block attends to, its own among them; None: all before it."""
+    kinds = config.get("layer_types")
+    if isinstance(kinds, list) and len(kinds) >= layers:
+        keys = [WINDOWED.get(str(kind)) for kind in kinds[:layers]]
+    else:
+        keys = [window if config.get("use_sliding_window", True) else None] * layers
+    sizes = [config.get(key) if key else None for key in keys]
+    return tuple(size if type(size) is int and size > 0 else None for size in sizes)
 
 
 def _is_number(value: object) -> TypeGuard[float]:

@@ -1,0 +1,261 @@
+"""The graphs of every family that has some, in every form, against stock transformers: prefill, cached steps, padding.
+
+Prompts are longer than any window; PyTorch has the weights as the form stores them, in float32.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from export.derive import derive
+from export.gate.probe import MIN_MARGIN, MOST_WINDOW, PROMPT, MarginWatch, prompt_length
+from export.gate.verify import verify_directory
+from export.graph.decoder import text_graph
+from export.graph.static import plan_static
+from export.variant import export_variant
+from tests.support.decoders import DECODERS, DENSE, EXPERTS, VOCABULARY, WINDOW, K, write_decoder
+from tests.support.graphs import empty_cache, session, step
+from tests.support.models import torch_logits
+from tests.support.variants import write_variant
+from transform.architectures.graph_facts import DecoderGraph, Routing, Scaling, Turn
+from transform.arrays import Array
+from transform.checkpoint import Checkpoint
+from transform.forms import NAMES, form_named
+from transform.knobs import Knobs
+from transform.load import load_model
+from transform.plan import make_plan
+from transform.read import read_checkpoint
+from transform.runtime import moe_top_k
+from transform.top_k import set_top_k
+
+LENGTH = 4 * WINDOW + 3
+CUTS = (0, 9, 10, 15, LENGTH)  # an empty cache, one token, several, many
+TOLERANCE = 1e-5
+Masks = tuple[tuple[str, Array], ...]
+
+
+def ids_and_masks(seed: int = 0) -> tuple[Array, Masks]:
+    """[2, s] ids, and masks that pad a row on the left, on the right."""
+    ids = np.random.default_rng(seed).integers(3, VOCABULARY - 2, (2, LENGTH))
+    left, right = np.ones_like(ids), np.ones_like(ids)
+    left[0, :7] = right[1, -5:] = 0
+    return ids, (("left", left), ("right", right))
+
+
+def decidable(theirs: Any, routing: Routing) -> int:
+    """The first seed of ids whose every expert choice float32 can decide."""
+    for seed in range(20):
+        ids, masks = ids_and_masks(seed)
+        with MarginWatch(theirs, routing) as watch:
+            torch_logits(theirs, ids, np.ones_like(ids))
+            for _, mask in masks:
+                watch.mask = torch.from_numpy(mask)
+                torch_logits(theirs, ids, mask)
+        if watch.smallest >= MIN_MARGIN:
+            return seed
+    raise AssertionError("no seed has clear choices")
+
+
+def check(text: Any, theirs: Any, routing: Routing) -> None:
+    """A session against a model, in every way of calling."""
+    ids, masks = ids_and_masks(decidable(theirs, routing))
+    whole = torch_logits(theirs, ids, np.ones_like(ids))
+    room = TOLERANCE * max(1.0, float(np.abs(whole).max()))
+    logits, _ = step(text, {"input_ids": ids}, np.ones_like(ids), empty_cache(text, 2))
+    np.testing.assert_allclose(logits, whole, rtol=0, atol=room, err_msg="prefill")
+    cache = empty_cache(text, 2)
+    for start, stop in pairwise(CUTS):
+        logits, cache = step(text, {"input_ids": ids[:, start:stop]}, np.ones((2, stop), np.int64), cache)
+        np.testing.assert_allclose(logits, whole[:, start:stop], rtol=0, atol=room, err_msg=f"{start} to {stop}")
+    for side, mask in masks:
+        logits, _ = step(text, {"input_ids": np.where(mask == 1, ids, -1)}, mask, empty_cache(text, 2))
+        assert np.isfinite(logits).all()
+        expected = torch_logits(theirs, ids, mask)
+        np.testing.assert_allclose(logits[mask == 1], expected[mask == 1], rtol=0, atol=room, err_msg=side)
+
+
+def loaded(variant: Path, form: str) -> Any:
+    """The variant by transformers' own class, or with its codes as the values they stand for."""
+    if form.startswith("int"):
+        return load_model(variant)
+    return AutoModelForCausalLM.from_pretrained(variant, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+@pytest.mark.parametrize("form", ["cpu", "int4"])
+@pytest.mark.parametrize("name", DECODERS)
+def test_graphs_equal_transformers(name: str, form: str, tmp_path: Path) -> None:
+    source = write_decoder(name, tmp_path / "source", torch.bfloat16)
+    variant = write_variant(source, tmp_path / "variant", k=None if name in DENSE else 3, form=form)
+    check(session(variant, "text.onnx"), loaded(variant, form), read_checkpoint(variant).graph.routing)
+
+
+@pytest.mark.extra
+@pytest.mark.parametrize(
+    ("form", "stored"),
+    [("cpu", torch.float32), ("cpu", torch.float16), ("int8", torch.float32), ("cuda", torch.bfloat16)],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("name", DECODERS)
+def test_graphs_equal_transformers_at_every_k(name: str, form: str, stored: torch.dtype, tmp_path: Path) -> None:
+    source = write_decoder(name, tmp_path / "source", stored)
+    variant = write_variant(source, tmp_path / "variant", keep=[0, 1, 3], form=form)
+    if name in DENSE:
+        check(session(variant, "text.onnx"), loaded(variant, form), read_checkpoint(variant).graph.routing)
+        return
+    checkpoint, theirs = read_checkpoint(variant), loaded(variant, form)
+    for k in (1, K, EXPERTS - 2):  # groups of experts don't let a token choose among all
+        changed = set_top_k(checkpoint, k)
+        text_graph(changed, form_named(form)).write(variant / "other.onnx")
+        with moe_top_k(theirs, k):
+            check(session(variant, "other.onnx"), theirs, checkpoint.graph.routing)
+
+
+@pytest.mark.extra
+@pytest.mark.parametrize("form", NAMES)
+@pytest.mark.parametrize("name", ["qwen3_moe", "mixtral", "glm4_moe", "flex_olmo"])
+def test_slabs_equal_a_tensor_per_expert(name: str, form: str, tmp_path: Path) -> None:
+    """As transformers holds experts in memory: what is read is what is there."""
+    write_decoder(name, tmp_path / "source", torch.bfloat16, save_original_format=False)
+    variant = write_variant(tmp_path / "source", tmp_path / "variant", k=3, form=form)
+    assert read_checkpoint(variant).has("expert.gate_up", 3)
+    check(session(variant, "text.onnx"), loaded(variant, form), read_checkpoint(variant).graph.routing)
+
+
+def without_windows(checkpoint: Checkpoint) -> Checkpoint:
+    return with_settings(checkpoint, windows=(None,) * checkpoint.settings.layers)
+
+
+def with_settings(checkpoint: Checkpoint, **changes: Any) -> Checkpoint:
+    changed = replace(checkpoint)
+    changed.__dict__["settings"] = replace(checkpoint.settings, **changes)
+    changed.__dict__["graph"] = checkpoint.graph
+    return changed
+
+
+def with_facts(change: Callable[[DecoderGraph], DecoderGraph]) -> Callable[[Checkpoint], Checkpoint]:
+    def changed(checkpoint: Checkpoint) -> Checkpoint:
+        other = replace(checkpoint)
+        other.__dict__["graph"] = change(checkpoint.graph)
+        return other
+
+    return changed
+
+
+def routed(**changes: Any) -> Callable[[Checkpoint], Checkpoint]:
+    return with_facts(lambda facts: replace(facts, routing=replace(facts.routing, **changes)))
+
+
+def turned(**changes: Any) -> Callable[[Checkpoint], Checkpoint]:
+    return with_facts(lambda facts: replace(facts, rope=replace(facts.rope, **changes)))
+
+
+def missing(role: str) -> Callable[[Checkpoint], Checkpoint]:
+    """The checkpoint as if no block had a tensor of this role."""
+
+    def changed(checkpoint: Checkpoint) -> Checkpoint:
+        names = {checkpoint.name(role, i) for i in range(checkpoint.settings.layers)}
+        return replace(checkpoint, tensors={n: t for n, t in checkpoint.tensors.items() if n not in names})
+
+    return changed
+
+
+WRONG: dict[str, tuple[str, Callable[[Checkpoint], Checkpoint]]] = {
+    "not renormalised": ("mixtral", routed(renormalise=False)),
+    "no window": ("mixtral", without_windows),
+    "no window in any block": ("qwen2_moe", without_windows),
+    "no bias on queries": ("qwen2_moe", missing("attention.q.bias")),
+    "no gate of the shared expert": ("qwen2_moe", missing("shared.router")),
+    "not stretched": ("qwen2_moe", turned(scaling=Scaling.DEFAULT)),
+    "no norm of queries": ("qwen3_moe", missing("attention.q_norm")),
+    "no multiplier of branches": ("granitemoe", with_facts(lambda facts: replace(facts, residual=1.0))),
+    "no multiplier of embeddings": ("granitemoe", with_facts(lambda facts: replace(facts, embedding=1.0))),
+    "logits not divided": ("granitemoe", with_facts(lambda facts: replace(facts, logits=1.0))),
+    "scores by the head's width": ("granitemoe", with_facts(lambda facts: replace(facts, attention=None))),
+    "no sinks": ("gpt_oss", missing("attention.sinks")),
+    "cut ramp": ("gpt_oss", turned(truncate=True)),
+    "no limit": ("gpt_oss", with_facts(lambda facts: replace(facts, limit=1e3))),
+    "no bias of the router": ("gpt_oss", missing("router.bias")),
+    "no bias of experts": ("gpt_oss", missing("expert.down_slab.bias")),
+    "no groups": ("glm4_moe", routed(groups=None)),
+    "no scale": ("glm4_moe", routed(scale=1.0)),
+    "no correction": ("glm4_moe", missing("router.correction")),
+    "all of a head turned": ("glm4_moe", turned(width=24)),
+    "neighbours not turned": ("ernie4_5_moe", turned(turn=Turn.HALVES)),
+    "no least sum": ("ernie4_5_moe", routed(least=0.0)),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_each_fact_shows(what: str, tmp_path: Path) -> None:
+    """Otherwise the comparisons above could not tell."""
+    name, change = WRONG[what]
+    checkpoint = read_checkpoint(write_decoder(name, tmp_path))
+    ids, _ = ids_and_masks()
+    logits = []
+    (tmp_path / "io.json").write_text('{"form": "cpu", "session_options": {}}')
+    for seen in (checkpoint, change(checkpoint)):
+        text_graph(seen).write(tmp_path / "text.onnx")
+        text = session(tmp_path, "text.onnx")
+        logits.append(step(text, {"input_ids": ids}, np.ones_like(ids), empty_cache(text, 2))[0])
+    assert np.abs(logits[0] - logits[1]).max() > 100 * TOLERANCE * np.abs(logits[0]).max()
+
+
+@pytest.mark.extra
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("qwen3_moe", "cpu"), ("qwen2_moe", "int4"), ("granitemoe", "int8"), ("gpt_oss", "int4"), ("glm4_moe", "cuda"),
+     ("ernie4_5_moe", "cpu"), ("flex_olmo", "int4"), ("llama", "cpu")],
+)  # fmt: skip
+def test_the_gate_proves_each_kind(name: str, form: str, tmp_path: Path) -> None:
+    """Static graphs included; each window is passed by its probes."""
+    source = write_decoder(name, tmp_path / "source", torch.bfloat16)
+    knobs = Knobs(k=None if name in DENSE else 3, keep=(0, 2, 3), form=form)
+    plan = make_plan(read_checkpoint(source), knobs)
+    manifest = export_variant(plan, tmp_path / "variant", static=plan_static(plan, 48))
+    verified = manifest["verification"]
+    assert set(verified["static_vs_dynamic"].values()) == {0.0}
+    assert verified["onnx_vs_torch"]["padded"] < TOLERANCE * verified["onnx_vs_torch"]["largest_value"]
+    assert verified["static_vs_torch"]
+    verify_directory(tmp_path / "variant")
+
+
+@pytest.mark.extra
+def test_the_gate_proves_dense_and_other_blocks_one_by_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("transform.machine.free_memory", lambda: 0)
+    source = write_decoder("glm4_moe", tmp_path / "source", torch.bfloat16)
+    plan = make_plan(read_checkpoint(source), Knobs(k=3, keep=(0, 2)))
+    verified = export_variant(plan, tmp_path / "variant")["verification"]
+    assert verified["mode"] == "blockwise"
+    assert verified["other_k"]["difference"] > 0
+
+
+def test_probes_are_longer_than_windows() -> None:
+    assert prompt_length((None, None)) == PROMPT
+    assert prompt_length((None, 128, 7)) > 128
+    assert prompt_length((MOST_WINDOW + 1,)) == PROMPT
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("qwen3_moe", "cpu"), ("gpt_oss", "cpu"), ("ernie4_5_moe", "cpu"), ("glm4_moe", "cpu"), ("glm4_moe", "int4")],
+)
+def test_derived_graphs_equal_those_that_are_exported(name: str, form: str, tmp_path: Path) -> None:
+    """Blocks without experts, softmax behind the choice, scores at the chosen places, ranked groups, a fused operator
+    that is told what was chosen."""
+    variant = write_variant(write_decoder(name, tmp_path / "source"), tmp_path / "variant", form=form)
+    found = derive(variant / "text.onnx", 2, keep=[0, 1, 3], out=variant / "derived.onnx")
+    assert set(found["top_k"]) <= {0, 2}
+    other = write_variant(tmp_path / "source", tmp_path / "other", keep=[0, 1, 3], k=2, form=form)
+    ids, _ = ids_and_masks()
+    logits = []
+    for directory, file in ((variant, "derived.onnx"), (other, "text.onnx")):
+        text = session(directory, file)
+        logits.append(step(text, {"input_ids": ids}, np.ones_like(ids), empty_cache(text, 2))[0])
+    np.testing.assert_allclose(logits[0], logits[1], rtol=0, atol=TOLERANCE)

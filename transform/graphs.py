@@ -1,0 +1,64 @@
+"""Whether a checkpoint's family has graphs, or why not: what a plan, a card and a manifest say in their place."""
+
+import re
+
+from transform.architectures import lookup
+from transform.architectures.graph_keys import unfit, unread_keys
+from transform.checkpoint import Checkpoint
+from transform.errors import CheckpointError
+
+_EXPERT = re.compile(r"(?<=experts\.)[0-9]+(?=\.)")
+
+NONE_YET = "no graphs for this family yet"
+NONE_FOR_IT = "no graphs for this checkpoint"
+
+
+def why_no_graphs(checkpoint: Checkpoint) -> str | None:
+    """The reason in one line; None where graphs can be emitted."""
+    family = checkpoint.architecture
+    if family.complete:
+        return None
+    if method := quantised_by(checkpoint):
+        return f"{NONE_YET}: nothing reads weights quantised by {method}"
+    unread = unread_tensors(checkpoint) if family.roles else []
+    if unread:
+        return f"{NONE_YET}: nothing reads {unread[0]}{f' and {len(unread) - 1} more' if unread[1:] else ''}"
+    if family.graph is None:
+        return f"{NONE_YET}: nothing says how a {family.model_type!r} decoder computes"
+    config = family.text_of(checkpoint.config)
+    of_settings = {key.partition(".")[0] for names in family.keys.values() for key in names}
+    if keys := unread_keys(family.graph, of_settings, config):
+        return f"{NONE_FOR_IT}: nothing reads {', '.join(keys)} of config.json"
+    if reason := unfit(family.graph, config):
+        return f"{NONE_FOR_IT}: {reason}"
+    try:
+        _ = checkpoint.graph
+    except CheckpointError as error:
+        return f"{NONE_FOR_IT}: {error}"
+    return None
+
+
+def quantised_by(checkpoint: Checkpoint) -> str | None:
+    """The method by which another tool has quantised weights that pass as they are; None: they are plain."""
+    method = lookup(checkpoint.config, "quantization_config.quant_method")
+    return str(method) if method in checkpoint.architecture.quantised else None
+
+
+def unread_tensors(checkpoint: Checkpoint) -> list[str]:
+    """Tensors of the decoder that no role reads, by their names with {i} for the block and {e} for experts; those of
+    its blocks first."""
+    family = checkpoint.architecture
+    known = {re.sub(r"\{[ie]\}", "#", name) for tensor in family.roles.values() for name in tensor.names}
+    found: dict[str, None] = {}
+    around: dict[str, None] = {}
+    for name in checkpoint.tensors:
+        block, part = checkpoint.block_of(name)
+        if checkpoint.is_beyond(name):
+            continue
+        if block is None:
+            around |= {} if name in known else {name: None}
+            continue
+        plain = f"{checkpoint.block_prefix}#.{_EXPERT.sub('#', part)}"
+        if plain not in known:
+            found[plain.replace("#", "{i}", 1).replace("#", "{e}")] = None
+    return [*found, *around]
