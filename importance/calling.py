@@ -15,9 +15,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from transform.choices import find_choices
 from transform.errors import KnobcastError
 from transform.molmoe.versions import tested_range
-from transform.runtime import find_routers
 
 # The layer's own word counts, not the running version's: layers from elsewhere may have either.
 _MEMORY_NAMES = ("cache", "past_key_values")
@@ -124,15 +124,15 @@ def runnable() -> Iterator[None]:
 @contextmanager
 def at_k(block: nn.Module, k: int) -> Iterator[None]:
     """A block whose router gives every token k experts; a block without router is left alone."""
-    routers = [router for router, _ in find_routers(block)]
-    before = [router.top_k for router in routers]
+    choices = find_choices(block)
+    before = [choice.k for choice in choices]
     try:
-        for router in routers:
-            router.top_k = k
+        for choice in choices:
+            choice.set(k)
         yield
     finally:
-        for router, value in zip(routers, before, strict=True):
-            router.top_k = value
+        for choice, value in zip(choices, before, strict=True):
+            choice.set(value)
 
 
 def _swallowed(forward: Callable[..., object], lacking: str) -> ScoringError:

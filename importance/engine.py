@@ -18,7 +18,7 @@ from importance.calling import Memory, ScoringError, additive, at_k, call
 from importance.chunks import Chunk
 from importance.configurations import Config
 from importance.self_check import insist_on_agreement
-from transform.runtime import find_decoder, find_routers
+from transform.choices import find_choices, find_decoder
 
 TOKENS_PER_CALL = {"cpu": 256, "cuda": 4096}  # beyond, stacking gains nothing: the call is bound by arithmetic
 LIVE_BYTES = 1 << 30  # of all states that are kept at a time
@@ -268,6 +268,6 @@ def full_config(model: nn.Module) -> Config:
     """The model as it is: each block's k, 1 for a block without router."""
     found = []
     for block in find_decoder(model).layers:
-        routers = find_routers(block)
-        found.append(routers[0][0].top_k if routers else 1)
+        choices = find_choices(block)
+        found.append(choices[0].k if choices else 1)
     return tuple(found)

@@ -118,9 +118,10 @@ class Setting:
     def full(self) -> Config:
         """The model as it is scored: experts per token in each block."""
         settings = self.checkpoint.settings
-        if self.k is not None and not 1 <= self.k <= settings.experts:
+        if self.k is not None and not 1 <= self.k <= max(settings.experts, 1):
             raise KnobError(f"k must be from 1 to the experts, {settings.experts}: got {self.k}. Choose one of these.")
-        return settings.top_k if self.k is None else (self.k,) * settings.layers
+        own = settings.top_k if self.k is None else (self.k,) * settings.layers
+        return tuple(k if experts else 1 for k, experts in zip(own, settings.experts_of, strict=True))
 
     def check(self) -> None:
         """Refuse what can't be scored, before a weight is read."""

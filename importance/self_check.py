@@ -15,7 +15,7 @@ from importance.blocks import Blocks
 from importance.calling import Memory, ScoringError, additive, at_k, call, runnable
 from importance.chunks import PADDING, Chunk
 from importance.suited import INSTEAD
-from transform.runtime import find_decoder, find_routers
+from transform.choices import find_choices, find_decoder
 
 LENGTH = 64  # tokens compared; shorter sequences are repeated up to here
 # Of the largest logit, in float32. Right: 0 in every family tried; a soft cap, the mildest wrong one: 1.7e-2.
@@ -34,7 +34,7 @@ def insist_on_agreement(blocks: Blocks, chunk: Chunk, ks: Iterable[int], remembe
         return
     hidden = _sequence(chunk, find_decoder(blocks.model))
     with _eager(blocks):
-        with runnable():
+        with runnable(), _as_scored(blocks):
             theirs, count = blocks.plain(hidden)
         if not torch.isfinite(theirs).all():
             return  # a damaged model: the run says so, with the configuration
@@ -55,14 +55,21 @@ def _sequence(chunk: Chunk, decoder: nn.Module) -> Tensor:
 
 def _called(blocks: Blocks, hidden: Tensor, count: int, remember: bool) -> Tensor:
     """Logits [n, V] through the first `count` blocks."""
-    name = type(blocks.model).__name__
-    try:
+    with _as_scored(blocks):
         places = _places(blocks, hidden)
         for index in range(count):
             with blocks.block(index) as block:
                 hidden = call(block, hidden, *places, Memory() if remember else None)
         with blocks.head() as head:
             return head(hidden[0])
+
+
+@contextmanager
+def _as_scored(blocks: Blocks) -> Iterator[None]:
+    """Models that are made in another way than scoring takes them break in whatever way they do: all are refused."""
+    name = type(blocks.model).__name__
+    try:
+        yield
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         reason = (str(error).strip() or "no message").splitlines()[0][:200]
         raise ScoringError(
@@ -87,17 +94,17 @@ def _k_is_heard(blocks: Blocks, hidden: Tensor, count: int, ks: set[int]) -> boo
     places = _places(blocks, hidden)
     for index in range(count):
         with blocks.block(index) as block:
-            routers = [router for router, _ in find_routers(block)]
-            own = routers[0].top_k if routers else 0
+            choices = find_choices(block)
+            own = choices[0].k if choices else 0
             other = min(ks - {own}, default=None)
-            if not routers or other is None:
+            if not choices or other is None:
                 continue
             with at_k(block, other):
                 changed = call(block, hidden, *places)
             if torch.equal(changed, call(block, hidden, *places)):
                 raise ScoringError(
                     f"scoring sets how many experts a token gets: {type(block).__name__} gives the same for {other} as "
-                    f"for its own {own}, {type(routers[0]).__name__} has its number built in. Leave k at {own}."
+                    f"for its own {own}, {type(choices[0].router).__name__} has its number built in. Leave k at {own}."
                 )
             return True
     return False

@@ -9,9 +9,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedConfig
 
 from importance.suited import insist_on_suited
+from transform.architectures.vocabulary import PER_BLOCK
 from transform.checkpoint import Checkpoint
 from transform.depth import view_blocks, without_blocks
 from transform.load import TORCH_DTYPES, building, load_view, model_class, plain_config
@@ -26,7 +27,8 @@ class StreamedBlocks:
         self.checkpoint = checkpoint
         self.layers = checkpoint.settings.layers
         self.model, self.bytes_read = _without_blocks(checkpoint)
-        insist_on_suited(self.model)
+        self._config = _whole_config(checkpoint)
+        insist_on_suited(self.model, self._config)
         self.agreed: set[str] = set()
         self._block = _empty_block(checkpoint)
         self._held: int | None = None
@@ -35,7 +37,7 @@ class StreamedBlocks:
     def block(self, index: int) -> Iterator[nn.Module]:
         """The one module, holding this block's weights until another is asked for."""
         if index != self._held:
-            self._fill(index)
+            (self._fill if self.checkpoint.architecture.complete else self._load)(index)
             self._held = index
         yield self._block
 
@@ -52,19 +54,32 @@ class StreamedBlocks:
     def plain(self, hidden: Tensor) -> tuple[Tensor, int]:
         """The model with its first block only, which the run needs next anyway."""
         decoder = find_decoder(self.model)
-        layers, depth = decoder.layers, decoder.config.num_hidden_layers
+        layers, config = decoder.layers, decoder.config
+        said = {"num_hidden_layers": config.num_hidden_layers}
+        said |= {key: value for key in PER_BLOCK if isinstance(value := getattr(config, key, None), list)}
         with self.block(0) as block:
             try:
-                decoder.layers, decoder.config.num_hidden_layers = nn.ModuleList([block]), 1
+                decoder.layers = nn.ModuleList([block])
+                for key in said:
+                    setattr(config, key, 1 if key == "num_hidden_layers" else getattr(self._config, key)[:1])
                 return self.model(inputs_embeds=hidden, use_cache=False).logits, 1
             finally:
-                decoder.layers, decoder.config.num_hidden_layers = layers, depth
+                decoder.layers = layers
+                for key, value in said.items():
+                    setattr(config, key, value)
 
     def forget_inputs(self) -> None:
         """Release the vision tower and the embedding tables, once everything is embedded."""
         if images := self.checkpoint.architecture.images:
             setattr(self.model.model, images.module, None)
         find_decoder(self.model).embed_tokens = None
+
+    def _load(self, index: int) -> None:
+        """A block of a family that names no parameters in memory: the model of this block alone, as it is loaded."""
+        view = view_blocks(self.checkpoint, (index,))
+        model, _ = load_view(view)
+        self._block = find_decoder(model).layers[0]
+        self.bytes_read += sum(t.nbytes for t in view.tensors.values() if view.block_of(t.name)[0] is not None)
 
     @torch.no_grad()
     def _fill(self, index: int) -> None:
@@ -113,6 +128,15 @@ def _without_blocks(checkpoint: Checkpoint) -> tuple[nn.Module, int]:
     if (checkpoint.path / "generation_config.json").is_file():  # which says what ends an answer
         model.generation_config = GenerationConfig.from_pretrained(checkpoint.path, local_files_only=True)
     return model, sum(tensor.nbytes for tensor in without_blocks(checkpoint).tensors.values())
+
+
+def _whole_config(checkpoint: Checkpoint) -> PreTrainedConfig:
+    """The decoder's config with all its blocks, as transformers completes it."""
+    kind = model_class(checkpoint.config)
+    with building(str(checkpoint.path)):
+        whole = kind.config_class.from_dict(plain_config(checkpoint.config))
+    found: PreTrainedConfig = whole.get_text_config(decoder=True)
+    return found
 
 
 def _empty_block(checkpoint: Checkpoint) -> nn.Module:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from importance.calling import ScoringError
-from transform.runtime import find_decoder, find_routers
+from transform.choices import find_choices, find_decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -30,12 +30,12 @@ _SCALES = {
 }
 
 
-def insist_on_suited(model: nn.Module) -> None:
+def insist_on_suited(model: nn.Module, config: "PreTrainedConfig | None" = None) -> None:
     """Raise ScoringError for a model with windows, recurrent blocks, scaled embeddings or logits, or experts whose
-    number can't be set."""
+    number can't be set. `config`: the decoder's with all its blocks, where the model lacks some."""
     decoder = find_decoder(model)
     name = type(model).__name__
-    config = getattr(decoder, "config", None)
+    config = getattr(decoder, "config", None) if config is None else config
     _refuse_kinds(config, name)
     _refuse_windows(config, name)
     _refuse_scales(config, name)
@@ -89,7 +89,7 @@ def _refuse_scales(config: "PreTrainedConfig | None", name: str) -> None:
 def _refuse_hidden_experts(decoder: nn.Module, name: str) -> None:
     for index, block in enumerate(decoder.layers):
         routed = any(isinstance(getattr(module, "experts", None), nn.Module) for module in block.modules())
-        if routed and not find_routers(block):
+        if routed and not find_choices(block):
             raise ScoringError(
                 f"scoring sets how many experts each block's router chooses: block {index} of {name} has experts and "
                 f"no module with a top_k and one weight row per expert. {INSTEAD}"

@@ -85,7 +85,6 @@ WRONG = [
     Case(GraniteMoeConfig, {"embedding_multiplier": 12.0}, "has embedding_multiplier 12.0"),
     Case(Cohere2MoeConfig, {}, "has logit_scale 0.0625"),
     Case(Gemma4TextConfig, {"sliding_window": 512, "final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0"),
-    Case(HunYuanMoEV1Config, {"moe_topk": 2}, "has experts and no module with a top_k"),
     Case(Qwen3NextConfig, {}, "has linear_attention"),
     Case(Lfm2MoeConfig, {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1}, "has conv"),
     Case(MiniMaxConfig, {"num_local_experts": 8}, "has linear_attention"),
@@ -98,6 +97,7 @@ RIGHT = [
     Case(Qwen3MoeConfig, {}),
     Case(GptOssConfig, {"sliding_window": 512}),
     Case(GraniteMoeConfig, {"residual_multiplier": 0.2, "attention_multiplier": 0.1}),
+    Case(HunYuanMoEV1Config, {"moe_topk": 2}),
 ]
 
 

@@ -14,12 +14,14 @@ import torch
 from torch import nn
 
 from tests.support.zoo import BLOCKS, CORE, ZOO, K, make
+from transform.architectures import architecture_named, known_model_types
 from transform.choices import find_choices, find_decoder
 from transform.errors import KnobError
 from transform.knobs import Knobs
 from transform.load import load_with_report
 from transform.plan import make_plan
 from transform.read import read_checkpoint
+from transform.runtime import knobs_at_run_time
 from transform.write import write_checkpoint
 
 ROWS = [pytest.param(name, marks=() if name in CORE else pytest.mark.extra) for name in ZOO]
@@ -34,6 +36,15 @@ def kept(name: str) -> dict[str, tuple[int, ...]]:
     return {case: tuple(i for i in range(BLOCKS) if i not in out) for case, out in dropped.items()}
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads would wait for each other at these sizes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_a_variant_is_the_full_model_without_blocks(name: str, tmp_path: Path) -> None:
     source = make(name, tmp_path / "source")
@@ -41,7 +52,7 @@ def test_a_variant_is_the_full_model_without_blocks(name: str, tmp_path: Path) -
     model, report = load_with_report(source, attn_implementation="eager", experts_implementation="eager")
     assert not (report.missing or report.mismatched)
     assert all(checkpoint.is_beyond(tensor) for tensor in report.unexpected)
-    refused, proven = [], 0
+    refused, proven, whole = [], 0, logits(model)
     for case, keep in kept(name).items():
         for k in KS:
             try:
@@ -54,6 +65,8 @@ def test_a_variant_is_the_full_model_without_blocks(name: str, tmp_path: Path) -
             write_checkpoint(plan.target, place)
             with looked_at(model, keep, k):
                 theirs = logits(model)
+            with knobs_at_run_time(model, keep, plan.target.settings.top_k):
+                assert torch.equal(logits(model), theirs), (case, k, "at run time")
             ours, found = load_with_report(place, attn_implementation="eager", experts_implementation="eager")
             beyond = [tensor for tensor in found.unexpected if not checkpoint.is_beyond(tensor)]
             assert not (found.missing or found.mismatched or beyond), (case, k, found)
@@ -63,6 +76,13 @@ def test_a_variant_is_the_full_model_without_blocks(name: str, tmp_path: Path) -
             proven += 1
     assert {(case, k) for case, k, _ in refused} == ZOO[name].refused(kept(name), KS), refused
     assert proven
+    assert torch.equal(logits(model), whole)  # all knobs were put back
+
+
+def test_every_family_has_a_row() -> None:
+    """A data file means that somebody ran its row."""
+    open_ones = {name for name in known_model_types() if not architecture_named(name).complete}
+    assert open_ones == {name.partition("-")[0] for name in ZOO}
 
 
 def logits(model: nn.Module) -> torch.Tensor:

@@ -293,6 +293,12 @@ def check_blocks(checkpoint: Checkpoint) -> None:
             f"config.json describes {layers} blocks, {len(missing)} of them have no tensor, the first is block "
             f"{missing[0]} ({checkpoint.block_prefix}{missing[0]}.). Config and weights must be of one checkpoint."
         )
+    kinds = {t.dtype for t in checkpoint.tensors.values() if t.pack is None} - {"F32", "F16", "BF16"}
+    if kinds and lookup(checkpoint.config, "quantization_config") is None:
+        raise CheckpointError(
+            f"weights must be F32, F16 or BF16, found {', '.join(sorted(kinds))}. Convert the checkpoint first, or "
+            "take the release that it was quantised from."
+        )
     if max(found) >= layers + predictors(text):
         raise CheckpointError(
             f"config.json describes {layers} blocks, there are tensors of block {max(found)}. "

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 
 from transform.architectures.values import lookup
 from transform.architectures.vocabulary import (
+    CACHELESS,
+    KINDS,
     check_block_lists,
     keys_of_blocks,
     select_blocks,
@@ -61,15 +63,26 @@ class DropBlocks(Pass):
                 f"the first {first} blocks of a {family.model_type!r} model must stay, they receive features of "
                 f"pictures by their place ({family.pinned}): got block {lost[0]} to drop. Keep blocks 0 to {first - 1}."
             )
-        text = with_derived_lists(source).config
+        text = family.text_of(with_derived_lists(source).config)
+        self._check_caches(text)
         for key, wanted in family.last.items():
-            kinds = family.text_of(text).get(key)
+            kinds = text.get(key)
             if isinstance(kinds, list) and kinds[keep[-1]] != wanted:
                 fitting = [i for i, kind in enumerate(kinds) if kind == wanted]
                 raise KnobError(
                     f"the last block of a {family.model_type!r} model must be {wanted} ({key}), transformers makes it "
                     f"that: block {keep[-1]} is {kinds[keep[-1]]}. End with one of blocks {fitting}."
                 )
+
+    def _check_caches(self, text: Mapping[str, object]) -> None:
+        """Transformers counts a sequence's tokens by the keys of some block."""
+        kinds = next((v for key in KINDS if isinstance(v := text.get(key), list)), None)
+        caching = [i for i, kind in enumerate(kinds or ()) if str(kind) not in CACHELESS]
+        if caching and not set(caching) & set(self.keep_blocks):
+            raise KnobError(
+                f"one block that attends must stay, or transformers can't generate with a cache: blocks "
+                f"{caching} attend, got {list(self.keep_blocks)} to keep. Keep one of these."
+            )
 
     def run(self, source: Checkpoint) -> Checkpoint:
         """Fewer tensors under new names, a config of fewer blocks; nothing of what lies beyond the decoder's blocks."""
@@ -124,5 +137,5 @@ def without_blocks(checkpoint: Checkpoint) -> Checkpoint:
 
 def _selected(checkpoint: Checkpoint, keep_blocks: Sequence[int]) -> Mapping[str, object]:
     family = checkpoint.architecture
-    text = select_blocks(family.text_of(checkpoint.config), family.depth_key, keep_blocks)
+    text = select_blocks(family.text_of(checkpoint.config), family.depth_key, keep_blocks, family.routed)
     return family.with_text(checkpoint.config, text)

@@ -2,6 +2,7 @@
 
 import re
 
+from transform.architectures import lookup
 from transform.architectures.graph_keys import unfit, unread_keys
 from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError
@@ -17,6 +18,8 @@ def why_no_graphs(checkpoint: Checkpoint) -> str | None:
     family = checkpoint.architecture
     if family.complete:
         return None
+    if method := quantised_by(checkpoint):
+        return f"{NONE_YET}: nothing reads weights quantised by {method}"
     unread = unread_tensors(checkpoint) if family.roles else []
     if unread:
         return f"{NONE_YET}: nothing reads {unread[0]}{f' and {len(unread) - 1} more' if unread[1:] else ''}"
@@ -33,6 +36,12 @@ def why_no_graphs(checkpoint: Checkpoint) -> str | None:
     except CheckpointError as error:
         return f"{NONE_FOR_IT}: {error}"
     return None
+
+
+def quantised_by(checkpoint: Checkpoint) -> str | None:
+    """The method by which another tool has quantised weights that pass as they are; None: they are plain."""
+    method = lookup(checkpoint.config, "quantization_config.quant_method")
+    return str(method) if method in checkpoint.architecture.quantised else None
 
 
 def unread_tensors(checkpoint: Checkpoint) -> list[str]:

@@ -32,10 +32,12 @@ from transform.weight_files import INDEX
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from transformers.utils.quantization_config import QuantizationConfigMixin
 
 _TAKE_IN_TURN = "HF_DEACTIVATE_ASYNC_LOAD"  # transformers reads it at every load
 ALIGNMENT = 64  # bytes; torch's own allocations have it
 TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+OTHER_DTYPES = {"U8": torch.uint8, "I8": torch.int8, "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool}
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ def load_with_report(directory: Path, dtype: str = "float32", **kwargs: object) 
     if lookup(config, "quantization_config.quant_method") == PACKED or _read_otherwise(directory, config):
         return _load_by_table(directory, dtype, kwargs)
     kind = model_class(config)
+    if method := _passing(config):
+        kwargs |= {"quantization_config": _as_values(method)}
     with building(str(directory)):
         model, info = kind.from_pretrained(
             str(directory),
@@ -225,8 +229,10 @@ def _mapped(view: Checkpoint) -> dict[str, torch.Tensor | _Later]:
         if tensor.file not in maps:
             with tensor.file.open("rb") as file:
                 maps[tensor.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        count = tensor.nbytes // TORCH_DTYPES[tensor.stored].itemsize
-        flat = torch.frombuffer(maps[tensor.file], dtype=TORCH_DTYPES[tensor.stored], count=count, offset=tensor.start)
+        kind = (TORCH_DTYPES | OTHER_DTYPES)[tensor.stored]
+        flat = torch.frombuffer(
+            maps[tensor.file], dtype=kind, count=tensor.nbytes // kind.itemsize, offset=tensor.start
+        )
         tensors[name] = flat.view(tensor.shape)
     return tensors
 
@@ -237,9 +243,12 @@ def _from_tensors(
     """The model that a checkpoint's config describes, with these weights, which are floating point by now."""
     kind = model_class(view.config)
     with building(str(view.path)), _in_turn():
+        config = kind.config_class.from_dict(plain_config(view.config))
+        if _passing(view.config):
+            config.quantization_config = dict(view.config["quantization_config"]) | {"dequantize": True}
         model, info = kind.from_pretrained(
             None,
-            config=kind.config_class.from_dict(plain_config(view.config)),
+            config=config,
             state_dict=tensors,
             dtype=getattr(torch, dtype),
             output_loading_info=True,
@@ -290,6 +299,19 @@ def _auto_class(config: Mapping[str, object]) -> "type[PreTrainedModel]":
         f"transformers {transformers.__version__} has no class for {config['model_type']!r} models. "
         "Install a release that has one."
     )
+
+
+def _passing(config: Mapping[str, object]) -> str | None:
+    """The method of weights that another tool has quantised and that pass, if so."""
+    method = lookup(config, "quantization_config.quant_method")
+    return method if method in architecture_named(config.get("model_type")).quantised else None
+
+
+def _as_values(method: str) -> "QuantizationConfigMixin":
+    """What has transformers load quantised weights as the values that they stand for."""
+    kinds = transformers.quantizers.auto.AUTO_QUANTIZATION_CONFIG_MAPPING
+    found: QuantizationConfigMixin = kinds[method](dequantize=True)
+    return found
 
 
 def quiet_transformers() -> None:

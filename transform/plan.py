@@ -13,7 +13,7 @@ from transform.depth import drop_blocks
 from transform.dtype import cast
 from transform.errors import KnobError
 from transform.forms import FORMS, REFERENCE, ROUNDED, Form, form_named
-from transform.graphs import why_no_graphs
+from transform.graphs import quantised_by, why_no_graphs
 from transform.hub_cache import hub_id, name_of, revision_of
 from transform.image_settings import max_crops, variant_policy
 from transform.knobs import DTYPES, Knobs, canonical_name, parse_tokens
@@ -235,6 +235,11 @@ def make_plan(source: Checkpoint, knobs: Knobs) -> Plan:
     if knobs.k is not None:
         target = set_top_k(target, knobs.k)
         warnings += [beyond_training(source, target.settings.top_k, keep_blocks)]
+    if knobs.dtype != "source" and (method := quantised_by(source)):
+        raise KnobError(
+            f"weights quantised by {method} move as they are and can't be cast, got dtype {knobs.dtype!r}. "
+            "Leave it out."
+        )
     source_form = form_of(source)
     form = source_form if knobs.form is None else form_named(knobs.form)
     _check_form(source, source_form, form, knobs.dtype)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from transform.architectures.vocabulary import LISTED_TOP_K, NUMBERED, PER_BLOCK, TOP_K
+from transform.architectures.vocabulary import LISTED_TOP_K, NUMBERED, PER_BLOCK, PERIODS, TOP_K, kept_period
 from transform.choices import Choice, find_choices
 from transform.choices import find_decoder as find_decoder
 from transform.errors import KnobError
@@ -27,9 +27,10 @@ def set_moe_top_k(model: nn.Module, k: int | Sequence[int]) -> int:
     choices = find_choices(model)
     ks = _checked(k, choices)
     before = _snapshot(model)
-    for choice, value in zip(choices, ks, strict=True):
+    changed = [(choice, value) for choice, value in zip(choices, ks, strict=True) if choice.k != value]
+    for choice, value in changed:
         choice.set(value)
-    ignoring = next((c for c, value in zip(choices, ks, strict=True) if not c.honours(value)), None)
+    ignoring = next((choice for choice, value in changed if not choice.honours(value)), None)
     if ignoring is not None:
         _restore(before)
         raise KnobError(
@@ -128,6 +129,9 @@ class _Applied:
         configs = _configs(model, decoder)
         for config in configs if own is None or any(own is c for c in configs) else [*configs, own]:
             self._shorten(config, mask)
+        for name, values in list(vars(decoder).items()):  # what some decoders list of their blocks when they are made
+            if isinstance(values, list | tuple) and len(values) == len(mask) > 1:
+                self._set(decoder, name, [v for v, active in zip(values, mask, strict=True) if active])
         for new, layer in enumerate(kept):
             for module in layer.modules():
                 if type(getattr(module, "layer_idx", None)) is int:  # its slot in the cache
@@ -142,8 +146,15 @@ class _Applied:
             self._set(config, "num_hidden_layers", sum(mask))
         for key in PER_BLOCK:
             values = getattr(config, key, None)
-            if isinstance(values, list | tuple) and len(values) == len(mask):
+            written = not isinstance(getattr(type(config), key, None), property)  # else it follows from others
+            if written and isinstance(values, list | tuple) and len(values) == len(mask):
                 self._set(config, key, [v for v, active in zip(values, mask, strict=True) if active])
+        periods = {key: getattr(config, key) for pair in PERIODS for key in pair if hasattr(config, key)}
+        kept = [i for i, active in enumerate(mask) if active]
+        for period, offset in PERIODS:
+            if period in periods:
+                for key, value in kept_period(periods, period, offset, kept).items():
+                    self._set(config, key, value)
         new = {old: at for at, old in enumerate(i for i, active in enumerate(mask) if active)}
         for key in NUMBERED:
             values = getattr(config, key, None)

@@ -19,6 +19,7 @@ SIZES = {
     "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.12,
     "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": False,
 }  # fmt: skip
+TIED = {"tie_word_embeddings": True}
 HEADS = {"head_dim": 20}
 DENSE = {"intermediate_size": 60}
 THIN = {"intermediate_size": 28}  # of an expert
@@ -82,12 +83,14 @@ ZOO: Mapping[str, Animal] = {
         boundary=1,
     ),
     "qwen3_moe": Animal("Qwen3MoeForCausalLM", _text(**EXPERT, **NAMED, **HEADS, mlp_only_layers=[0, 3]), boundary=3),
-    "qwen3_moe-step": Animal("Qwen3MoeForCausalLM", _text(**EXPERT, **NAMED, **HEADS, decoder_sparse_step=2), boundary=2),
+    "qwen3_moe-step": Animal(
+        "Qwen3MoeForCausalLM", _text(**EXPERT, **NAMED, **HEADS, decoder_sparse_step=2), boundary=2
+    ),
     "qwen3_moe-fused": Animal("Qwen3MoeForCausalLM", _text(**EXPERT, **NAMED, **HEADS), original=False),
     "qwen3_next": Animal(
         "Qwen3NextForCausalLM",
         _text(**EXPERT, **NAMED, **HEADS, **LINEAR, shared_expert_intermediate_size=36, mlp_only_layers=[2]),
-        boundary=2,
+        boundary=2, never=("middle",),
     ),
     "qwen3_5_moe": Animal(
         "Qwen3_5MoeForConditionalGeneration",
@@ -95,7 +98,7 @@ ZOO: Mapping[str, Animal] = {
                               rope_parameters=SECTIONS | {"mrope_section": [1, 1, 0]}),
          "vision_config": EYES, "image_token_id": 200, "video_token_id": 201, "vision_start_token_id": 202,
          "vision_end_token_id": 203},
-        boundary=3,
+        never=("middle",),
     ),
     "qwen3_vl_moe": Animal(
         "Qwen3VLMoeForConditionalGeneration",
@@ -150,7 +153,7 @@ ZOO: Mapping[str, Animal] = {
     ),
     "minimax_m2": Animal("MiniMaxM2ForCausalLM", _text(**THIN, **LOCAL, **HEADS, rotary_dim=10)),
     "minimax": Animal("MiniMaxForCausalLM", _text(**THIN, **LOCAL, **HEADS, block_size=16), boundary=2),
-    "granitemoe": Animal("GraniteMoeForCausalLM", _text(**THIN, **LOCAL, **MULTIPLIERS) | {"tie_word_embeddings": True}),
+    "granitemoe": Animal("GraniteMoeForCausalLM", _text(**THIN, **LOCAL, **MULTIPLIERS) | TIED),
     "granitemoeshared": Animal(
         "GraniteMoeSharedForCausalLM", _text(**THIN, **LOCAL, **MULTIPLIERS, shared_intermediate_size=36)
     ),
@@ -162,18 +165,19 @@ ZOO: Mapping[str, Animal] = {
     "granitemoehybrid": Animal(
         "GraniteMoeHybridForCausalLM",
         _text(**THIN, **LOCAL, **MULTIPLIERS, **MAMBA, mamba_d_head=12, shared_intermediate_size=36,
-              layer_types=["mamba", "mamba", "attention", "mamba", "mamba", "attention"], position_embedding_type="rope"),
+              position_embedding_type="rope",
+              layer_types=["mamba", "mamba", "attention", "mamba", "mamba", "attention"]),
         boundary=2,
     ),
     "ernie4_5_moe": Animal(
         "Ernie4_5_MoeForCausalLM",
-        _text(**EXPERT, **HEADS, moe_num_experts=EXPERTS, moe_k=K, moe_layer_start_index=2) | {"tie_word_embeddings": True},
+        _text(**EXPERT, **HEADS, moe_num_experts=EXPERTS, moe_k=K, moe_layer_start_index=2) | TIED,
         boundary=1,
     ),
     "ernie4_5_vl_moe": Animal(
         "Ernie4_5_VLMoeForConditionalGeneration",
         {"text_config": _text(**DENSE, **HEADS, moe_intermediate_size=[28, 20], moe_num_experts=EXPERTS, moe_k=K,
-                              rope_parameters=ROPE | {"mrope_section": [3, 3, 4]}) | {"tie_word_embeddings": True},
+                              rope_parameters=ROPE | {"mrope_section": [3, 3, 4]}) | TIED,
          "vision_config": {key: value for key, value in EYES.items() if key not in (
              "num_position_embeddings", "temporal_patch_size", "out_hidden_size")},
          "image_token_id": 200, "video_token_id": 201, "image_start_token_id": 202, "image_end_token_id": 203,
@@ -183,7 +187,7 @@ ZOO: Mapping[str, Animal] = {
     "lfm2_moe": Animal(
         "Lfm2MoeForCausalLM",
         _text(**EXPERT, **NAMED, num_dense_layers=2, routed_scaling_factor=1.7, layer_types=[
-            "conv", "conv", "full_attention", "conv", "conv", "full_attention"]) | {"tie_word_embeddings": True},
+            "conv", "conv", "full_attention", "conv", "conv", "full_attention"]) | TIED,
         boundary=1,
     ),
     "phimoe": Animal("PhimoeForCausalLM", _text(**THIN, **LOCAL, attention_bias=True, lm_head_bias=True), fixed=True),
@@ -217,7 +221,7 @@ ZOO: Mapping[str, Animal] = {
     "cohere2_moe": Animal(
         "Cohere2MoeForCausalLM",
         _text(**THIN, **NAMED, **HEADS, sliding_window=6, first_k_dense_replace=1, prefix_dense_intermediate_size=60,
-              num_shared_experts=1) | {"tie_word_embeddings": True},
+              num_shared_experts=1) | TIED,
         boundary=0,
     ),
     "nemotron_h": Animal(
@@ -233,7 +237,7 @@ ZOO: Mapping[str, Animal] = {
                               global_head_dim=24, hidden_size_per_layer_input=0, sliding_window=6,
                               layer_types=["sliding_attention", "full_attention", "sliding_attention",
                                            "full_attention", "sliding_attention", "full_attention"])
-         | {"tie_word_embeddings": True},
+         | TIED,
          "vision_config": {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2,
                            "num_key_value_heads": 2, "head_dim": 16, "patch_size": 4, "position_embedding_size": 64},
          "audio_config": None, "image_token_id": 200, "video_token_id": 201, "boi_token_id": 202, "eoi_token_id": 203,
@@ -262,16 +266,21 @@ ZOO: Mapping[str, Animal] = {
         "Qwen2ForCausalLM", _text(**DENSE, use_sliding_window=True, sliding_window=7, max_window_layers=3), boundary=2,
         fixed=True,
     ),
-    "qwen3": Animal("Qwen3ForCausalLM", _text(**DENSE, **HEADS) | {"tie_word_embeddings": True}, fixed=True),
+    "qwen3": Animal("Qwen3ForCausalLM", _text(**DENSE, **HEADS) | TIED, fixed=True),
 }  # fmt: skip
 
 
 def make(name: str, directory: Path) -> Path:
     """Write the checkpoint of a row; returns the directory."""
+    return make_sized(name, directory)
+
+
+def make_sized(name: str, directory: Path, **changes: object) -> Path:
+    """The same with other arguments of the config of a text model."""
     animal = ZOO[name]
     kind = getattr(transformers, animal.kind)
     torch.manual_seed(sum(map(ord, name)))
-    model = kind(kind.config_class(**animal.config)).eval()
+    model = kind(kind.config_class(**{**animal.config, **changes})).eval()
     randomise(model)
     model.save_pretrained(directory, save_original_format=animal.original, max_shard_size="200KB")
     return directory

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from transform.architectures.graph_facts import GraphWords
 from transform.architectures.settings import Settings, read_settings
 from transform.architectures.values import lookup, shown
-from transform.architectures.vocabulary import depth_of, sparse_blocks
+from transform.architectures.vocabulary import ROUTED, depth_of, sparse_blocks
 from transform.errors import CheckpointError
 from transform.modality import IMAGE, TEXT, Modality
 
@@ -167,6 +167,7 @@ class Architecture:
     derived: tuple[str, ...] = ()  # lists per block that transformers derives from their number where there are none
     pinned: str | None = None  # key of a list: so many first blocks get something by their place, and stay
     last: Mapping[str, str] = field(default_factory=dict)  # list per block -> what the last block must have there
+    routed: str = ROUTED  # list per block of which those have experts that are sparse or moe there
     k: Choice = Choice.FREE
     singles: tuple[str, ...] = ()  # lists of the config that may be as long as there are blocks, and have none's values
     window: str | None = None  # key of a window that all blocks have where no list says which
@@ -194,7 +195,7 @@ class Architecture:
     def settings(self, config: Mapping[str, object]) -> Settings:
         """Read the decoder's numbers from the config; a missing, mistyped or impossible one is an error."""
         text = self.text_of(config)
-        sparse = sparse_blocks(text, depth_of(text, self.depth_key))
+        sparse = sparse_blocks(text, depth_of(text, self.depth_key), self.routed)
         return read_settings(text, self.model_type, self.keys, self.defaults, sparse, self.window)
 
     def text_of(self, config: Mapping[str, object]) -> Mapping[str, object]:

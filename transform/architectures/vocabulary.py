@@ -32,7 +32,9 @@ OTHER_LISTS = frozenset((
     "architectures", "eos_token_id", "pad_token_id", "bos_token_id", "time_step_limit", "mtp_layers_block_type",
     "suppress_tokens", "begin_suppress_tokens", "keys_to_ignore_at_inference",
 ))  # fmt: skip
-SPARSE_KINDS = {"sparse", "moe"}
+ROUTED, SPARSE_KINDS = "mlp_layer_types", {"sparse", "moe"}
+KINDS = ("layer_types", "layers_block_type")
+CACHELESS = {"linear_attention", "conv", "mamba", "mlp", "moe"}  # kinds of blocks that keep no keys and values
 
 
 def keys_of_blocks() -> tuple[str, ...]:
@@ -61,14 +63,11 @@ def predictors(text: Mapping[str, object]) -> int:
     return max(found, default=0)
 
 
-def sparse_blocks(text: Mapping[str, object], layers: int) -> tuple[bool, ...]:
+def sparse_blocks(text: Mapping[str, object], layers: int, routed_key: str = ROUTED) -> tuple[bool, ...]:
     """Which blocks have experts, by whatever the config says it with; without a word all have."""
-    for key in ("mlp_layer_types", "layers_block_type"):
-        kinds = text.get(key)
-        if isinstance(kinds, list) and SPARSE_KINDS & set(map(str, kinds)):
-            return tuple(kind in SPARSE_KINDS for kind in kinds[:layers])
-        if isinstance(kinds, list) and key == "mlp_layer_types":
-            return (False,) * layers
+    kinds = text.get(routed_key)
+    if isinstance(kinds, list):
+        return tuple(kind in SPARSE_KINDS for kind in kinds[:layers])
     routed, frequency = text.get("moe_layers"), text.get("moe_layer_freq")
     if isinstance(routed, list):
         return tuple(i in routed for i in range(layers))
@@ -121,7 +120,9 @@ def unknown_lists(text: Mapping[str, object], layers: int, singles: Sequence[str
     ]
 
 
-def select_blocks(text: Mapping[str, object], depth_key: str, keep_blocks: Sequence[int]) -> dict[str, object]:
+def select_blocks(
+    text: Mapping[str, object], depth_key: str, keep_blocks: Sequence[int], routed_key: str = ROUTED
+) -> dict[str, object]:
     """The config of these blocks alone: their number, lists of their values, numbers of blocks by their new ones.
 
     Raises KnobError where the config has no way to say which of them have experts, attend, or share keys.
@@ -150,8 +151,9 @@ def select_blocks(text: Mapping[str, object], depth_key: str, keep_blocks: Seque
             found[key] = 0
     _recount(found, text, layers, keep_blocks)
     _share(found, text, layers, keep_blocks)
-    wanted = tuple(sparse_blocks(text, layers)[i] for i in keep_blocks)
-    if sparse_blocks(found, len(keep_blocks)) != wanted:
+    sparse = sparse_blocks(text, layers, routed_key)
+    wanted = tuple(sparse[i] for i in keep_blocks)
+    if sparse_blocks(found, len(keep_blocks), routed_key) != wanted:
         said = [key for key in (*BEFORE_EXPERTS, STEP, LAST, INTERVAL, PERIODS[1][0]) if key in text]
         raise KnobError(
             f"which blocks have experts must be expressible by {', '.join(said)}: blocks {list(keep_blocks)} would "
@@ -193,7 +195,7 @@ def _recount(found: dict[str, object], text: Mapping[str, object], layers: int, 
         found |= {STEP: 1, ONLY_DENSE: dense}
     for period, offset in PERIODS:
         if period in text:
-            found |= _as_period(text, period, offset, keep)
+            found |= kept_period(text, period, offset, keep)
 
 
 def _sparse(text: Mapping[str, object], keep: Sequence[int]) -> tuple[bool, ...]:
@@ -205,7 +207,7 @@ def _kept_sparse(text: Mapping[str, object], layers: int, keep: Sequence[int]) -
     return tuple(sparse[i] for i in keep)
 
 
-def _as_period(text: Mapping[str, object], period: str, offset: str, keep: Sequence[int]) -> dict[str, object]:
+def kept_period(text: Mapping[str, object], period: str, offset: str, keep: Sequence[int]) -> dict[str, int]:
     """The period that the blocks kept have: the source's own where it fits, else the shortest."""
     wanted = [_in_period(text, period, offset, i) for i in keep]
     own = (_whole(text, period, 1), _whole(text, offset, 0))
