@@ -76,7 +76,7 @@ class DropBlocks(Pass):
 
     def _check_caches(self, text: Mapping[str, object]) -> None:
         """Transformers counts a sequence's tokens by the keys of some block."""
-        kinds = next((v for key in KINDS if isinstance(v := text.get(key), list)), None)
+        kinds = next((v for key in KINDS if isinstance(v := text.get(key), list | str)), None)
         caching = [i for i, kind in enumerate(kinds or ()) if str(kind) not in CACHELESS]
         if caching and not set(caching) & set(self.keep_blocks):
             raise KnobError(
