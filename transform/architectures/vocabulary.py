@@ -46,7 +46,8 @@ def keys_of_blocks() -> tuple[str, ...]:
     """Every key of the table: those that another choice of blocks may change."""
     periods = (key for pair in PERIODS for key in pair)
     return (
-        *PER_BLOCK, *IF_AS_LONG, LETTERS, *NUMBERED, *KEYED, *BEFORE_EXPERTS, STEP, LAST, INTERVAL, *periods, SHARED_TAIL, *PREDICTORS,
+        *PER_BLOCK, *IF_AS_LONG, LETTERS, *NUMBERED, *KEYED, *BEFORE_EXPERTS, STEP, LAST, INTERVAL, *periods,
+        SHARED_TAIL, *PREDICTORS,
     )  # fmt: skip
 
 
