@@ -1,6 +1,6 @@
 # The main job:  make export K=4 BLOCKS=12 TOKENS=432 [MODEL=…] [SCORES=…] [FORM=int4] [DTYPE=…] [STATIC=1024] [OUT=…] [FORCE=1]
 # Every target creates .venv and installs by itself when pyproject.toml changed or a package is gone.
-.PHONY: FORCE setup export score search sweep pick test test-versions test-all check fix bench bench-variant faults fuzz gpu-check small-env genai-env js-env browser-env ort-envs report nano nano-data nano-report nano-curves clean
+.PHONY: FORCE setup export score search sweep pick test test-versions test-all check fix bench bench-variant push pull faults fuzz gpu-check small-env genai-env mlflow-env registry-env moto-env js-env browser-env ort-envs report nano nano-data nano-report nano-curves clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,12 +9,14 @@ STAMP := $(VENV)/.installed
 EXTRAS := $(VENV)/.extras
 SMALL := .venv-small
 GENAI := .venv-genai
+MLFLOW := .venv-mlflow
 JS := .venv-js
 BROWSER := .venv-browser
 ORT := .venv-ort
+MOTO := .venv-moto
 # Run with the oldest and with the newest of every dependency: parity, generate, graphs, scoring, the main job.
 VERSIONS := versions molmoe_parity molmoe_auto molmoe_generate molmoe_traps preprocessing runtime cache_name calling \
-  engine metrics evaluate search readers ray plot onnx_parity onnx_olmoe forms packed gate export run
+  engine metrics evaluate search readers ray plot onnx_parity onnx_olmoe forms packed gate export run publish_hub
 export PYTHONHASHSEED := 0
 # A path as one word of the shell, whatever is in it; only ~/ in front is left for the shell.
 quoted = $(if $(filter ~/%,$(firstword $(1))),~/'$(subst ','\'',$(subst ~/,,$(1)))','$(subst ','\'',$(1))')
@@ -42,7 +44,7 @@ FORCE:
 setup: $(STAMP)
 
 $(EXTRAS): $(STAMP)
-	$(BIN)/pip install $(QUIET) -e ".[eval,ray,llamacpp,sign]" "onnxscript>=0.7,<0.8" # transformers' exporter: a source of graphs for tests
+	$(BIN)/pip install $(QUIET) -e ".[eval,ray,llamacpp,mlflow,oci,s3,sign]" "onnxscript>=0.7,<0.8" # transformers' exporter: a source of graphs for tests
 	@touch $@
 
 export: $(STAMP)
@@ -77,7 +79,7 @@ test-versions: .venv-oldest/.installed .venv-newest/.installed $(EXTRAS)
 .venv-oldest/.installed .venv-newest/.installed: .venv-%/.installed: pyproject.toml $(STAMP)
 	$(BIN)/python -m tests.versions.environments $*
 
-test-all: $(STAMP) $(EXTRAS) small-env $(GENAI)/.installed js-env browser-env ort-envs
+test-all: $(STAMP) $(EXTRAS) small-env $(GENAI)/.installed mlflow-env js-env browser-env ort-envs registry-env moto-env
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m extra
 
 check: $(STAMP)
@@ -118,6 +120,15 @@ report: $(STAMP)
 bench-variant: $(STAMP)
 	@$(BIN)/knobcast bench $(call quoted,$(DIR)) $(ARGS)
 
+# A variant into a registry, named by an alias once it is confirmed (docs/publishing.md):
+# make push TO=oci://localhost:5000/molmoe DIR=artifacts/… [ALIAS=edge-prod] [ARGS="--dry-run"]
+push: $(STAMP)
+	@$(BIN)/knobcast push $(call quoted,$(DIR)) $(call quoted,$(TO)) $(if $(ALIAS),--alias $(call quoted,$(ALIAS))) $(ARGS)
+
+# And back:  make pull FROM=oci://localhost:5000/molmoe:edge-prod OUT=artifacts/… [FORCE=1]
+pull: $(STAMP)
+	@$(BIN)/knobcast pull $(call quoted,$(FROM)) $(call quoted,$(OUT)) $(if $(FORCE),--force) $(ARGS)
+
 # Kill runs at every call that changes a file, at drawn times, by full disks (docs/robustness.md). Linux and gcc.
 faults: $(STAMP)
 	@$(BIN)/python -m tests.faults.run $(ARGS)
@@ -148,6 +159,15 @@ $(GENAI)/.installed: docs/clients/genai/requirements.txt
 	$(GENAI)/bin/pip install $(QUIET) -r $< "safetensors>=0.6,<1"
 	@touch $@
 
+# A registry to publish to. The package brings tools for training; what its server takes is half of that.
+mlflow-env: $(MLFLOW)/.installed
+
+$(MLFLOW)/.installed: tests/mlflow/requirements.txt
+	$(PYTHON) -m venv $(MLFLOW)
+	$(MLFLOW)/bin/pip install $(QUIET) -r $<
+	$(MLFLOW)/bin/pip install $(QUIET) --no-deps "$$(sed -n 's/^mlflow-skinny==/mlflow==/p' $<)"
+	@touch $@
+
 # transformers.js for the tests under node. Without the flag onnxruntime-node fetches CUDA libraries as well.
 js-env:
 	@if command -v npm >/dev/null 2>&1; then $(MAKE) --no-print-directory $(JS)/.installed; \
@@ -172,6 +192,20 @@ $(BROWSER)/.installed: tests/browser/package.json
 	$(BROWSER)/bin/pip install $(QUIET) "playwright>=1.50,<2"
 	cp $< $(BROWSER)/
 	npm install --prefix $(BROWSER) --no-audit --no-fund --no-package-lock --loglevel=error
+	@touch $@
+
+# An OCI registry for the tests: Debian's, where we may install.
+registry-env:
+	@command -v docker-registry >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1 \
+	  && apt-get update -qq && apt-get install -y -qq --no-install-recommends docker-registry >/dev/null; } \
+	  || echo "no docker-registry, and it can't be installed here: the tests of oci:// are skipped"
+
+# An S3 server for the tests, which s3fs in $(VENV) talks to.
+moto-env: $(MOTO)/.installed
+
+$(MOTO)/.installed:
+	$(PYTHON) -m venv $(MOTO)
+	$(MOTO)/bin/pip install $(QUIET) "moto[server]>=5,<6"
 	@touch $@
 
 # Several onnxruntimes for the tests: with a Python of their own, and two alone, to stand before the installed one.
@@ -214,4 +248,4 @@ nano-curves: $(STAMP) nano-data
 	$(BIN)/python -m artifacts.nano.curves
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest $(SMALL) $(GENAI) $(JS) $(BROWSER) $(ORT) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest .venv-newest $(SMALL) $(GENAI) $(MLFLOW) $(JS) $(BROWSER) $(ORT) $(MOTO) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

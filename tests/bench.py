@@ -24,6 +24,7 @@ import numpy as np
 
 from tests.bench_activations import bars as activations_bars
 from tests.bench_cost import bars as cost_bars
+from tests.bench_decode import bars as decode_bars
 from tests.bench_families import bars as families_bars
 from tests.bench_family import bars as family_bars
 from tests.bench_full_size import bars as full_size_bars
@@ -198,6 +199,7 @@ def main() -> None:
         *family_bars(work, runs),
         *([] if options.quick else families_bars(work)),
         *([] if options.quick else onnx_bars(work, runs)),
+        *([] if options.quick else decode_bars(work)),
         *opening_bars(work),
         *activations_bars(work),
         *([] if options.quick else cost_bars(work)),

@@ -1,17 +1,20 @@
 """What `--activations int8` costs: answers of the graphs themselves, for PyTorch has no such kernels."""
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from artifacts.nano import data
+from export.gate.activations import TOLERANCE
 from export.run.answer import Runner
 from export.variant import export_variant
 from importance.readers.read import read_samples
 from importance.samples import EncodedImage, Sample
 from importance.statistics import paired_drop
 from importance.tasks import metric_named
+from tests.support.parity_activations import rounding_by_case
 from transform.knobs import Knobs
 from transform.plan import make_plan
 from transform.read import read_checkpoint
@@ -56,6 +59,17 @@ def _answers(out: Path, activations: str, samples: Sequence[Sample]) -> list[str
     return found
 
 
+def bench_parity(work: Path) -> dict[str, Any]:
+    """The parity set's logits by the int4 graphs, every variant and case: what rounding does to them."""
+    found = list(rounding_by_case(work / "activations-parity").values())
+    return {
+        "cases": len(found),
+        "median_rounding": round(statistics.median(found), 4),
+        "largest_rounding": round(max(found), 4),
+        "bar": f"largest_rounding <= {TOLERANCE}",
+    }
+
+
 def bars(work: Path) -> list[tuple[str, Callable[[], dict[str, Any]]]]:
     """For tests/bench.py."""
-    return [("activations", lambda: bench_activations(work))]
+    return [("activations", lambda: bench_activations(work)), ("activations_parity", lambda: bench_parity(work))]

@@ -81,6 +81,16 @@ ABOUT = {
         "Decoding beside PyTorch",
         "One token through two blocks of float32 weights, one thread; PyTorch with grouped matrix products.",
     ),
+    "cache_in_place": (
+        "The cache written where it lies",
+        "One token through four blocks of the `int4` form with int8 activations, one thread, behind as many cached "
+        "ones, two sessions each; the baseline copies the cache (`Concat`) for every token.",
+    ),
+    "llama_cpp": (
+        "Beside llama.cpp",
+        "`knobcast bench --against llama.cpp`: an OLMoE of MolmoE-1B's widths, four blocks, `int4` form with int8 "
+        "activations and Q4_0 of the same weights; 64 prompt tokens, one thread.",
+    ),
     "session_load": ("Opening a graph", "One layer of experts; weights are read from the mapped file."),
     "export_full_size_cpu": (
         "The main job at full size, `cpu` form",
@@ -95,6 +105,11 @@ ABOUT = {
         "What activations of 8 bits cost the embedded model",
         "Every sixth test question, 432 tokens per picture, by the graphs of the `int4` form in onnxruntime. The "
         "loss is paired, with half the width of its 95 % interval over pictures.",
+    ),
+    "activations_parity": (
+        "What they do to the parity set",
+        "Its 8 prompts in 8 variants through the graphs of the `int4` form: root mean square of the differences "
+        "between logits with activations in 8 bits and in float32, as a part of the logits' own.",
     ),
     "packed_accuracy": (
         "What quantising costs the embedded model",
@@ -154,6 +169,8 @@ WORDS = [
     (r"(int\d)_decoder_over_bfloat16", r"`\1`, the decoder's matrices alone, to bfloat16", ""),
     (r"activations_(\w+)_right", r"right, \1 activations", ""),
     ("int8_loses_to_float32_activations", "fewer with int8 activations", ""),
+    ("median_rounding", "differences of the logits, median", ""),
+    ("largest_rounding", "the largest", ""),
     ("same_answers", "same answers", ""),
     ("floats_right", "right, floats", ""),
     (r"(int\d)_right", r"right, `\1` form", ""),
@@ -166,6 +183,8 @@ WORDS = [
     (r"\w+_interval", "plus or minus", ""),
     ("peak_mb", "peak memory", "MiB"),
     ("peak_anonymous_mb", "peak memory without mapped files", "MiB"),
+    ("verify_seconds", "`verify`", "s"),
+    ("verify_peak_anonymous_mb", "`verify`, peak memory without mapped files", "MiB"),
     ("anonymous_mb", "memory beside the mapped file", "MB"),
     ("weight_mb", "weights of the layer", "MB"),
     ("file_mb", "all graphs", "MB"),
@@ -177,6 +196,16 @@ WORDS = [
     (r"torch_k(\d)_ms", r"PyTorch, k = \1", "ms"),
     (r"(cpu|int4)_k(\d)_ms", r"`\1` form, k = \2", "ms"),
     (r"(cpu|int4)_over_torch_k(\d)", r"`\1` form to PyTorch, k = \2", ""),
+    (r"in_place_(\d+)_ms", r"behind \1, in place", "ms"),
+    (r"copied_(\d+)_ms", r"behind \1, copied", "ms"),
+    (r"copied_over_in_place_(\d+)", r"behind \1, copied to in place", ""),
+    ("decode_ms", "one token", "ms"),
+    ("prefill_ms", "the prompt", "ms"),
+    ("llama_cpp_decode_ms", "one token, llama.cpp", "ms"),
+    ("llama_cpp_prefill_ms", "the prompt, llama.cpp", "ms"),
+    ("decode_over_llama_cpp", "one token, to llama.cpp", ""),
+    ("prefill_over_llama_cpp", "the prompt, to llama.cpp", ""),
+    ("weights_ratio", "weights, to the GGUF file", ""),
     ("whole_over_parts", "decoder to the sum of its parts", ""),
     ("(whole|attention|experts|head)_ms", r"\1", "ms"),
     ("largest_difference", "largest difference of the losses", ""),
@@ -204,7 +233,7 @@ WORDS = [
     ("onnxruntime", "version of onnxruntime", ""),
     ("page_kb", "the page", "kB"),
     ("seconds_with_plots", "the same with all plots as files", "s"),
-    ("(workloads|tensors|sets|settings|questions|calls|members|blocks|note|skipped)", r"\1", ""),
+    ("(workloads|cases|tensors|sets|settings|questions|calls|members|blocks|note|skipped)", r"\1", ""),
 ]
 
 

@@ -6,13 +6,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from typer.testing import CliRunner
 
 import export.gate.activations
+from export.command.main import app
 from export.gate.activations import check_activations
 from export.gate.checking import checking_graphs
 from export.run.graphs import Graphs
 from export.run.oldest import too_old_for
 from export.variant import export_variant
+from tests.support.parity_activations import rounding_by_case
 from transform.errors import KnobError, VerificationError
 from transform.forms import form_named
 from transform.knobs import Knobs
@@ -39,9 +42,29 @@ def test_it_says_so_everywhere(variant: Path, olmoe: Path) -> None:
     config, io, manifest = (json.loads((variant / n).read_text()) for n in ("config.json", "io.json", "manifest.json"))
     assert config["quantization_config"]["activations"] == io["activations"] == "int8"
     assert manifest["knobs"]["activations"] == "int8" and manifest["name"].endswith("-int4-a8")
-    assert io["onnxruntime"] == ">=1.31"
+    assert io["onnxruntime"] == io["onnxruntime_by_graph"]["text.onnx"] == ">=1.31"
     assert 0 < manifest["verification"]["int8_activations"]["root_mean_square"] < 0.1
     assert max(manifest["verification"]["onnx_vs_torch"][n] for n in ("prefill", "decode", "padded")) < 1e-5
+
+
+def test_the_card_has_each_graphs_onnxruntime_and_the_tolerance(variant: Path, olmoe: Path, tmp_path: Path) -> None:
+    rounded = json.loads((variant / "manifest.json").read_text())["verification"]["int8_activations"]
+    said = (variant / "README.md").read_text()
+    assert "| `text.onnx` | 1.31 |" in said
+    assert f"{rounded['root_mean_square']:.2g} of their size away (root mean square; at most 0.1)" in said
+    export_variant(make_plan(read_checkpoint(olmoe), Knobs(k=2, form="int4")), tmp_path / "v", verify=False)
+    usual = (tmp_path / "v" / "README.md").read_text()
+    assert "| `text.onnx` | 1.25 |" in usual
+    assert "8 bits (`--activations" in said
+    assert "8 bits (`--activations" not in usual
+
+
+def test_a_benchmarks_record_says_so(variant: Path, olmoe: Path, tmp_path: Path) -> None:
+    export_variant(make_plan(read_checkpoint(olmoe), Knobs(k=2)), tmp_path / "v", verify=False)
+    for directory, said in ((variant, "int8"), (tmp_path / "v", None)):
+        asked = ["bench", str(directory), "--json", "--dry-run", "--prompt-tokens", "9", "--new-tokens", "2"]
+        done = CliRunner().invoke(app, asked)
+        assert json.loads(done.stdout)["activations"] == said
 
 
 def test_without_repacking_nothing_is_rounded(variant: Path) -> None:
@@ -52,6 +75,13 @@ def test_without_repacking_nothing_is_rounded(variant: Path) -> None:
         for graphs in (checking_graphs(variant), Graphs(variant))
     )
     assert 1e-4 < np.abs(exact - users).max() < 0.3 * np.abs(exact).max()
+
+
+def test_the_parity_set_stays_within_the_tolerance(tmp_path: Path) -> None:
+    """Pictures, padding and a k of its own for every block; all variants: tests/bench_activations.py."""
+    found = rounding_by_case(tmp_path, ["k4212"])
+    assert len(found) == 8
+    assert 1e-4 < min(found.values()) <= max(found.values()) < export.gate.activations.TOLERANCE
 
 
 def test_kernels_that_round_more_are_refused(variant: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -333,7 +333,7 @@ def test_directories_without_graphs_are_refused(olmoe: Path, tmp_path: Path) -> 
 
 def test_graphs_that_no_provider_here_has_are_refused_before_others_are_measured(olmoe: Path, tmp_path: Path) -> None:
     export_variant(make_plan(read_checkpoint(olmoe), Knobs(k=2, form="cuda")), tmp_path / "cuda", verify=False)
-    with pytest.raises(RunError, match="FC3"):
+    with pytest.raises(RunError, match="fused experts"):
         CliRunner().invoke(app, ["bench", str(tmp_path / "cuda"), *SMALL], catch_exceptions=False)
     done = CliRunner().invoke(app, ["bench", str(tmp_path / "cuda"), *SMALL, "--dry-run", "--json"])
     states = {c["name"]: c["status"] for c in json.loads(done.stdout)["contestants"]}
@@ -366,6 +366,9 @@ def test_the_table_has_every_contestant(text_record: Record) -> None:
         assert words in said
     assert "tokens equal: no (grouped_mm: first difference at step 3)" in said
     assert "picture" not in said
+    assert "cpu form; batch 1" in said
+    show_bench(cast("BenchRecord", {**record, "form": "int4", "activations": "int8"}), console)
+    assert "int4 form, int8 activations; batch 1" in console.export_text()
     cut = {"by": "graph", "seconds": {"median": 0.5, "least": 0.4, "most": 0.6}}
     show_bench(cast("BenchRecord", {**record, "preprocess": cut}), console)
     assert "cutting the picture, by preprocess.onnx: 0.500 s, in no row" in console.export_text()

@@ -1,6 +1,7 @@
 """What a family's words and a config say about graphs, what stops them by name, and views of slabs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +190,11 @@ def test_flops_by_arithmetic_are_those_that_torch_counts(name: str, form: str, t
     counted = count(plan, Workload(None, WINDOW - 2, 2))
     expected = decoder_flops(plan, directory, counted, 2)
     assert (counted.work.prefill_flops, counted.work.decode_flops) == expected
+
+
+def test_a_tensor_around_the_blocks_that_nothing_reads_stops_graphs(tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(write_decoder("mixtral", tmp_path))
+    norm = checkpoint.tensor("norm")
+    changed = replace(checkpoint, tensors={**checkpoint.tensors, "model.embed_norm.weight": norm})
+    assert why_no_graphs(checkpoint) is None
+    assert "nothing reads model.embed_norm.weight" in str(why_no_graphs(changed))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from export.files.integrity import external_tensors
 from export.numpy_run import NumpySession
+from export.run.session_options import SESSION_OPTIONS, session_options
 from tests.support.graphs import empty_cache, session, step
 from tests.support.models import BLOCKWISE, save_source, torch_logits, write_odd
 from tests.support.variants import write_variant
@@ -140,14 +142,19 @@ def test_stacked_experts_are_the_experts_and_load_as_before(tmp_path: Path) -> N
     graph = onnx.load(made / "text.onnx", load_external_data=False).graph
     places = {tensor.name: tensor for tensor in external_tensors(graph)}
     data = (made / "model.safetensors").read_bytes()
+    made_by = {name: node for node in graph.node for name in node.output}
     for i, node in enumerate(node for node in graph.node if node.op_type == "MoE"):
-        for operand, part in ((2, "gate"), (4, "down"), (6, "up")):
-            tensor = places[node.input[operand]]
+        turns = made_by[made_by[node.input[2]].input[0]]  # [E, I, 2, d], then [E, 2 * I, d]
+        assert (turns.op_type, turns.attribute[0].i) == ("Concat", 2)
+        for operand, part in zip((*turns.input, node.input[4]), ("gate", "up", "down"), strict=True):
+            tensor = places[operand]
             entry = {item.key: item.value for item in tensor.external_data}
             start = int(entry["offset"])
-            view = np.frombuffer(data[start : start + int(entry["length"])], np.float16).reshape(tuple(tensor.dims))
+            view = np.frombuffer(data[start : start + int(entry["length"])], np.float16)
             names = [f"model.layers.{i}.mlp.experts.{e}.{part}_proj.weight" for e in range(EXPERTS)]
-            np.testing.assert_array_equal(view, np.stack([stored[name].numpy() for name in names]))
+            experts = np.stack([stored[name].numpy() for name in names])
+            assert np.prod(tensor.dims) == experts.size
+            np.testing.assert_array_equal(view.reshape(experts.shape), experts)
     ids = torch.arange(2, 9)[None]
     save_file({name: tensor.to(torch.float16) for name, tensor in original.items()}, tmp_path / "source" / "h")
     (tmp_path / "source" / "h").rename(tmp_path / "source" / "model.safetensors")
@@ -155,6 +162,25 @@ def test_stacked_experts_are_the_experts_and_load_as_before(tmp_path: Path) -> N
         ours = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32)(ids).logits
         theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "source", dtype=torch.float32)(ids).logits
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_experts_are_arranged_at_load_and_not_at_every_call(tmp_path: Path) -> None:
+    """With the options of io.json; without folding the same graph does it while it runs."""
+    save_source(tmp_path / "source", torch.bfloat16, **BLOCKWISE)
+    made = write_variant(tmp_path / "source", tmp_path / "variant", form="cuda")
+    for options, computed in ((session_options(form_named("cuda")), False), (SESSION_OPTIONS, True)):
+        asked = onnxruntime.SessionOptions()
+        asked.log_severity_level = 3
+        asked.optimized_model_filepath = str(made / "optimized.onnx")
+        for key, value in options.items():
+            asked.add_session_config_entry(key, value)
+        onnxruntime.InferenceSession(str(made / "text.onnx"), asked, providers=["CPUExecutionProvider"])
+        graph = onnx.load(made / "optimized.onnx", load_external_data=False).graph
+        made_by = {name: node for node in graph.node for name in node.output}
+        fed = [node.input[2] for node in graph.node if node.op_type == "MoE"]
+        # the CPU's kernel takes float32
+        fed = [made_by[name].input[0] if name in made_by and made_by[name].op_type == "Cast" else name for name in fed]
+        assert [name in made_by for name in fed] == [computed] * LAYERS
 
 
 def test_scattered_experts_cannot_be_fused(tmp_path: Path) -> None:

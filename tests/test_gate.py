@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx
 import pytest
+from onnx import helper
 from safetensors.numpy import load_file
 
 from export.gate.checking import checking_graphs
@@ -179,10 +180,16 @@ def test_a_decoder_that_ignores_half_of_its_mask_is_refused(side: str, made: Mad
     path = made.directory / "text.onnx"
     model = onnx.load(path, load_external_data=False)
     (joined,) = (node for node in model.graph.node if node.op_type == "And")
-    kept = joined.input[1 if side == "causality" else 0]
-    shaped = {node.output[0]: node for node in model.graph.node}[kept]
-    assert (shaped.op_type == "Unsqueeze") == (side == "causality")
-    joined.input[:] = [kept, kept]
+    at = 0 if side == "causality" else 1
+    given = joined.input[at]
+    shaped = {node.output[0]: node for node in model.graph.node}[given]
+    assert (shaped.op_type == "Unsqueeze") == (side == "padding")
+    always = [helper.make_node("Not", [given], ["no"]), helper.make_node("Or", [given, "no"], ["always"])]
+    joined.input[at] = "always"
+    nodes = [*model.graph.node]
+    where = nodes.index(joined)
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes[:where], *always, *nodes[where:]])
     path.write_bytes(model.SerializeToString())
     with pytest.raises(VerificationError, match=r"padded|prefill"):
         made.check_text()

@@ -99,6 +99,13 @@ def test_what_the_checks_compute_with_must_be_there(
         verify_directory(copied, lambda _: None)
 
 
+def test_a_resident_variant_has_the_pictures_logits(copied: Path) -> None:
+    (copied / FILE).write_bytes(save(without("image.logits")(load_file(copied / FILE))))
+    record_sums(copied)
+    with pytest.raises(VerificationError, match="must hold the outputs that were recorded"):
+        verify_directory(copied, lambda _: None)
+
+
 def test_damaged_files_are_refused(copied: Path) -> None:
     checkpoint, whole = read_checkpoint(copied), (copied / FILE).read_bytes()
     for data in (b"", whole[:4], whole[:100], whole[:-1], whole + b"x", b"\xff" * 100):

@@ -1,8 +1,10 @@
 """The script for CUDA machines, tried without one: its sections at tiny sizes, its exit codes, its page."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from tests.gpu.synthetic import Sizes, write_noise
 from tests.support.paths import ROOT
 from transform.read import read_checkpoint
 
-EXPORTING = ("model", "static", "commands")
+EXPORTING = ("model", "default", "static", "commands")
 
 
 @pytest.fixture
@@ -163,6 +165,19 @@ def test_a_section_that_dies_or_hangs_keeps_its_rows(ctx: Context) -> None:
     assert "invalid choice" in missing["reason"]
     slow = isolated(next(s for s in SECTIONS if s.name == "layer"), ctx, 0.2)
     assert slow["reason"] == "it was stopped after 0 s"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_section_ends_with_the_script(tmp_path: Path) -> None:
+    """Asked to end, it leaves nothing behind that would be measured with the next run."""
+    command = [sys.executable, "-m", "tests.gpu.check", "--dry-cpu", "--only", "layer", "--work", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as script:
+        children = Path(f"/proc/{script.pid}/task/{script.pid}/children")
+        while not (found := children.read_text().split()):
+            time.sleep(0.05)
+        script.terminate()
+        assert script.wait(20) == 128 + signal.SIGTERM
+    assert not Path(f"/proc/{found[0]}").exists()
 
 
 def test_no_time_left_is_no_success_to_resume_from(tmp_path: Path, ctx: Context) -> None:

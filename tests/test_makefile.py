@@ -39,6 +39,8 @@ def test_paths_stay_whole(path: str) -> None:
     assert got[got.index("--data") + 1] == got[got.index("--out") + 1] == path
     assert got[got.index("--grid") + 1] == "k=1,2 blocks=3"
     assert words("bench-variant", DIR=path)[2] == path
+    assert words("push", DIR=path, TO=path, ALIAS=path)[1:] == ["push", path, path, "--alias", path]
+    assert words("pull", FROM=path, OUT=path, FORCE="1")[1:] == ["pull", path, path, "--force"]
 
 
 def test_a_pick_sweeps_chooses_and_reports() -> None:

@@ -1,5 +1,6 @@
 """What a sweep measured goes along with the variant: manifest and card say it, verify reads it strictly."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 from export.files.facts import check_facts
 from export.files.measured import Measured
 from export.sweep.table import FILE, Point, Table, table_text
-from importance.scores import model_digest
+from importance.choose import SCORES
+from importance.scores import Scores, model_digest, write_scores
 from tests.support.command import knobcast
 from tests.support.sweeps import synthetic_sweep
 from transform.errors import VerificationError
@@ -33,11 +35,14 @@ def swept(molmo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 def test_the_picked_variant_says_what_was_measured(swept: tuple[Path, Table, Point], tmp_path: Path) -> None:
     directory, table, point = swept
     out = tmp_path / "v"
+    write_scores(Scores(dict.fromkeys(range(4), 0.5), samples=7), directory / SCORES, force=True)
     # the least accurate and quickest of all
     done = knobcast("pick", directory, "--at", "qa", "--rule", "lookup", "--latency-ms", "1", "--export", out)
     assert done.code == 0, done.err
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["verification"] != "skipped"
+    digest = hashlib.sha256((directory / SCORES).read_bytes()).hexdigest()
+    assert (manifest["scores"]["source"], manifest["scores"]["sha256"]) == (SCORES, digest)
     assert (manifest["blocks_kept"], manifest["top_k"]) == ([0, 3], [2, 2])
     assert Measured.parse(manifest["measured"], "") == table.measured(point)
     text = (out / "README.md").read_text()

@@ -68,7 +68,7 @@ def test_the_cuda_form_says_what_was_not_run(settings: Settings) -> None:
     reason = missing_cuda()
     if reason is None:
         assert found["provider"] == "cuda"
-        assert any(name.startswith("MoE, FC3") for name in found["checks"])
+        assert any(name.startswith("MoE, gate and up in turns") for name in found["checks"])
     else:
         assert found["not_run"] == f"MoE: {reason}"
         with pytest.raises(VerificationError, match=r"must load to be used|must be built"):

@@ -52,7 +52,7 @@ FLOORS = [
     {"export.run", "export.cost"},
     {"export.graph", "export.files"},
     {"export.numpy_run"},
-    {"export.gate", "export.layout"},
+    {"export.gate", "export.layout", "export.publish"},
     {"export.variant", "export.derive", "export.bench"},
     {"export.family"},
     {"export.sweep"},

@@ -239,6 +239,19 @@ def test_the_command_answers_refuses_and_writes(swept: tuple[Path, Table], tmp_p
     assert "--force" in refused.said
 
 
+@pytest.mark.parametrize("name", ["sweep.json", "samples.json", "answers/{}.json", "pictures.json"])
+def test_what_is_no_json_says_to_sweep_again(swept: tuple[Path, Table], tmp_path: Path, name: str) -> None:
+    """Nothing of a sweep was downloaded."""
+    synthetic_sweep(tmp_path)
+    file = tmp_path / name.format(swept[1].full)
+    file.write_text('{"half": ')
+    done = knobcast("report", tmp_path, "--no-plots")
+    assert done.code == 1
+    assert f"{file.name}: it must be JSON" in done.said
+    assert "un the sweep again" in done.said
+    assert "Download" not in done.said
+
+
 def test_a_damaged_sweep_is_named(swept: tuple[Path, Table], tmp_path: Path) -> None:
     synthetic_sweep(tmp_path)
     (tmp_path / "answers" / f"{swept[1].full}.json").write_text("{}")

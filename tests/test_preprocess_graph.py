@@ -14,6 +14,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from export.files.io_spec import picture_rule
+from export.files.provenance import Provenance
 from export.gate.golden_file import load_golden
 from export.gate.preprocess import check_golden_picture, check_preprocess
 from export.gate.verify import verify_directory
@@ -155,13 +156,13 @@ def test_the_runtime_refuses_what_is_no_picture() -> None:
 
 def test_written_with_a_variant(tmp_path: Path) -> None:
     made = write_variant(FIXTURES, tmp_path / "v", tokens=432)
-    assert (made / "preprocess.onnx").read_bytes() == preprocess_graph(
-        image_token_ids(read_checkpoint(made), made), 432
-    ).serialised()
+    emitted = preprocess_graph(image_token_ids(read_checkpoint(made), made), 432)
+    emitted.notes = Provenance.parse(read_json(made / "manifest.json")).of("preprocess.onnx")
+    assert (made / "preprocess.onnx").read_bytes() == emitted.serialised()
     io = read_io(made)
-    graph = io["graphs"]["preprocess.onnx"]
-    assert graph["inputs"] == [{"name": "image", "dtype": "uint8", "shape": ["height", "width", 3]}]
-    assert graph["outputs"] == [
+    said = io["graphs"]["preprocess.onnx"]
+    assert said["inputs"] == [{"name": "image", "dtype": "uint8", "shape": ["height", "width", 3]}]
+    assert said["outputs"] == [
         {"name": "images", "dtype": "float32", "shape": ["crops", 576, 588]},
         {"name": "image_masks", "dtype": "float32", "shape": ["crops", 576]},
         {"name": "feature_index", "dtype": "int64", "shape": ["features"]},

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import onnx
@@ -11,15 +12,18 @@ import pytest
 
 from export.derive import derive
 from export.files.check import check_files
-from export.files.provenance import Provenance
+from export.files.facts import check_facts
+from export.files.provenance import Provenance, check_graphs
 from export.variant import export_variant
 from importance.choose import choose_blocks, find_scores
+from tests.fuzz.mutate import in_json
 from tests.support.variants import digests, read_json, record_sums, retell, write_variant
-from transform.errors import VerificationError
+from transform.errors import KnobcastError, VerificationError
 from transform.knobs import Knobs
 from transform.plan import make_plan
 from transform.read import read_checkpoint
 from transform.source import DEFAULT
+from transform.strict_json import read_json as parse_json
 
 
 def said(graph: Path) -> dict[str, Any]:
@@ -142,3 +146,25 @@ def test_of_a_members_graph_blocks_and_k_are_its_own() -> None:
     assert json.loads(member["knobcast.knobs"])["blocks_kept"] == [0, 2]
     assert member["knobcast.scores"] == "0" * 64
     assert own.of("embedding-decode.onnx") == own.of("embedding.onnx")
+
+
+def test_a_manifest_that_anyone_wrote_is_taken_or_refused_in_words(chosen: Path, tmp_path: Path) -> None:
+    rng, checkpoint, valid = Random(5), read_checkpoint(chosen), (chosen / "manifest.json").read_bytes()
+    refused = 0
+    for _ in range(300):
+        (tmp_path / "manifest.json").write_bytes(in_json(rng, valid))
+        try:
+            manifest = parse_json(tmp_path / "manifest.json")
+            check_facts(manifest, checkpoint)
+            check_graphs(chosen, manifest, {})
+        except KnobcastError:
+            refused += 1
+    assert refused > 150
+
+
+@pytest.mark.parametrize("missing", ["tools", "source", "knobs", "vision", "blocks_kept", "top_k"])
+def test_a_manifest_without_a_part_is_no_origin(chosen: Path, missing: str) -> None:
+    manifest = read_json(chosen / "manifest.json")
+    del manifest[missing]
+    with pytest.raises(VerificationError, match="must say where the variant comes from"):
+        Provenance.parse(manifest)

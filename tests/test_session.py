@@ -176,12 +176,17 @@ def test_engine_caches_are_one_variants_own(variant: Path) -> None:
 
 
 def test_the_fused_form_is_refused_on_the_cpu(tmp_path: Path) -> None:
-    path = fused(tmp_path / "text.onnx")
-    with pytest.raises(RunError, match=r"\(FC3\).*not implemented for the CPU.*--form cpu or int4"):
-        open_session(path, {})
-    check_provider(path, read_facts(path), CUDA)  # there it may run
-    two = fused(tmp_path / "two.onnx", inputs=6)
-    assert not read_facts(two).separate_gate
+    """Experts as three matrices, as earlier variants have them, and float16 ones; others' in float32 may run."""
+    half = helper.make_tensor("w", TensorProto.FLOAT16, [2, 2], np.zeros(4, np.float16))
+    node = helper.make_node("MoE", ["x", "x", "w", "", "w"], ["y"], domain="com.microsoft", k=1)
+    for path in (
+        fused(tmp_path / "three.onnx"),
+        graph_file(tmp_path / "half.onnx", [node], TensorProto.FLOAT16, [half]),
+    ):
+        with pytest.raises(RunError, match=r"fused experts \(MoE\).*no right operator on the CPU.*--form cpu or int4"):
+            open_session(path, {})
+        check_provider(path, read_facts(path), CUDA)  # there it may run
+    assert not read_facts(fused(tmp_path / "two.onnx", inputs=6)).device_only
 
 
 def test_quantised_experts_are_refused_on_a_gpu(tmp_path: Path) -> None:

@@ -94,8 +94,10 @@ def other_fact(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (changed, "config.json"), (added, "Extra files .*more.txt"), (renamed, "Missing files .*genai_config.json"),
-        (other_fact, "manifest.json"), (lambda d: (d / SIGNATURE).write_text("{}"), "must be a signature of OpenSSF"),
+        (changed, "changed SHA256SUMS, config.json, manifest.json"), (added, "added more.txt"),
+        (renamed, "added genai.json; missing genai_config.json"),
+        (other_fact, "here: changed manifest.json"),
+        (lambda d: (d / SIGNATURE).write_text("{}"), "must be a signature of OpenSSF"),
         (lambda d: (d / SIGNATURE).write_bytes(b"\xff" * 50), "must be a signature of OpenSSF"),
         (lambda d: (d / SIGNATURE).unlink(), "has no model.sig"),
     ],

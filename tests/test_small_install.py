@@ -151,6 +151,8 @@ VERBS = {
     "report": (("report", "SWEEP", "--no-plots"), True),
     "tile": (("tile", "PICTURE", "--out", "OUT"), True),
     "calibrate": (("calibrate", "OUT.toml", "--from", "BENCH"), True),
+    "push": (("push", "VARIANT", "dir:OUT", "--alias", "edge"), True),
+    "pull": (("pull", "dir:VARIANT", "OUT"), True),
     "verify": (("verify", "VARIANT"), False),
     "export": (("export", "SOURCE", "--k", "4", "--blocks", "3", "--out", "OUT"), False),
     "evaluate": (("evaluate", "SOURCE", "--data", "DATA"), False),
@@ -181,7 +183,7 @@ def test_a_verb_works_or_says_what_it_lacks(install: str, variant: Path, tmp_pat
         "VARIANT": variant, "SOURCE": resolve(None), "DATA": tmp_path / "data.jsonl", "OUT": tmp_path / "out",
         "BENCH": tmp_path / "bench.json", "SWEEP": tmp_path / "sweep", "PICTURE": tmp_path / "p.png",
     }  # fmt: skip
-    given = [next((word.replace(n, str(p)) for n, p in places.items() if word.startswith(n)), word) for word in words]
+    given = [next((word.replace(n, str(p)) for n, p in places.items() if n in word), word) for word in words]
     done = knobcast(install, *given)
     if works:
         assert done.returncode == 0, done.stderr

@@ -175,9 +175,13 @@ def test_a_second_run_does_nothing_again(
     out = tmp_path / "copy"  # questions to other weights name the folder that these lie in
     shutil.copytree(made[0], out)
     before = jobs(out)
+    bare = swept(out, model, scores, None, grid=SMALL)
+    assert "this run has no --data: the accuracies leave" in bare.said
+    assert "--no-latency" not in bare.said
     again = swept(out, model, scores, data, grid=SMALL)
     assert again.code == 0, again.err
     assert jobs(out) == before
+    assert [point.quality is not None for point in read_table(out).points] == [True] * 5
     names = [file.name for file in (made[0] / "answers").iterdir()]
     kept = {name: (made[0] / "answers" / name).read_text() for name in names}
     assert {name: (out / "answers" / name).read_text() for name in kept} == kept
@@ -453,7 +457,7 @@ def test_a_dry_run_says_what_is_to_do(model: Path, scores: str, data: Path, tmp_
     assert (facts["samples"], facts["answers"], facts["decoders"], facts["families"]) == (7, 21, 4, 1)
     assert facts["block_evaluations"] < facts["naive_block_evaluations"]
     assert not (tmp_path / "s").exists()
-    shown = swept(tmp_path / "s", model, scores, data, "--dry-run")
+    shown = swept(tmp_path / "s", model, scores, None, "--dry-run")
     assert "9 settings" in shown.out
     assert "k1-b3-t288" in shown.out
 

@@ -74,6 +74,7 @@ def test_golden_outputs_are_the_whole_models(made: Path) -> None:
         whole = load_model(made)(input_ids=torch.from_numpy(golden["ids"])).logits.numpy()
     assert np.abs(whole - golden["logits"]).max() <= 1e-6 * np.abs(whole).max()
     assert golden["ids"].shape[1] > PROMPT
+    assert read_json(made / "manifest.json")["verification"]["golden_tokens"] == golden["ids"].shape[1]
     found = verify_directory(made, quiet)
     assert found["torch_vs_golden"].keys() == {"logits", "image.embeddings"}
     assert {"prefill", "decode", "padded"} <= found["onnx_vs_torch"].keys()
@@ -149,6 +150,14 @@ def test_golden_outputs_that_are_gone_are_missed(copied: Path) -> None:
     save_file(golden, copied / FILE)
     record_sums(copied)
     with pytest.raises(VerificationError, match="it must hold ids, logits"):
+        verify_directory(copied, quiet)
+    save_file({name: value for name, value in golden.items() if name.startswith("preprocess.")}, copied / FILE)
+    record_sums(copied)
+    with pytest.raises(VerificationError, match="must hold the outputs that were recorded"):
+        verify_directory(copied, quiet)
+    (copied / FILE).unlink()
+    record_sums(copied)
+    with pytest.raises(VerificationError, match="is missing, it was recorded"):
         verify_directory(copied, quiet)
 
 

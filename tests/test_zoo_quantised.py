@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.support.stock_models import logits, looked_at
 from tests.support.zoo import make_sized
-from tests.test_zoo import logits, looked_at
 from transform.errors import CheckpointError, KnobError
 from transform.knobs import Knobs
 from transform.load import load_view, load_with_report

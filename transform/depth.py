@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 
 from transform.architectures.values import lookup
 from transform.architectures.vocabulary import (
-    CACHELESS,
-    KINDS,
+    attending,
     check_block_lists,
     keys_of_blocks,
     select_blocks,
@@ -64,7 +63,7 @@ class DropBlocks(Pass):
                 f"pictures by their place ({family.pinned}): got block {lost[0]} to drop. Keep blocks 0 to {first - 1}."
             )
         text = family.text_of(with_derived_lists(source).config)
-        self._check_caches(text)
+        self._check_caches(text, source.settings.layers)
         for key, wanted in family.last.items():
             kinds = text.get(key)
             if isinstance(kinds, list) and kinds[keep[-1]] != wanted:
@@ -74,10 +73,9 @@ class DropBlocks(Pass):
                     f"that: block {keep[-1]} is {kinds[keep[-1]]}. End with one of blocks {fitting}."
                 )
 
-    def _check_caches(self, text: Mapping[str, object]) -> None:
+    def _check_caches(self, text: Mapping[str, object], layers: int) -> None:
         """Transformers counts a sequence's tokens by the keys of some block."""
-        kinds = next((v for key in KINDS if isinstance(v := text.get(key), list | str)), None)
-        caching = [i for i, kind in enumerate(kinds or ()) if str(kind) not in CACHELESS]
+        caching = attending(text, layers)
         if caching and not set(caching) & set(self.keep_blocks):
             raise KnobError(
                 f"one block that attends must stay, or transformers can't generate with a cache: blocks "

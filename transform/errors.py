@@ -31,3 +31,7 @@ class WriteError(KnobcastError):
 
 class VerificationError(KnobcastError):
     """A variant that isn't equal to the same knobs applied at run time, or whose files were changed."""
+
+
+class PublishError(KnobcastError):
+    """A registry that refuses or can't be reached, or that holds other bytes than were written."""

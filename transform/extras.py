@@ -2,11 +2,15 @@
 
 EXTRAS = {
     "onnxruntime": "run",
+    "mlflow": "mlflow",
     **dict.fromkeys(("model_signing", "OpenSSL"), "sign"),
     **dict.fromkeys(("torch", "transformers", "safetensors", "huggingface_hub", "onnx", "ml_dtypes"), "full"),
+    **dict.fromkeys(("fsspec", "s3fs"), "s3"),
 }  # the name that is imported -> an extra of pyproject.toml
 _INSTALL = {
     "run": "Run pip install -e '.[run]'.",
+    "mlflow": "Run pip install -e '.[mlflow]'.",
+    "s3": "Run pip install -e '.[s3]'.",
     "sign": "Run pip install -e '.[sign]'.",
     # onnxruntime and onnxruntime-gpu own the same files
     "full": "Run make setup in the checkout, or pip install -e '.[full]' in an environment of its own.",

@@ -45,15 +45,20 @@ def quantised_by(checkpoint: Checkpoint) -> str | None:
 
 
 def unread_tensors(checkpoint: Checkpoint) -> list[str]:
-    """Tensors of the decoder's blocks that no role reads, by their names with {i} for the block and {e} for experts."""
+    """Tensors of the decoder that no role reads, by their names with {i} for the block and {e} for experts; those of
+    its blocks first."""
     family = checkpoint.architecture
     known = {re.sub(r"\{[ie]\}", "#", name) for tensor in family.roles.values() for name in tensor.names}
     found: dict[str, None] = {}
+    around: dict[str, None] = {}
     for name in checkpoint.tensors:
         block, part = checkpoint.block_of(name)
-        if block is None or checkpoint.is_beyond(name):
+        if checkpoint.is_beyond(name):
+            continue
+        if block is None:
+            around |= {} if name in known else {name: None}
             continue
         plain = f"{checkpoint.block_prefix}#.{_EXPERT.sub('#', part)}"
         if plain not in known:
             found[plain.replace("#", "{i}", 1).replace("#", "{e}")] = None
-    return list(found)
+    return [*found, *around]

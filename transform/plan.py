@@ -97,6 +97,11 @@ class Plan:
         """Why the variant gets no graphs; None where it does."""
         return why_no_graphs(self.target)
 
+    def insist_on_graphs(self, what: str) -> None:
+        """Raise KnobError for what is made of graphs where there are none."""
+        if self.no_graphs:
+            raise KnobError(f"{what} needs graphs: {self.no_graphs}. Export the checkpoint alone.")
+
     @property
     def left_out(self) -> tuple[str, ...]:
         """Tensors of the source that lie beyond its blocks and aren't written, in a line; or nothing."""

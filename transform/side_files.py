@@ -37,6 +37,11 @@ def side_files(directory: Path) -> tuple[str, ...]:
     return tuple(name for name in _named(directory) if _checked(directory, name))
 
 
+def is_licence(name: str) -> bool:
+    """Whether a file is a licence or notice by its name."""
+    return bool(_LICENCE.match(name))
+
+
 def copy_side_files(source: Path, names: Iterable[str], target: Path) -> None:
     """Copy side files into a directory; raises CheckpointError where one can't be read any more."""
     for name in names:
@@ -48,7 +53,7 @@ def copy_side_files(source: Path, names: Iterable[str], target: Path) -> None:
 def _named(directory: Path) -> Iterator[str]:
     present = sorted(path.name for path in directory.iterdir())
     yield from (name for name in NAMES if name in present)
-    yield from (name for name in present if _LICENCE.match(name) and not (directory / name).is_dir())
+    yield from (name for name in present if is_licence(name) and not (directory / name).is_dir())
     if TEMPLATES in present:
         _confine(directory, TEMPLATES)
         yield from (f"{TEMPLATES}/{path.name}" for path in sorted((directory / TEMPLATES).glob("*.jinja")))

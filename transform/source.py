@@ -1,4 +1,4 @@
-"""Find a model: a directory, or a hub id that is downloaded to the hub's cache (weights, config, side files only)."""
+"""Find a model: a directory, or a hub id that is downloaded to the hub's cache (weights, config, card, side files)."""
 
 import re
 from pathlib import Path
@@ -30,7 +30,7 @@ def resolve(model: str | Path | None, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["config.json", INDEX, "*.safetensors", *HUB_PATTERNS]
+    wanted = ["config.json", INDEX, "*.safetensors", "README.md", *HUB_PATTERNS]  # the card has the licence
     try:
         found = snapshot_download(text, revision=revision, allow_patterns=wanted)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

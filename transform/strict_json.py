@@ -69,15 +69,16 @@ def _finite(text: str) -> float:
     return value
 
 
-def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Record:
-    """A JSON object from a regular file of at most `limit` bytes; raises CheckpointError with what is wrong."""
+def read_json(path: Path, limit: int = MAX_JSON_BYTES, way_out: str = "Download it again.") -> Record:
+    """A JSON object from a regular file of at most `limit` bytes; raises CheckpointError with what is wrong, and ends
+    with `way_out`."""
     try:
         value = parse(read_regular(path, limit))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
     except IrregularError as error:
-        way_out = "" if "git lfs" in str(error) else " Download it again."
-        raise CheckpointError(f"{path.name}: {error}.{way_out}") from error
+        out = "" if "git lfs" in str(error) else f" {way_out}"
+        raise CheckpointError(f"{path.name}: {error}.{out}") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path.name}: must hold one JSON object. Download it again.")
+        raise CheckpointError(f"{path.name}: must hold one JSON object. {way_out}")
     return value

@@ -59,6 +59,10 @@ def model(content: dict[str, Any], scores: dict[str, Any], logs: dict[str, Any],
     hours = {stage: f"{log['seconds'] / 3600:.1f} h, {log['step']:,} steps" for stage, log in logs.items()}
     ranked = sorted(scores["blocks"], key=lambda block: -block["score"])
     lines = [
+        "---",
+        "license: apache-2.0",
+        "---",
+        "",
         "# molmoe-nano",
         "",
         "A MolmoE with the layout and topology of the released MolmoE-1B at small widths, really trained on drawn "

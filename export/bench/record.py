@@ -106,6 +106,7 @@ class Setting(TypedDict):
     directory: str
     member: str | None
     form: str
+    activations: str | None  # what quantised matrices are multiplied with; None: there are none
     model_type: str
     layers: int
     top_k: list[int]

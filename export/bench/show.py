@@ -36,9 +36,11 @@ def show_bench(found: BenchRecord, console: Console) -> None:
         by = "preprocess.onnx" if cut["by"] == "graph" else "the Python code"
         console.print(f"cutting the picture, by {by}: {_number(cut['seconds']['median'])} s, in no row", style="dim")
     picture = f"{work['image_tokens']} image tokens of {work['crops']} crops among them, " if work["crops"] else ""
+    rounded = f", {found['activations']} activations" if found["activations"] else ""
     console.print(
-        f"batch 1, {work['prompt_tokens']} prompt tokens, {picture}{work['new_tokens']} new ones in {work['steps']} "
-        f"steps; medians of {found['runs']} runs in turn, after {found['warmup']} to warm up",
+        f"{found['form']} form{rounded}; batch 1, {work['prompt_tokens']} prompt tokens, {picture}{work['new_tokens']} "
+        f"new ones in {work['steps']} steps; medians of {found['runs']} runs in turn, after "
+        f"{found['warmup']} to warm up",
         style="dim", soft_wrap=True,
     )  # fmt: skip
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())

@@ -107,6 +107,7 @@ def bench(
         "directory": str(directory),
         "member": member,
         "form": form.name,
+        "activations": io.get("activations") or next(iter(form.activations), None),
         "model_type": io["model_type"],
         "layers": len(chosen.blocks_kept) if chosen else io["layers"],
         "top_k": list(chosen.top_k) if chosen else io["top_k"],

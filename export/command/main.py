@@ -23,6 +23,8 @@ from export.command.once import CommandLineError, OnceCommand
 from export.command.output import stderr
 from export.command.pack import pack
 from export.command.pick import pick
+from export.command.pull import pull
+from export.command.push import push
 from export.command.report import report
 from export.command.run import run
 from export.command.score import ScoreCommand, score
@@ -43,7 +45,7 @@ HELP = """Fixed, verified, smaller variants of mixture-of-experts checkpoints, w
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=HELP)
 for verb in (
     plan, export, verify, sign, run, evaluate, score, search, share, merge, sweep, pick, report, tile, derive, bench,
-    calibrate, layout, pack,
+    calibrate, layout, pack, push, pull,
 ):  # fmt: skip
     app.command(cls=ScoreCommand if verb is score else OnceCommand)(flat(verb))
 
@@ -76,8 +78,8 @@ def plain_errors() -> Iterator[None]:
     except KnobcastError as error:
         _refuse(error)
     except BaseException as error:
-        if _interrupted(error):
-            stderr.print("interrupted; nothing was written")
+        if (ended := _interrupted(error)) is not None:
+            stderr.print(f"interrupted; {escape(str(ended)) or 'nothing was written'}", soft_wrap=True)
             sys.exit(130)
         if isinstance(error, ModuleNotFoundError) and (said := missing(error)):
             _refuse(said)
@@ -92,11 +94,12 @@ def plain_errors() -> Iterator[None]:
         _refuse(error)
 
 
-def _interrupted(error: BaseException | None) -> bool:
-    """Ctrl-C as it arrives here: typer makes an exit code of it, and some imports an error of their own."""
+def _interrupted(error: BaseException | None) -> KeyboardInterrupt | None:
+    """Ctrl-C as it arrives here: typer makes an exit code of it, and some imports an error of their own. A verb that
+    leaves something says so in its text."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return error is not None
+    return error
 
 
 def _refuse(error: object, code: int = 1) -> NoReturn:

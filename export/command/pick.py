@@ -90,7 +90,7 @@ def pick(
             print_json({"rule": "lookup", "fits": fits, "tolerance": made.tolerance, "best": facts(point, at)})
         else:
             show_lookup(point, fits, made, budget)
-        _export(table, point, choosing)
+        _export(table, point, directory, choosing)
         return
     constraints = bounds.parse(bounds.tolerance or 0.0)
     check_constraints(table, constraints, at)
@@ -103,7 +103,7 @@ def pick(
         show_pick(table, found, constraints, differences)
     if found.best is None:
         raise typer.Exit(1)
-    _export(table, found.best, choosing)
+    _export(table, found.best, directory, choosing)
 
 
 def _look_up(
@@ -142,20 +142,24 @@ def _look_up(
     return table.point(entry.name), fits, made, budget
 
 
-def _export(table: "Table", point: "Point", choosing: Choosing) -> None:
-    """The variant of a setting, from the source again, with what was measured of it."""
+def _export(table: "Table", point: "Point", directory: Path, choosing: Choosing) -> None:
+    """The variant of a setting of the sweep in `directory`, from the source again, with what was measured of it."""
     if choosing.export is None:
         return
     from export.command.bars import progress_bars
     from export.command.output import show_warnings
     from export.sweep.variant import plan_on, swept_source
     from export.variant import export_variant
+    from importance.choose import SCORES, find_scores
     from transform.plan import weight_bytes
 
     plan = plan_on(swept_source(table, choosing.model), point)
+    kept = directory / SCORES  # where scores chose the sweep's blocks
+    ranking = find_scores(None, kept, table.source.layers) if plan.removed and kept.is_file() else None
     show_warnings(plan.warnings)
     with progress_bars(remarks, weight_bytes(plan.target)) as (say, progress):
         export_variant(
-            plan, choosing.export, force=choosing.force, say=say, progress=progress, measured=table.measured(point)
-        )
+            plan, choosing.export, force=choosing.force, say=say, progress=progress, ranking=ranking,
+            measured=table.measured(point),
+        )  # fmt: skip
     remarks.print(f"{choosing.export}: {point.name}, verified", markup=False, soft_wrap=True)

@@ -105,6 +105,7 @@ def tokens_of(plan: Plan, workload: Workload) -> Tokens:
 
 def count_tokens(plan: Plan, tokens: Tokens) -> Counted:
     """Raises KnobError where they don't fit the model's positions."""
+    plan.insist_on_graphs("an estimate")
     stored = Stored(plan)
     most = plan.target.settings.max_positions
     if tokens.positions + tokens.new > most:

@@ -11,6 +11,7 @@ from transform.experts import inner_width
 ROTATION = 13  # numbers read or written per number that is split, turned, joined and transposed
 ROTATION_OPERATORS = 8
 SHARED_OPERATORS = 29  # mask, positions and shapes, once per call
+ONE_OPERATORS = 10  # the same of what attention in one operator asks for besides
 
 
 def decoder_parts(stored: Stored, new: int, total: int) -> Stage:
@@ -18,7 +19,7 @@ def decoder_parts(stored: Stored, new: int, total: int) -> Stage:
     settings = stored.checkpoint.settings
     parts = [
         _embedding(stored, new),
-        Part("mask and positions", activations=8.0 * new * total, operators=SHARED_OPERATORS),
+        Part("mask and positions", activations=8.0 * new * total, operators=_shared_operators(stored)),
     ]
     for i in range(settings.layers):
         parts += [*_attention(stored, i, new, total), *_feed_forward(stored, i, new)]
@@ -45,6 +46,15 @@ def kv_bytes(stored: Stored, positions: int) -> int:
     """A cache of `positions`."""
     settings = stored.checkpoint.settings
     return 2 * settings.layers * settings.kv_heads * settings.head_dim * positions * stored.value
+
+
+def _at_once(stored: Stored) -> bool:
+    """Whether attention behind a past is one operator, which `knobcast run` has write into the past's own buffer."""
+    return stored.form.attends_at_once(stored.checkpoint.settings.head_dim)
+
+
+def _shared_operators(stored: Stored) -> int:
+    return SHARED_OPERATORS + (ONE_OPERATORS if _at_once(stored) else 0)
 
 
 def _embedding(stored: Stored, new: int) -> Part:
@@ -82,19 +92,25 @@ def _attention(stored: Stored, i: int, new: int, total: int) -> list[Part]:
         )
     )
     clipped = 3 if settings.clip_qkv is not None else 0
-    turned = ROTATION * (wide + narrow) + 2 * narrow + 2 * wide + (2 * outputs if fused or clipped else 0)
+    one = _at_once(stored) and new < total
+    turned = (ROTATION - 2) * (wide + narrow) if one else ROTATION * (wide + narrow) + 2 * narrow + 2 * wide
+    turned += 2 * outputs if fused or clipped else 0
     parts.append(
         Part(
             "rotation and sums",
             activations=value * new * (turned + 3 * width),
-            operators=2 * ROTATION_OPERATORS + 3 + 3 + 2 + 1 + int(fused) + clipped,
+            operators=2 * ROTATION_OPERATORS + 3 + 3 + (1 if one else 2) + 1 + int(fused) + clipped,
         )
     )
+    scores = 6 * settings.heads * new * total + 2 * wide * new
+    if one:  # new rows are written behind the past, all are read by the two products; one operator in an `If`
+        parts.append(Part("cache", activations=value * 2 * narrow * (total + new)))
+        parts.append(Part("attention", 4 * new * total * wide, 0, value * scores, 2))
+        return parts
     # the graph copies the cache: past and new are read, the present is written, and read by the two products
     parts.append(Part("cache", activations=value * 2 * narrow * 3 * total, operators=2))
     grouped = settings.kv_heads < settings.heads
     unfused = 0 if stored.form.fused else 2  # scaling and transposing for themselves
-    scores = 6 * settings.heads * new * total + 2 * wide * new
     parts.append(
         Part(
             "attention",

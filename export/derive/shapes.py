@@ -402,7 +402,8 @@ _RULES: dict[str, Callable[[Node, Sequence[Known]], Known | list[Known]]] = {
     **dict.fromkeys(("Identity", "Cast", "CastLike", "Clip", "Abs"), _same),
     **dict.fromkeys(
         ("Softmax", "Sigmoid", "Relu", "Sqrt", "Reciprocal", "Neg", "Not", "Erf", "Exp", "CumSum", "Tanh", "Gelu",
-         "LogSoftmax", "SimplifiedLayerNormalization", "RMSNormalization", "LayerNormalization", "QuickGelu"),
+         "LogSoftmax", "SimplifiedLayerNormalization", "RMSNormalization", "LayerNormalization", "QuickGelu",
+         "Log", "MoE", "QMoE"),
         _shape_only,
     ),
     **dict.fromkeys(

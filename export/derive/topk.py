@@ -42,6 +42,7 @@ class Router:
     cone: list[Node] = field(repr=False)
     places: tuple[Place, ...] = field(repr=False)
     problem: str | None = None
+    taker: Node | None = None  # the fused operator that is told what a TopK before it chose, and has the same k
 
     @property
     def fused(self) -> bool:
@@ -82,6 +83,8 @@ def set_top_k(network: Network, routers: Sequence[Router | str | None], ks: Sequ
             router.node.set_int("k", k)
         else:
             _rewrite(network, router, k, copies)
+        if router.taker is not None:
+            router.taker.set_int("k", k)
     if copies:
         network.nodes += copies.values()
         network.sort()
@@ -137,6 +140,9 @@ def _router(network: Network, block: Block, values: dict[str, Known], stops: dic
         # of one that ranks groups of experts, only the values are read
         if node.op == "TopK" and _fixed_k(network, node) is not None and network.readers.get(node.outputs[1])
     ]
+    taker = _taker(network, fused, plain, stops)
+    if taker is not None:
+        fused = []
     if len(fused) + len(plain) != 1:
         return (
             f"{len(fused) + len(plain)} operators choose experts (TopK with a fixed k, MoE, QMoE) between "
@@ -163,7 +169,14 @@ def _router(network: Network, block: Block, values: dict[str, Known], stops: dic
         return f"the number of experts that {node.op} chooses from is not known"
     if not 1 <= k <= experts:
         return f"{node.op} chooses {k} of {experts} experts"
-    return Router(node, k, experts, block.exit, cone, places, problem)
+    return Router(node, k, experts, block.exit, cone, places, problem, taker)
+
+
+def _taker(network: Network, fused: Sequence[Node], plain: Sequence[Node], stops: dict[str, Known]) -> Node | None:
+    """The one fused operator whose logits follow from the choice of the one TopK, if it is so and both have one k."""
+    if len(fused) != 1 or len(plain) != 1 or plain[0] not in network.cone(fused[0].inputs[1], stops):
+        return None
+    return fused[0] if fused[0].whole("k", 1) == _fixed_k(network, plain[0]) else None
 
 
 def _fixed_k(network: Network, node: Node) -> int | None:

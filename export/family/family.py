@@ -62,6 +62,7 @@ def plan_family(
     elif scores is not None:
         raise KnobError("--scores choose which blocks stay, and the grid keeps all. Give blocks=N, or leave them out.")
     base = make_plan(source, knobs)
+    base.insist_on_graphs("a family")
     members: dict[str, Plan] = {}
     for setting in settings:
         keep_blocks = choose_blocks(source, blocks=setting.blocks, scores=found)

@@ -1,21 +1,23 @@
-"""`README.md` of a variant: what it is, how it was made, what was measured, how to run it."""
+"""`README.md` of a variant: what it is, how it was made, what was measured, how to run it, whose it is."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from export.files.card_graphs import graph_lines
 from export.files.card_measured import accuracy_lines, speed_lines
+from export.files.card_metadata import front_matter
+from export.files.card_use import use_lines
 from export.files.measured import Measured
+from export.files.source_card import SourceCard, read_source_card
 from export.files.verification import SKIPPED, Verification
 from importance.choose import SCORES, Source
 from importance.scores import Scores, model_digest, read_scores
-from transform.architectures.records import Published
 from transform.checkpoint import Checkpoint
 from transform.errors import ScoresError
 from transform.knobs import k_words
-from transform.modality import Modality
-from transform.molmoe.versions import tested_range
 from transform.plan import Plan
 from transform.plan_facts import VisionFacts
+from transform.side_files import is_licence
 
 
 def write_card(
@@ -29,26 +31,29 @@ def write_card(
 ) -> None:
     """Write the card; the numbers are the plan's, the gate's, those of the `ranking` and what a sweep `measured`;
     `more` are lines to follow."""
-    facts = plan.as_dict()
+    facts, about = plan.as_dict(), read_source_card(plan.source.path)
     source = facts["source"]
     k = facts["top_k"]
     lines = [
-        "---",
-        f"library_name: {'onnx' if plan.packing else 'transformers'}",
-        f"tags: [knobcast, {facts['model_type']}{', mixture-of-experts' if any(k) else ''}]",
-        "---",
+        *front_matter(plan, onnx, measured, about),
         "",
         f"# {facts['name']}",
         "",
         *_what(plan, verified=verification is not None),
         "",
-        "| | source | variant |",
-        "|---|---|---|",
-        f"| blocks | {source['blocks']} | {len(k)} (removed: {_list(facts['blocks_removed'])}) |",
-        f"| experts per token | {k_words(source['top_k'])} | {k_words(k)} |".replace(",", ", "),
-        f"| parameters | {source['parameters']:,} | {facts['parameters']:,} |",
-        f"| parameters active per token | {source['active_parameters']:,} | {facts['active_parameters']:,} |",
-        f"| weight bytes | {source['bytes']:,} | {facts['bytes']:,} |",
+        "| | source | variant | saved |",
+        "|---|---|---|---|",
+        f"| blocks | {source['blocks']} | {len(k)} (removed: {_list(facts['blocks_removed'])}) "
+        f"| {_saved(source['blocks'], len(k))} |",
+        f"| experts per token | {k_words(source['top_k'])} | {k_words(k)} | |".replace(",", ", "),
+        *(
+            f"| {name} | {before:,} | {after:,} | {_saved(before, after)} |"
+            for name, before, after in (
+                ("parameters", source["parameters"], facts["parameters"]),
+                ("parameters active per token", source["active_parameters"], facts["active_parameters"]),
+                ("weight bytes", source["bytes"], facts["bytes"]),
+            )
+        ),
         "",
     ]
     if facts["vision"]:
@@ -57,7 +62,10 @@ def write_card(
     if measured and measured.latency:
         lines += ["## Speed", "", *speed_lines(measured), ""]
     lines += ["## Verification", "", *_verification(plan, verification), ""]
-    lines += ["## Use", "", *_use(plan, directory, onnx), ""]
+    if graphs := graph_lines(directory, plan, verification):
+        lines += ["## Graphs", "", *graphs, ""]
+    lines += ["## Use", "", *use_lines(plan, directory, onnx), ""]
+    lines += ["## Licence and attribution", "", *_licence(plan, about, directory), ""]
     if facts["warnings"]:
         lines += ["## Warnings", "", *(f"- {warning}" for warning in facts["warnings"]), ""]
     (directory / "README.md").write_text("\n".join([*lines, *more]), "utf-8")
@@ -78,13 +86,35 @@ def _what(plan: Plan, verified: bool) -> list[str]:
         same = f", its weights {_alike(plan)} in the same way" if rounded else ""
         lines += [f"In PyTorch it equals the source with the same knobs at run time{same}."]
     if plan.no_graphs:
-        return [*lines, f"It has weights alone: {plan.no_graphs}."]
-    return [*lines, f"The graphs are of the `{plan.form.name}` form."]
+        lines += [f"It has weights alone: {plan.no_graphs}."]
+    return lines
 
 
 def _source(plan: Plan) -> str:
     about = plan.as_dict()["source"]
     return f"`{about['name']}`" + (f" (revision `{about['revision']}`)" if about["revision"] else "")
+
+
+def _saved(before: int, after: int) -> str:
+    """A part of what there was, in percent; empty where nothing was saved."""
+    return f"{100 * (before - after) / before:.1f} %" if after < before else ""
+
+
+def _licence(plan: Plan, about: SourceCard, directory: Path) -> list[str]:
+    """Whose the weights are, and what their owners allow, as far as the source says."""
+    lines = [f"The weights are those of {_source(plan)}, changed as said above; all else is knobcast's, Apache-2.0."]
+    if about.license is None:
+        lines += ["Licence of the source: not stated in its card. Ask its owners before you publish this."]
+    else:
+        named = f" ({about.license_name})" if about.license_name else ""
+        link = f", {about.license_link}" if about.license_link else ""
+        lines += [f"Licence of the source, by its card: `{about.license}`{named}{link}. It holds for this variant too."]
+    if about.base_model:
+        lines += [f"The source was made of `{about.base_model}`, it says."]
+    found = [name for name in plan.target.side_files if is_licence(name) and (directory / name).is_file()]
+    if found:
+        lines += [f"Beside it: {', '.join(f'`{name}`' for name in found)}."]
+    return lines
 
 
 def _rounded(plan: Plan) -> str:
@@ -187,59 +217,3 @@ def _verification(plan: Plan, verification: Verification | None) -> list[str]:
     if other and other["difference"] is not None:
         lines.append(f"| another k (must differ) | {other['difference']:.3g} |")
     return lines
-
-
-def _published(published: Published) -> list[str]:
-    """What programs written for the published model find here."""
-    return [
-        "",
-        f"Programs for the published {published.name} run as they are; what they call is here under two names:",
-        "",
-        "| published | the same here |",
-        "|---|---|",
-        *(f"| {theirs} | {ours} |" for theirs, ours in published.calls.items()),
-        "",
-        published.note,
-    ]
-
-
-def _use(plan: Plan, directory: Path, onnx: bool) -> list[str]:
-    family, image = plan.target.architecture, plan.vision is not None
-    lines = ["```python", *_program(family.modality, plan, (directory / "tokenizer.json").is_file()), "```"]
-    if plan.packing:
-        lines = ["The weights are for the graphs, on a CPU; transformers can't load them, and says so."]
-    else:
-        lines += ["", f"Tested with {tested_range()}."]
-        if family.published:
-            lines += _published(family.published)
-    if onnx and (directory / "tokenizer.json").is_file():
-        flag = " --image photo.jpg" if image else ""
-        flag += "" if plan.form.runs_on_cpu else f" --provider {plan.form.usual_provider}"
-        lines += ["", "```", f'knobcast run .{flag} --prompt "What is this?"', "```"]
-    return lines
-
-
-def _program(modality: Modality, plan: Plan, words: bool) -> list[str]:
-    """A question answered by transformers; without a tokenizer the model alone."""
-    image = modality.sees_images
-    named, stock = plan.target.config.get("architectures"), plan.target.architecture.model_class is None
-    auto = str(named[0]) if stock and isinstance(named, list) and named else modality.auto_class
-    side, name = ("AutoProcessor", "processor") if image else ("AutoTokenizer", "tokenizer")
-    trust = ", trust_remote_code=True" if image else ""
-    lines = [
-        f"from transformers import {auto}" + (f", {side}" if words else ""),
-        "",
-        'directory = "."  # where this file lies, or its name on the hub',
-        f"model = {auto}.from_pretrained(directory{trust})",
-    ]
-    if not words:
-        return lines
-    given = 'text="What is this?", images=Image.open("photo.jpg")' if image else '"What is this?", return_tensors="pt"'
-    return [
-        *(["from PIL import Image"] if image else []),
-        *lines,
-        f"{name} = {side}.from_pretrained(directory{trust})",
-        f"inputs = {name}({given})",
-        "output = model.generate(**inputs, max_new_tokens=64)",
-        f'print({name}.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
-    ]

@@ -6,6 +6,7 @@ Of the source only what follows from the variant can be: all blocks of a model h
 import json
 import math
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 from export.files.integrity import pending_of, read_sums
@@ -36,7 +37,7 @@ def check_facts(manifest: Record, checkpoint: Checkpoint, ranges: Mapping[str, i
         if "measured" in manifest:
             Measured.parse(manifest["measured"], f"{MANIFEST}: measured")
         check_scores(manifest.get("scores"))
-        for name, wanted, said in (*_facts(manifest, checkpoint), *_verified(manifest, ranges or {})):
+        for name, wanted, said in chain(_facts(manifest, checkpoint), _verified(manifest, ranges or {})):
             if json.dumps(wanted, sort_keys=True) != json.dumps(said, sort_keys=True):  # 1.0 and True are not 1
                 raise VerificationError(
                     f"{MANIFEST} must say what the variant is: {name} is {_brief(wanted)}, it says {_brief(said)}. "
@@ -158,7 +159,8 @@ def _derived(manifest: Record, checkpoint: Checkpoint) -> Iterator[Fact]:
         yield f"derived: the graph of {name}", name, entry["graph"]
         if name not in added:  # else another run is replacing it, or was
             yield f"derived: the sum of {name}", listed.get(name), entry["sha256"]
-            yield f"derived: the bytes of {name}", (checkpoint.path / name).stat().st_size, entry["bytes"]
+            path = checkpoint.path / name
+            yield f"derived: the bytes of {name}", path.stat().st_size if path.is_file() else None, entry["bytes"]
 
 
 def _verified(manifest: Record, ranges: Mapping[str, int]) -> Iterator[Fact]:

@@ -97,6 +97,11 @@ def _check_sums(directory: Path, manifest: Record, progress: Progress | None) ->
     return len(listed)
 
 
+def is_plain(path: str) -> bool:
+    """Whether a relative path has plain names alone, none of them hidden, so that it can't lead out of a folder."""
+    return re.fullmatch(rf"{_PLAIN}(?:/{_PLAIN})*", path) is not None
+
+
 def read_sums(directory: Path) -> tuple[str, dict[str, str]]:
     """(digest of SHA256SUMS, file name -> its sum); raises VerificationError for what can't be sums."""
     try:

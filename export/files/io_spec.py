@@ -66,7 +66,7 @@ def io_spec(
         "prompt": _prompt(checkpoint.architecture, ids),
         "graphs": {name: signature(directory / name) for name in FILES if (directory / name).is_file()},
     }
-    spec["onnxruntime_by_graph"] = {name: f">={oldest_of(name, form)}" for name in spec["graphs"]}
+    spec["onnxruntime_by_graph"] = {name: f">={oldest_of(name, form, activations)}" for name in spec["graphs"]}
     values = [v for graph in spec["graphs"].values() for part in graph.values() for v in part]
     spec["providers"] = provider_options(form, static=all(type(d) is int for v in values for d in v["shape"]))
     if checkpoint.architecture.modality.sees_images:

@@ -21,6 +21,7 @@ PREFIX = "knobcast."
 _STORED = ("dtype", "form", "activations")
 _DECODER = ("blocks_kept", "top_k", *_STORED)
 _OTHERS = {"preprocess": ("tokens", "resize", "rule"), "vision": ("tokens", *_STORED), "embedding": _STORED}
+_MALFORMED = (KeyError, TypeError, ValueError, OverflowError)
 _KIND = re.compile(r"[a-z]+")  # begins a graph's name
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _EMITTERS = ("knobcast", "onnx")  # of the manifest's tools: those that a graph's bytes come from
@@ -48,7 +49,17 @@ class Provenance:
 
     @classmethod
     def parse(cls, manifest: Mapping[str, object]) -> "Provenance":
-        """By a manifest, or by what will be one; raises KeyError or TypeError where it is none."""
+        """By a manifest, or by what will be one; raises VerificationError where it is none."""
+        try:
+            return cls._parse(manifest)
+        except _MALFORMED as error:
+            raise VerificationError(
+                f"{MANIFEST} must say where the variant comes from: {type(error).__name__} {str(error)[:80]}. "
+                "Export the variant again."
+            ) from error
+
+    @classmethod
+    def _parse(cls, manifest: Mapping[str, object]) -> "Provenance":
         source, knobs, tools = (_object(manifest[word]) for word in ("source", "knobs", "tools"))
         vision, scores = manifest["vision"], manifest["scores"]
         policy = {} if vision is None else {word: _object(vision)[word] for word in _OTHERS["preprocess"]}
@@ -93,11 +104,12 @@ def check_graphs(directory: Path, manifest: Record, members: Mapping[str, Proven
     """
     if "scores" not in manifest:
         return 0  # by an earlier version, whose graphs say nothing
-    own, derived, count = Provenance.parse(manifest), _object(manifest.get("derived", {})), 0
+    own, derived, count = Provenance.parse(manifest), manifest.get("derived"), 0
+    made = derived if isinstance(derived, dict) else {}
     for path in sorted(directory.glob("*.onnx")):
         if is_ignored(path.name):
             continue
-        name = _root(path.name, derived)
+        name = _root(path.name, made)
         wanted = members.get(name, own).of(name)
         said = {key: value for key, value in read_metadata(path).items() if key in wanted or key == PREFIX + "scores"}
         if wrong := sorted(key for key in wanted.keys() | said.keys() if wanted.get(key) != said.get(key)):
@@ -114,7 +126,8 @@ def _root(name: str, derived: Mapping[str, object]) -> str:
     seen: set[str] = set()
     while name in derived and name not in seen:
         seen.add(name)
-        name = str(_object(derived[name])["source"])
+        entry = derived[name]
+        name = str(entry.get("source")) if isinstance(entry, dict) else ""
     return name
 
 

@@ -7,13 +7,13 @@ that it can be added later, and by others; it names SHA256SUMS, the manifest and
 import base64
 import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from sys import stderr
 from typing import TYPE_CHECKING
 
-from export.files.integrity import read_sums
+from export.files.integrity import read_sums, sha256_file
 from importance.atomic import write_atomically
 from transform.errors import KnobError, VerificationError, WriteError
 from transform.ownership import MANIFEST, SIGNATURE, SUMS, visible_files
@@ -67,16 +67,15 @@ def check_signature(directory: Path, public_key: Path) -> int:
         verifier = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
     try:
         bundle = read_regular(path, _MOST_BYTES)
-        with redirect_stdout(stderr):  # remarks about older formats
+        with redirect_stdout(sys.stderr):  # remarks about older formats
             verifier.set_hashing_config(_hashing(directory)).verify(directory, path)
-        payload = json.loads(base64.b64decode(json.loads(bundle)["dsseEnvelope"]["payload"]))
-        signed = {str(entry["name"]) for entry in payload["predicate"]["resources"]}
+        signed = _signed(bundle)
     except (MemoryError, ModuleNotFoundError):
         raise
     except Exception as error:  # each of the libraries below has its own
-        raise VerificationError(f"{SIGNATURE}: {_reason(error)}") from error
+        raise VerificationError(f"{SIGNATURE}: {_reason(error, directory, path)}") from error
     _, listed = read_sums(directory)
-    if left := sorted({*listed, SUMS, MANIFEST} - signed):
+    if left := sorted({*listed, SUMS, MANIFEST} - signed.keys()):
         raise VerificationError(
             f"{SIGNATURE}: must cover every file of the variant, it leaves out {', '.join(left[:5])}. Have it signed "
             "again."
@@ -84,7 +83,13 @@ def check_signature(directory: Path, public_key: Path) -> int:
     return len(signed)
 
 
-def _reason(error: Exception) -> str:
+def _signed(bundle: bytes) -> dict[str, str]:
+    """Name -> digest of every file that a bundle is about."""
+    statement = json.loads(base64.b64decode(json.loads(bundle)["dsseEnvelope"]["payload"]))
+    return {str(entry["name"]): str(entry["digest"]) for entry in statement["predicate"]["resources"]}
+
+
+def _reason(error: Exception, directory: Path, path: Path) -> str:
     """What libraries say of a signature, as a rule with the way out."""
     again = "Get the variant again, or have it signed again by whom you trust."
     if isinstance(error, IrregularError | OSError):
@@ -93,8 +98,22 @@ def _reason(error: Exception) -> str:
     if "Key mismatch" in text or type(error).__name__ == "InvalidSignature":
         return f"must be made with the private key that belongs to --public-key, it isn't. {again}"
     if text.startswith("Signature mismatch"):
-        return f"must be of the files that are here: {text.removeprefix('Signature mismatch:').strip()[:400]}. {again}"
+        found = _differences(directory, _signed(read_regular(path, _MOST_BYTES)))
+        return f"must be of the files that are here: {found}. {again}"
     return f"must be a signature of OpenSSF model-signing: {type(error).__name__} {text[:200]}. {again}"
+
+
+def _differences(directory: Path, signed: Mapping[str, str]) -> str:
+    """Files that were changed, came or went, a few of each by name."""
+    own = {*visible_files(directory)} - {SIGNATURE}
+    there = sorted(own & signed.keys())
+    kinds = {
+        "changed": [name for name in there if sha256_file(directory / name) != signed[name]],
+        "added": sorted(own - signed.keys()),
+        "missing": sorted(signed.keys() - own),
+    }
+    found = [f"{kind} {', '.join(name[:80] for name in names[:5])}" for kind, names in kinds.items() if names]
+    return "; ".join(found) or "it was made by other rules"
 
 
 def _hashing(directory: Path) -> "Config":

@@ -59,6 +59,7 @@ class Verification:
     as_user: UserReport | None = None
     reload: Measured = field(default_factory=dict)  # tensors missing, unexpected, mismatched: 0 of each
     probe_seed: int | None = None
+    golden_tokens: int | None = None  # whose logits were recorded block by block
     blocks: int | None = None  # of a member that was proven block by block
     static_vs_dynamic: Measured = field(default_factory=dict)  # the variant and its twin at run time: all exactly 0
     other_k: OtherK | None = None

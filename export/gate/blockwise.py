@@ -33,6 +33,7 @@ from export.gate.static import verify_static_block
 from export.gate.stream import candidates, golden_of
 from export.run.graphs import Graphs
 from export.run.io_file import read_io
+from transform.architectures.vocabulary import attending
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint
 from transform.depth import view_blocks
@@ -84,16 +85,19 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
         rows = np.arange(embeddings.shape[1])
         shown = {"image.rows": rows, "image.embeddings": embeddings[0].numpy()}
         recorded |= {"image.input_ids": seen.input_ids, **shown}
-    streams = candidates(written)
+    # a last block that transformers makes another one of by itself would give other outputs than among all
+    streams = [] if written.architecture.last else candidates(written)
     for new, old in enumerate(plan.keep_blocks):
         say(f"block {old} ({new + 1} of {len(plan.keep_blocks)})")
         view = view_blocks(written, (new,))
         model, report = load_view(view, pictures=static and new == 0)
         keep_largest(counts, report.counts())
+        caching = bool(attending(view.architecture.text_of(view.config), 1))
+        _without_cache(model, not caching)
         for stream in streams:
             stream.through(model)
         probe = find_probe(model, view)
-        ours = _outputs(model, probe, embeddings)
+        ours = _outputs(model, probe, embeddings, caching)
         if new == 0:
             seed = probe.seed
         if other["k"] is None:  # blocks without experts have none
@@ -106,9 +110,10 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
         del model
         release_memory()
         model, _ = source(view_blocks(plan.source, (old,)), pictures=False)
+        _without_cache(model, not caching)
         if k := plan.target.settings.top_k[new]:
             set_moe_top_k(model, k)
-        keep_largest(differences, exactly_equal(ours, _outputs(model, probe, embeddings)))
+        keep_largest(differences, exactly_equal(ours, _outputs(model, probe, embeddings, caching)))
         del model
         release_memory()
         if onnx:
@@ -140,6 +145,7 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
         as_user=as_user,
         reload=counts,
         probe_seed=seed,
+        golden_tokens=whole["ids"].shape[1] if whole else None,
         static_vs_dynamic=differences,
         other_k=other,
         graph_ranges=check_graph_bounds(directory) if onnx else {},
@@ -163,14 +169,23 @@ def embed(
     return embeddings
 
 
-def _outputs(model: "PreTrainedModel", probe: TextProbe, embeddings: torch.Tensor | None) -> dict[str, torch.Tensor]:
+def _outputs(
+    model: "PreTrainedModel", probe: TextProbe, embeddings: torch.Tensor | None, caching: bool
+) -> dict[str, torch.Tensor]:
     """What a side's one-block model gives: the text probe's logits, and the last ones behind a picture's embeddings."""
-    found = run_text(model, probe)
+    found = run_text(model, probe, caching)
     if embeddings is not None:
         mask = torch.ones(embeddings.shape[:2], dtype=torch.int64)
         with torch.no_grad():
             found["image"] = model(inputs_embeds=embeddings, attention_mask=mask, logits_to_keep=1).logits[:, -1]
     return found
+
+
+def _without_cache(model: "PreTrainedModel", unable: bool) -> None:
+    """Blocks by themselves that keep no keys run without a cache, in which transformers would look for some."""
+    if unable:
+        for config in (model.config, model.config.get_text_config(decoder=True)):
+            config.use_cache = False
 
 
 def _check_meta(variant: Checkpoint) -> int:
@@ -201,7 +216,7 @@ def one_block_graphs(
     text_graph(view, form).write(directory / name)
     try:
         graphs = opened(directory, text=name)
-        _ = graphs.text  # opened now: the file can go
+        _ = graphs.text, graphs.shares_cache  # opened and read now: the file can go
     finally:
         (directory / name).unlink()
     return graphs

@@ -2,11 +2,13 @@
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from export.files.verification import OtherK
 from export.gate.probe import MIN_MARGIN, SEEDS, MarginWatch, TextProbe, prompt_length, routing_of, text_probe
 from export.gate.tolerance import LEAST_SCALE, scale_of
+from export.run.bound import Bound
 from export.run.graphs import Graphs
 from transform.architectures import Choice
 from transform.checkpoint import Checkpoint
@@ -48,8 +50,13 @@ def find_probe(model: "PreTrainedModel", checkpoint: Checkpoint) -> TextProbe:
 
 
 @torch.no_grad()
-def run_text(model: "PreTrainedModel", probe: TextProbe) -> dict[str, torch.Tensor]:
-    """Logits of the three ways a decoder is used: prefill, decode with a cache, a padded batch."""
+def run_text(model: "PreTrainedModel", probe: TextProbe, caching: bool = True) -> dict[str, torch.Tensor]:
+    """Logits of the three ways a decoder is used: prefill, decode with a cache, a padded batch. Without `caching`, of
+    blocks by themselves that keep no keys by which transformers counts tokens, prefill and the batch."""
+    if not caching:
+        whole = model(input_ids=probe.ids, use_cache=False).logits
+        padded = model(input_ids=probe.batch, attention_mask=probe.mask, use_cache=False).logits
+        return {"prefill": whole, "padded": padded[probe.mask == 1]}
     prefill = model(input_ids=probe.ids[:, : probe.prompt], use_cache=True)
     cache, steps = prefill[CACHE], []
     for at in range(probe.prompt, probe.ids.shape[1]):
@@ -118,7 +125,29 @@ def onnx_vs_torch(model: "PreTrainedModel", graphs: Graphs, probe: TextProbe) ->
 def onnx_vs_outputs(theirs: dict[str, torch.Tensor], graphs: Graphs, probe: TextProbe) -> dict[str, float]:
     """The same with what `run_text` gave."""
     ours = {name: torch.from_numpy(value) for name, value in graphs.run_text(probe).items()}
-    return check_close({name: (ours[name], theirs[name]) for name in ours})
+    pairs = {name: (ours[name], theirs[name]) for name in ours}
+    if graphs.shares_cache:
+        pairs["decode_in_place"] = (_in_place(graphs, probe), theirs["decode"])
+        pairs["padded_in_two"] = (_in_two(graphs, probe), theirs["padded"])
+    return check_close(pairs)
+
+
+def _in_place(graphs: Graphs, probe: TextProbe) -> torch.Tensor:
+    """The decoded steps' logits [1, s, V] as `run` has them: past and present are one buffer."""
+    sequence = Bound(graphs)
+    sequence.prefill(probe.ids[:, : probe.prompt].numpy())
+    steps = [sequence.decode(int(token)) for token in probe.ids[0, probe.prompt :]]
+    return torch.from_numpy(np.stack(steps)[None])
+
+
+def _in_two(graphs: Graphs, probe: TextProbe) -> torch.Tensor:
+    """The padded batch's logits by two calls: several tokens of several rows behind a past, which attention in one
+    operator can't take and the graph leaves to others."""
+    ids, mask = probe.batch.numpy(), probe.mask.numpy()
+    half = ids.shape[1] // 2
+    first, cache = graphs.step(ids[:, :half], mask[:, :half], graphs.empty_cache(len(ids)))
+    second, _ = graphs.step(ids[:, half:], mask, cache)
+    return torch.from_numpy(np.concatenate([first, second], 1)[mask == 1])
 
 
 def check_close(pairs: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float]:

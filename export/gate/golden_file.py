@@ -31,13 +31,14 @@ _PICTURE = {
     "preprocess.image_masks": ("F32", "np"), "preprocess.feature_index": ("I64", "f"),
     "preprocess.image_ids": ("I64", "i"),
 }  # fmt: skip
+BEHIND_ALL = "image.logits"  # a picture's hundreds of tokens would pass every block
 LEAST = DECODE + 2  # tokens: a prompt of two, which static graphs are given in two calls, and the steps
 
 
-def load_golden(directory: Path, checkpoint: Checkpoint, blockwise: bool = False) -> dict[str, Array] | None:
+def load_golden(directory: Path, checkpoint: Checkpoint) -> dict[str, Array] | None:
     """The recorded arrays of a variant, or None where none were; raises VerificationError for anything irregular.
 
-    `blockwise`: they were recorded block by block, without the last logits of the picture prompt.
+    Those of a variant that was proven block by block lack `BEHIND_ALL`; an earlier version's have the picture alone.
     """
     path = directory / FILE
     if not path.exists():
@@ -48,7 +49,7 @@ def load_golden(directory: Path, checkpoint: Checkpoint, blockwise: bool = False
         header = {entry.name: (entry.dtype, entry.shape) for entry in read_header(path)}
     except CheckpointError as error:
         raise VerificationError(str(error)) from error
-    _check_header(header, checkpoint, has_preprocess(directory), blockwise)
+    _check_header(header, checkpoint, has_preprocess(directory))
     from safetensors.numpy import load_file
 
     golden = dict(load_file(path))
@@ -72,14 +73,12 @@ def with_golden_ids(image: ImageProbe, golden: dict[str, Array], vocab: int) -> 
     return ImageProbe(ids, image.images, image.image_masks, image.image_input_idx, image.feature_index)
 
 
-def _check_header(
-    header: dict[str, tuple[str, tuple[int, ...]]], checkpoint: Checkpoint, cuts: bool, blockwise: bool
-) -> None:
+def _check_header(header: dict[str, tuple[str, tuple[int, ...]]], checkpoint: Checkpoint, cuts: bool) -> None:
     wanted = _TEXT | (_IMAGE if checkpoint.architecture.modality.sees_images else {}) | (_PICTURE if cuts else {})
     if cuts and header.keys() == _PICTURE.keys():
         wanted = _PICTURE  # of a variant that an earlier version verified block by block
-    elif blockwise:
-        wanted = {name: what for name, what in wanted.items() if name != "image.logits"}
+    elif BEHIND_ALL not in header:
+        wanted = {name: what for name, what in wanted.items() if name != BEHIND_ALL}
     if header.keys() != wanted.keys():
         raise _refused(f"it must hold {', '.join(wanted)}; it holds {', '.join(sorted(header))[:200]}")
     sizes = {"1": 1, "3": 3, "v": 3 * PATCH**2, "p": PATCHES**2, "d": checkpoint.settings.hidden}

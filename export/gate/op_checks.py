@@ -191,7 +191,7 @@ def _experts(rig: Rig, settings: Settings, k: int, form: Form, kind: Kind) -> It
     if form.bits is None:
         for stored in ("F32", "BF16") if form.stored is None else (DTYPES[form.stored],):
             block = make_block(rig, settings, k, stored, kind=kind)
-            yield _block(rig, block, form, f"{_stored_as(kind, form, stored)}, k {k}")
+            yield _block(rig, block, form, f"{'gate and up in turns' if form.stacked else stored}, k {k}")
         return
     block = make_block(rig, settings, k, bits=form.bits, kind=kind)
     yield _block(rig, block, form, f"{form.bits} bits, k {k}")
@@ -199,12 +199,6 @@ def _experts(rig: Rig, settings: Settings, k: int, form: Form, kind: Kind) -> It
         # what the emission guards against; a difference of 0 would say that it needn't any more
         difference = _difference(rig, block, block_graph(block.checkpoint, form), block.tokens, _no_router_weights)
         yield Check(form.experts, f"{form.bits} bits, without router_weights, k {k}", difference, None)
-
-
-def _stored_as(kind: Kind, form: Form, stored: str) -> str:
-    if not form.stacked:
-        return stored
-    return "turned" if kind.in_slabs else "FC3"
 
 
 def _block(rig: Rig, block: Block, form: Form, what: str) -> Check:

@@ -8,6 +8,7 @@ window would prove nothing either.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ PADDING = 5
 MIN_MARGIN = 2e-7  # router probabilities of two correct programs differ by about 1e-8
 SEEDS = range(40)
 PLAIN = Routing()
+Outputs: TypeAlias = tuple[torch.Tensor, ...] | torch.Tensor  # of a router: logits first, or alone
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class MarginWatch:
     padding token's embedding often is zero, between whose experts no program can decide.
     """
 
-    def __init__(self, model: torch.nn.Module, routing: Routing = PLAIN) -> None:
+    def __init__(self, model: torch.nn.Module, routing: Routing | None = PLAIN) -> None:
         self.model, self.routing, self.smallest = model, routing, float("inf")
         self.mask: torch.Tensor | None = None
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -83,25 +85,25 @@ class MarginWatch:
         for handle in self._handles:
             handle.remove()
 
-    def _look(self, router: torch.nn.Module, _inputs: object, outputs: tuple[torch.Tensor, ...]) -> None:
+    def _look(self, router: torch.nn.Module, _inputs: object, outputs: Outputs) -> None:
         gaps = margins(router, outputs, self.routing)
         if self.mask is not None:
             gaps = gaps[self.mask.reshape(-1) == 1]
         self.smallest = min(self.smallest, float(gaps.min()))
 
 
-def routing_of(checkpoint: Checkpoint) -> Routing:
-    """How a checkpoint's routers choose, as far as graphs must know."""
-    return PLAIN if why_no_graphs(checkpoint) else checkpoint.graph.routing
+def routing_of(checkpoint: Checkpoint) -> Routing | None:
+    """How a checkpoint's routers choose; None where it has no graphs, and nobody asks."""
+    return None if why_no_graphs(checkpoint) else checkpoint.graph.routing
 
 
-def margins(router: torch.nn.Module, outputs: tuple[torch.Tensor, ...], routing: Routing = PLAIN) -> torch.Tensor:
+def margins(router: torch.nn.Module, outputs: Outputs, routing: Routing | None = PLAIN) -> torch.Tensor:
     """Per token of a router's call, the gap between what chose its k-th expert and the next one, and between the last
     group of experts that it may choose from and the next; infinite where all are chosen."""
     logits = (outputs[0] if isinstance(outputs, tuple) else outputs).float().flatten(0, -2)
     k = getattr(router, "top_k", None)
-    if type(k) is not int or k > logits.shape[-1]:
-        # its number is in the config, or it gives no score per expert: no graph is compared with such a one
+    if routing is None or type(k) is not int or k > logits.shape[-1]:
+        # no graph is compared, its number is in the config, or it gives no score per expert
         return torch.full(logits.shape[:1], torch.inf)
     choice = torch.sigmoid(logits) if routing.scores is Scores.SIGMOID else torch.softmax(logits, -1)
     for name, correction in (*router.named_parameters(), *router.named_buffers()):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from export.gate.probe import MIN_MARGIN, PLAIN, SEEDS, margins, prompt_length, routing_of, text_probe
+from export.gate.probe import MIN_MARGIN, PLAIN, SEEDS, Outputs, margins, prompt_length, routing_of, text_probe
 from transform.architectures.graph_facts import Routing
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint
@@ -26,7 +26,7 @@ CANDIDATES = 4  # of the seeds: one alone may meet an expert choice that float32
 class Stream:
     """One prompt's way; `ids` [1, s], `routing`: how the routers choose."""
 
-    def __init__(self, ids: Array, routing: Routing = PLAIN) -> None:
+    def __init__(self, ids: Array, routing: Routing | None = PLAIN) -> None:
         self.ids, self.routing = ids, routing
         self.logits: torch.Tensor | None = None  # [1, s, V] of the blocks so far
         self._hidden: torch.Tensor | None = None  # [1, s, d] that left the last block
@@ -61,7 +61,7 @@ class Stream:
     def _leave(self, _block: object, _inputs: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
         self._hidden = output if isinstance(output, torch.Tensor) else output[0]
 
-    def _look(self, router: torch.nn.Module, _inputs: object, outputs: tuple[torch.Tensor, ...]) -> None:
+    def _look(self, router: torch.nn.Module, _inputs: object, outputs: Outputs) -> None:
         self._gaps = torch.minimum(self._gaps, margins(router, outputs, self.routing))
 
 
@@ -75,7 +75,7 @@ def candidates(checkpoint: Checkpoint) -> list[Stream]:
 def golden_of(streams: Sequence[Stream], least: int) -> dict[str, Array]:
     """`ids` and `logits` of the stream with the most decided tokens, cut behind them; none where there are fewer than
     `least`. Causality keeps what is cut off from the rest."""
-    best = max(streams, key=lambda stream: stream.decided)
-    if best.decided < least or best.logits is None:
+    best = max(streams, key=lambda stream: stream.decided, default=None)
+    if best is None or best.decided < least or best.logits is None:
         return {}
     return {"ids": best.ids[:, : best.decided], "logits": best.logits[:, : best.decided].numpy()}

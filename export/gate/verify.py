@@ -11,7 +11,7 @@ from export.gate.checking import checking_graphs, checking_static
 from export.gate.compare import TOLERANCE
 from export.gate.golden import FILE as GOLDEN
 from export.gate.golden import check_graphs, check_torch
-from export.gate.golden_file import load_golden, with_golden_ids
+from export.gate.golden_file import BEHIND_ALL, load_golden, with_golden_ids
 from export.gate.image_probe import image_probe
 from export.gate.preprocess import check_golden_picture, has_preprocess
 from export.gate.static import check_static_text
@@ -34,9 +34,10 @@ def verify_directory(directory: Path, say: Say = lambda _: None) -> Record:
 def _verify_directory(directory: Path, say: Say) -> Record:
     manifest, checkpoint, results = check_variant_files(directory, say)
     passed = Verification.parse(manifest.get("verification"))
-    golden = load_golden(directory, checkpoint, passed is not None and passed.mode == "blockwise")
-    if golden is None or "ids" not in golden:
-        if passed is None or passed.mode == "resident":
+    golden = load_golden(directory, checkpoint)
+    sees, whole = checkpoint.architecture.modality.sees_images, passed is None or passed.mode == "resident"
+    if golden is None or "ids" not in golden or (whole and sees and BEHIND_ALL not in golden):
+        if whole or (passed and passed.golden_tokens):
             lost = "is missing, it was recorded" if golden is None else "must hold the outputs that were recorded"
             raise VerificationError(f"{directory}: {GOLDEN} {lost}. Export the variant again.")
         if golden:
@@ -44,7 +45,7 @@ def _verify_directory(directory: Path, say: Say) -> Record:
             results["preprocess_vs_golden"] = check_golden_picture(checking_graphs(directory), golden)
         return results | {"golden": "none recorded"}
     image = None
-    if checkpoint.architecture.modality.sees_images:
+    if sees:
         probe = image_probe(checkpoint, directory, manifest["vision"], 0)
         image = with_golden_ids(probe, golden, checkpoint.settings.vocab)
     if code := code_of_others(checkpoint):

@@ -5,12 +5,15 @@ Cached keys are normed and rotated. A cache grows with every call, or has t fixe
 Positions and masks, which blocks share, are `context.py`'s.
 """
 
+from typing import NamedTuple
+
 from export.graph.builder import CONTRIB, Graph
 from export.graph.context import INT64_MAX, LOWEST, Context
 from export.graph.norm import rms_norm
 from export.graph.rotary import rotate
+from transform.architectures import Settings
 from transform.architectures.graph_facts import DecoderGraph
-from transform.checkpoint import Checkpoint
+from transform.checkpoint import Checkpoint, Tensor
 
 
 def attention(
@@ -39,17 +42,58 @@ def attention(
     q = turned(q, "q", context.query_shape)  # [b, s, H, h]
     k = turned(k, "k", context.key_shape)  # [b, s, G, h]
     v = g.op("Reshape", v, context.key_shape)
-    q, k, v = (g.op("Transpose", value, perm=[0, 2, 1, 3]) for value in (q, k, v))
-    cached = zip(("key", "value"), past, (k, v), strict=True)
+    names = (f"present.{i}.key", f"present.{i}.value")
+    mask, sinks = context.masks[settings.windows[i]], checkpoint.find("attention.sinks", i)
+    scale = settings.head_dim**-0.5 if facts.attention is None else facts.attention
+    given = _Given(settings, context, mask, sinks, scale, (q, k, v), past)
+    if context.alone:
+        mixed = g.choose_and(
+            names, context.alone, lambda: _one_operator(g, given), lambda: _several_operators(g, given)
+        )
+    else:
+        mixed, *_ = _several_operators(g, given, names)
+    return _linear(g, checkpoint, "attention.out", i, mixed), *names
+
+
+class _Given(NamedTuple):
+    """What a block attends with."""
+
+    settings: Settings
+    context: Context
+    mask: str  # of its window
+    sinks: Tensor | None  # [H]
+    scale: float
+    new: tuple[str, str, str]  # q [b, s, H, h], k and v [b, s, G, h]
+    past: tuple[str, str]  # keys and values [b, G, p, h]
+
+
+def _one_operator(g: Graph, given: _Given) -> tuple[str, str, str]:
+    """`_several_operators` in one. Where past and present are one buffer, new rows are written behind the old ones;
+    else both are copied to the present."""
+    settings, context = given.settings, given.context
+    q, k, v = (g.op("Reshape", value, g.ints(0, 0, -1)) for value in given.new)
+    mixed, keys, values = g.ops(
+        "GroupQueryAttention", 3, q, k, v, *given.past, context.last, context.total, "", "", "", given.mask,
+        domain=CONTRIB, num_heads=settings.heads, kv_num_heads=settings.kv_heads, scale=given.scale,
+    )  # fmt: skip
+    return g.op("Reshape", mixed, g.ints(-1, settings.heads * settings.head_dim)), keys, values
+
+
+def _several_operators(g: Graph, given: _Given, names: tuple[str, str] | None = None) -> tuple[str, str, str]:
+    """-> (mixed [n, H*h], present keys and values [b, G, t, h], under their `names` where these are given)."""
+    settings, context, past = given.settings, given.context, given.past
+    q, k, v = (g.op("Transpose", value, perm=[0, 2, 1, 3]) for value in given.new)
+    results = names or (None, None)
     if context.places:
         # only this reads the past, so that it may be the same buffer as the present
         keys, values = (
-            g.named(f"present.{i}.{part}", "ScatterND", old, context.places, new) for part, old, new in cached
+            g.result(name, "ScatterND", old, context.places, value)
+            for name, old, value in zip(results, past, (k, v), strict=True)
         )
     else:  # under the output's own name: an Identity would copy the whole cache once more
-        keys, values = (g.named(f"present.{i}.{part}", "Concat", old, new, axis=2) for part, old, new in cached)
-    # both [b, G, t, h]
-
+        keys, values = (
+            g.result(name, "Concat", old, value, axis=2) for name, old, value in zip(results, past, (k, v), strict=True)
+        )
     grouped = settings.kv_heads < settings.heads
     if grouped:  # [b, G, H/G, s, h] against [b, G, 1, t, h]
         shape = g.ints(0, settings.kv_heads, settings.heads // settings.kv_heads, -1, settings.head_dim)
@@ -57,15 +101,18 @@ def attention(
         k, v = (g.op("Unsqueeze", value, g.ints(2)) for value in (keys, values))
     else:
         k, v = keys, values
-    scale = settings.head_dim**-0.5 if facts.attention is None else facts.attention
-    scores = scaled_products(g, q, k, scale, 5 if grouped else 4)
-    masked = _masked(g, context, scores, context.masks[settings.windows[i]])
-    mixed = g.op("MatMul", _shares(g, checkpoint, i, masked), v)  # [b, H, s, h], heads in two axes if grouped
+    scores = scaled_products(g, q, k, given.scale, 5 if grouped else 4)
+    if context.places:  # chosen, not added: whatever stands in an empty slot, its score may be infinite
+        scores = g.op("Where", given.mask, scores, g.float(LOWEST[g.compute]))
+    else:
+        bias = g.op("Unsqueeze", given.mask, g.ints(2)) if grouped and context.alone else given.mask
+        scores = g.op("Add", scores, bias)
+    mixed = g.op("MatMul", _shares(g, settings, given.sinks, scores), v)  # [b, H, s, h], heads in two axes if grouped
     if grouped:
         mixed = g.op("Reshape", mixed, g.ints(0, settings.heads, -1, settings.head_dim))
     mixed = g.op("Transpose", mixed, perm=[0, 2, 1, 3])
     mixed = g.op("Reshape", mixed, g.ints(-1, settings.heads * settings.head_dim))  # [n, H*h]
-    return _linear(g, checkpoint, "attention.out", i, mixed), keys, values
+    return mixed, keys, values
 
 
 def scaled_products(g: Graph, q: str, k: str, scale: float, rank: int) -> str:
@@ -76,18 +123,11 @@ def scaled_products(g: Graph, q: str, k: str, scale: float, rank: int) -> str:
     return g.op("MatMul", g.op("Mul", q, g.float(scale)), flipped)
 
 
-def _masked(g: Graph, context: Context, scores: str, mask: str) -> str:
-    if context.places:  # chosen, not added: whatever stands in an empty slot, its score may be infinite
-        return g.op("Where", mask, scores, g.float(LOWEST[g.compute]))
-    return g.op("Add", scores, mask)
-
-
-def _shares(g: Graph, checkpoint: Checkpoint, i: int, scores: str) -> str:
+def _shares(g: Graph, settings: Settings, sinks: Tensor | None, scores: str) -> str:
     """Softmax of the scores [..., s, t]; where heads have sinks, each takes its share of the sum and gives nothing."""
-    sinks = checkpoint.find("attention.sinks", i)
     if sinks is None:
         return g.op("Softmax", scores, axis=-1)
-    heads, kv_heads = checkpoint.settings.heads, checkpoint.settings.kv_heads
+    heads, kv_heads = settings.heads, settings.kv_heads
     by_head = g.ints(*((1, kv_heads, heads // kv_heads, 1, 1) if kv_heads < heads else (1, heads, 1, 1)))
     # as wide as any column of the scores, without asking for a size
     nothing = g.op("Mul", g.op("Slice", scores, g.ints(0), g.ints(1), g.ints(-1)), g.float(0.0))

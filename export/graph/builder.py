@@ -26,6 +26,7 @@ EARLIER = 17  # LayerNormalization is in it: onnxruntime 1.12
 IR_VERSION = 8
 CONTRIB = "com.microsoft"  # onnxruntime's own operators, for the fused forms
 FLOAT, FLOAT16, INT64, BOOL = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64, TensorProto.BOOL
+INT32 = TensorProto.INT32
 DOUBLE, UINT8 = TensorProto.DOUBLE, TensorProto.UINT8
 TYPES = {
     "F32": TensorProto.FLOAT,
@@ -54,6 +55,7 @@ class Graph:
         self.fixed = fixed  # all sizes are known: those that onnx can't infer are written down
         self.compute = TYPES[DTYPES[form.compute]]
         self.fused = form.fused  # onnxruntime's own operators may be used
+        self.form = form
         self.notes: Mapping[str, str] = {}  # metadata
         self._nodes: list[Any] = []
         self._inputs: list[Any] = []
@@ -88,9 +90,26 @@ class Graph:
         self._append(kind, inputs, [name], **attributes)
         return name
 
+    def result(self, name: str | None, kind: str, *inputs: str, **attributes: object) -> str:
+        """`named` where there is a name, else `op`."""
+        return self.op(kind, *inputs, **attributes) if name is None else self.named(name, kind, *inputs, **attributes)
+
     def choose(self, condition: str, then: Callable[[], str], otherwise: Callable[[], str]) -> str:
         """`If`: only the chosen branch runs and takes memory. Branches yield one tensor of the graph's type."""
         return self.op("If", condition, then_branch=self._branch(then), else_branch=self._branch(otherwise))
+
+    def choose_and(
+        self,
+        named: Sequence[str],
+        condition: str,
+        then: Callable[[], Sequence[str]],
+        otherwise: Callable[[], Sequence[str]],
+    ) -> str:
+        """`choose` of several tensors: the first is returned, the others have public names, as of `named`."""
+        then_branch, else_branch = self._several(then), self._several(otherwise)
+        result = self._fresh()
+        self._append("If", [condition], [result, *named], then_branch=then_branch, else_branch=else_branch)
+        return result
 
     def each(self, count: str, build: Callable[[str], str], dtype: int) -> str:
         """`Loop`: build(i) for i from 0 to the scalar `count`, results of one shape and of `dtype` stacked in front."""
@@ -196,8 +215,10 @@ class Graph:
         found = self.op("Gather", self.stored(table), indices, axis=0)
         return found if TYPES[table.stored] == self.compute else self.op("Cast", found, to=self.compute)
 
-    def stack(self, tensors: Sequence[Tensor]) -> str:
-        """Equal tensors that lie back to back in one file, as one [count, ...] in place; raises CheckpointError."""
+    def stack(self, tensors: Sequence[Tensor], spread: bool = False) -> str:
+        """Equal matrices that lie back to back in one file, as one [count, rows, columns] in place; raises
+        CheckpointError. With `spread` an axis of 1 keeps the rows apart: [count, rows, 1, columns].
+        """
         first = tensors[0]
         for at, tensor in enumerate(tensors):
             place = (first.file, first.start + at * first.nbytes, first.shape, first.stored)
@@ -206,7 +227,8 @@ class Graph:
                     f"{tensor.name} must follow {tensors[at - 1].name} in the weight file, so that one operator can "
                     "read them together. Export with --form cuda, which writes them so."
                 )
-        shape = (len(tensors), *first.shape)
+        rows, columns = first.shape
+        shape = (len(tensors), rows, 1, columns) if spread else (len(tensors), rows, columns)
         return self.stored(first._replace(name=f"{first.name}.stack", shape=shape, nbytes=len(tensors) * first.nbytes))
 
     def linear(self, x: str, weight: Tensor, bias: Tensor | None = None, turned: bool = False) -> str:
@@ -264,7 +286,10 @@ class Graph:
         return f"v{self._values}"
 
     def _branch(self, build: Callable[[], str]) -> object:
-        return self._nested(lambda: [_unshaped(build(), self.compute)])
+        return self._several(lambda: [build()])
+
+    def _several(self, build: Callable[[], Sequence[str]]) -> object:
+        return self._nested(lambda: [_unshaped(name, self.compute) for name in build()])
 
     def _nested(self, build: Callable[[], Sequence[object]], given: Sequence[object] = ()) -> object:
         """The subgraph whose nodes `build` appends; it returns the outputs' infos, `given` are those of the inputs."""

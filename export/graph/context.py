@@ -4,11 +4,11 @@ b batch, s new tokens, p cached ones, t = p + s, H heads, G key/value heads, h h
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from export.graph.builder import BOOL, FLOAT, FLOAT16, Graph
+from export.graph.builder import BOOL, FLOAT, FLOAT16, INT32, Graph
 from export.graph.rotary import angles
 from transform.architectures import Settings
 from transform.architectures.graph_facts import Rope
@@ -29,7 +29,7 @@ class Static:
 @dataclass(frozen=True)
 class Context:
     """What every block shares. Masks by window, None: all tokens before; [b, 1, s, t], or [b, 1, 1, s, t] with grouped
-    heads."""
+    heads of several operators."""
 
     cos: str  # [b, s, 1, r/2]
     sin: str  # [b, s, 1, r/2]
@@ -37,12 +37,22 @@ class Context:
     key_shape: str  # b, s, G, h
     masks: dict[int | None, str]  # a bias to be added, of a growing cache; what is allowed, of one with fixed slots
     places: str = ""  # of a cache with fixed slots: where the new keys go, [1, G, s, 3]
+    alone: str = ""  # where one operator does it, as the next two: whether it can, a truth value
+    last: str = ""  # the last place of every row: t - 1, int32 [b]
+    total: str = ""  # t, int32
 
 
 def attention_context(
-    g: Graph, settings: Settings, rope: Rope, windows: Sequence[int | None], batch_and_new: str, mask: str
+    g: Graph,
+    settings: Settings,
+    rope: Rope,
+    windows: Sequence[int | None],
+    batch_and_new: str,
+    mask: str,
+    sinks: bool = False,
 ) -> Context:
-    """Angles and masks for the last s of t tokens; `batch_and_new` holds b and s, `windows` the blocks' own.
+    """Angles and masks for the last s of t tokens; `batch_and_new` holds b and s, `windows` the blocks' own, `sinks`:
+    some block's heads have sinks, which the one operator doesn't know in every onnxruntime that has it.
 
     Positions count the valid tokens only, causality goes by place in the cache: so left-padded, right-padded and
     holed masks all mean what they mean in the model.
@@ -59,7 +69,8 @@ def attention_context(
     rows = g.op("Slice", columns, last, g.ints(INT64_MAX), g.ints(0))  # [s]
     rows = g.op("Unsqueeze", rows, g.ints(1))
     causal = g.op("LessOrEqual", columns, rows)  # [s, t]
-    grouped = settings.kv_heads < settings.heads
+    one = g.form.attends_at_once(settings.head_dim) and not sinks
+    grouped = settings.kv_heads < settings.heads and not one
     valid = g.op("Unsqueeze", g.op("Cast", mask, to=BOOL), g.ints(*((1, 2, 3) if grouped else (1, 2))))
     masks: dict[int | None, str] = {}
     for window in dict.fromkeys(windows):
@@ -69,7 +80,19 @@ def attention_context(
         heads: g.op("Concat", batch_and_new, g.ints(heads, settings.head_dim), axis=0)
         for heads in dict.fromkeys((settings.heads, settings.kv_heads))
     }
-    return Context(cos, sin, shapes[settings.heads], shapes[settings.kv_heads], masks)
+    context = Context(cos, sin, shapes[settings.heads], shapes[settings.kv_heads], masks)
+    if not one:
+        return context
+    # behind a past it takes several new tokens of one row alone: min(b, s) is 1 where p isn't 0; without one there is
+    # nothing to gain, and some runtimes give an empty past another batch
+    reach = g.op("Min", g.op("Sub", total, new), g.ints(1))
+    end = g.op("Cast", g.op("Sub", total, g.ints(1)), to=INT32)
+    return replace(
+        context,
+        alone=g.op("LessOrEqual", g.op("ReduceMin", batch_and_new), reach),
+        last=g.op("Expand", end, g.op("Shape", mask, start=0, end=1)),
+        total=g.op("Squeeze", g.op("Cast", total, to=INT32), g.ints(0)),
+    )
 
 
 def static_context(

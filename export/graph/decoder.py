@@ -51,7 +51,8 @@ def text_graph(checkpoint: Checkpoint, form: Form = REFERENCE, static: Static | 
         context = static_context(g, settings, facts.rope, settings.windows, static, mask, length)
     else:
         batch_and_new = g.op("Shape", given, start=0, end=2)
-        context = attention_context(g, settings, facts.rope, settings.windows, batch_and_new, mask)
+        sinks = any(checkpoint.has("attention.sinks", i) for i in range(settings.layers))
+        context = attention_context(g, settings, facts.rope, settings.windows, batch_and_new, mask, sinks)
     x = g.op("Reshape", hidden, g.ints(-1, settings.hidden))  # [n, d]
     present: list[tuple[str, str]] = []
     for i in range(settings.layers):

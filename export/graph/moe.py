@@ -24,9 +24,15 @@ from transform.experts import (
     experts_of,
     first_weight,
     in_slabs,
+    inner_width,
     is_turned,
     turned_experts_of,
 )
+
+# Gate and up rows in turns; the plain activation, which has other factors by default.
+SWIGLU: Mapping[str, str | int | float] = {
+    "activation_type": "swiglu", "swiglu_fusion": 1, "activation_alpha": 1.0, "activation_beta": 0.0
+}  # fmt: skip
 
 
 def mixture(g: Graph, checkpoint: Checkpoint, i: int, x: str) -> str:
@@ -51,24 +57,45 @@ def _routed(g: Graph, checkpoint: Checkpoint, i: int, logits: str) -> tuple[str,
 
 
 def _fused(g: Graph, checkpoint: Checkpoint, i: int, x: str, logits: str, normalise: bool) -> str:
-    """`MoE` on stacks of experts that lie back to back; the operator takes the softmax itself, over all."""
-    k, bias = checkpoint.settings.top_k[i], _biases(g, checkpoint, i)
-    if in_slabs(checkpoint, i):
-        gate_up, down = (g.stored(checkpoint.tensor(f"expert.{part}", i)) for part in ("gate_up", "down_slab"))
-        if is_turned(checkpoint, i):  # the operator reads [out, in]
-            gate_up, down = (g.op("Transpose", slab, perm=[0, 2, 1]) for slab in (gate_up, down))
-        order = 2 if checkpoint.graph.gate_up is GateUp.STACKED else 1
-        return g.op(
-            "MoE", x, logits, gate_up, bias["gate_up"], down, bias["down_slab"],
-            domain=CONTRIB, k=k, normalize_routing_weights=int(normalise), **_swiglu(checkpoint.graph, order),
-        )  # fmt: skip
-    experts = experts_of(checkpoint, i)
-    stacks = (g.stack([getattr(expert, part) for expert in experts]) for part in ("gate", "down", "up"))  # FC1, 2, 3
-    gate, down, up = stacks
+    """`MoE` on stacks of experts that lie back to back; the operator takes the softmax itself, over all.
+
+    Gate and up rows take turns, which runtimes arrange once, at load. On a GPU the operator's other orders are wrong:
+    of its kernels, chosen by speed, some take the one half for the gate and some the other, and matrices apart are
+    copied together at every call.
+    """
+    bias = _biases(g, checkpoint, i)
+    gate_up, down = (_slabs_in_turns if in_slabs(checkpoint, i) else _stacks_in_turns)(g, checkpoint, i)
+    operands = [x, logits, gate_up, bias["gate_up"], down, *filter(None, [bias["down_slab"]])]
     return g.op(
-        "MoE", x, logits, gate, "", down, "", up,
-        domain=CONTRIB, k=k, activation_type="silu", normalize_routing_weights=int(normalise),
+        "MoE", *operands,
+        domain=CONTRIB, k=checkpoint.settings.top_k[i], normalize_routing_weights=int(normalise),
+        **_swiglu(checkpoint.graph),
     )  # fmt: skip
+
+
+def _stacks_in_turns(g: Graph, checkpoint: Checkpoint, i: int) -> tuple[str, str]:
+    """[E, 2I, d] and [E, d, I] of experts with matrices of their own."""
+    experts = experts_of(checkpoint, i)
+
+    def stack(part: str, spread: bool = False) -> str:
+        return g.stack([getattr(expert, part) for expert in experts], spread)
+
+    turns = g.op("Concat", stack("gate", spread=True), stack("up", spread=True), axis=2)  # [E, I, 2, d]
+    inner, width = experts[0].gate.shape
+    return g.op("Reshape", turns, g.ints(len(experts), 2 * inner, width)), stack("down")
+
+
+def _slabs_in_turns(g: Graph, checkpoint: Checkpoint, i: int) -> tuple[str, str]:
+    """The same of slabs, whatever their order and orientation."""
+    gate_up, down = (g.stored(checkpoint.tensor(f"expert.{part}", i)) for part in ("gate_up", "down_slab"))
+    if is_turned(checkpoint, i):
+        gate_up, down = (g.op("Transpose", slab, perm=[0, 2, 1]) for slab in (gate_up, down))
+    if checkpoint.graph.gate_up is GateUp.STACKED:
+        count, inner, width = checkpoint.settings.experts_of[i], inner_width(checkpoint, i), checkpoint.settings.hidden
+        halves = g.op("Reshape", gate_up, g.ints(count, 2, inner, width))
+        turns = g.op("Transpose", halves, perm=[0, 2, 1, 3])
+        gate_up = g.op("Reshape", turns, g.ints(count, 2 * inner, width))
+    return gate_up, down
 
 
 def _quantised(g: Graph, checkpoint: Checkpoint, i: int, x: str, logits: str, normalise: bool) -> str:
@@ -89,18 +116,16 @@ def _quantised(g: Graph, checkpoint: Checkpoint, i: int, x: str, logits: str, no
     return g.op(
         "QMoE", *operands,
         domain=CONTRIB, k=checkpoint.settings.top_k[i], expert_weight_bits=gate_up.bits, block_size=gate_up.block,
-        normalize_routing_weights=int(normalise), **_swiglu(checkpoint.graph, 1), **accuracy,
+        normalize_routing_weights=int(normalise), **_swiglu(checkpoint.graph), **accuracy,
     )  # fmt: skip
 
 
-def _swiglu(facts: DecoderGraph, order: int) -> Mapping[str, object]:
-    """The attributes of an operator whose experts have gate and up in one array: in turns (1), or stacked (2)."""
-    clamped = facts.activation is Activation.CLAMPED
-    alpha, beta = (facts.alpha, 1.0) if clamped else (1.0, 0.0)
-    limit = {"swiglu_limit": facts.limit} if clamped and math.isfinite(facts.limit) else {}
-    return {
-        "activation_type": "swiglu", "swiglu_fusion": order, "activation_alpha": alpha, "activation_beta": beta, **limit
-    }  # fmt: skip
+def _swiglu(facts: DecoderGraph) -> Mapping[str, str | int | float]:
+    """The attributes of an operator whose experts have gate and up rows in turns."""
+    if facts.activation is Activation.SILU:
+        return SWIGLU
+    limit = {"swiglu_limit": facts.limit} if math.isfinite(facts.limit) else {}
+    return {**SWIGLU, "activation_alpha": facts.alpha, "activation_beta": 1.0, **limit}
 
 
 def _biases(g: Graph, checkpoint: Checkpoint, i: int) -> dict[str, str]:

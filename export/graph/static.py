@@ -33,6 +33,7 @@ def parse_static(cache: str | None, prompt: str | None) -> tuple[int | None, int
 
 def plan_static(plan: Plan, cache: int, prompt: int | None = None) -> StaticPlan:
     """The static graphs of a planned variant; raises KnobError where a prompt doesn't fit the cache or the model."""
+    plan.insist_on_graphs("--static")
     most = plan.target.settings.max_positions
     if not LEAST_CACHE <= cache <= most:
         raise KnobError(

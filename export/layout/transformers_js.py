@@ -30,7 +30,7 @@ def plan(variant: Checkpoint, graphs: Mapping[str, Path]) -> tuple[Moved, ...]:
 
 
 def _check(facts: Facts) -> None:
-    if facts.separate_gate:
+    if facts.device_only:
         raise KnobError(
             "transformers.js takes variants of the forms cpu, int4 and int8: neither its CPU nor its WebGPU "
             "provider has the fused experts of the cuda form. Export the variant with --form cpu or int4."

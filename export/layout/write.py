@@ -53,7 +53,7 @@ def plan_layout(directory: Path, runtime: str, *, member: str | None = None, pro
     files = {name: directory / (text if name == "text" else f"{name}.onnx") for name in GRAPHS}
     present = {name: path for name, path in files.items() if path.is_file()}
     moved = RUNTIMES[runtime].plan(variant, present)
-    if provider == "cpu" and any(m.facts.separate_gate for m in moved):
+    if provider == "cpu" and any(m.facts.device_only for m in moved):
         raise KnobError(
             "The fused experts of the cuda form run on a GPU alone, got --provider cpu. Give --provider cuda, or "
             "export the variant with --form cpu."

@@ -21,6 +21,9 @@ MIXED = ("Cast", "MatMulNBits", "Pow", "QMoE", "SimplifiedLayerNormalization")
 # Operators that read large weights piece by piece and widen them by themselves.
 SPARING = ("Gather", "GatherBlockQuantized", "Gemm", "MatMulNBits", "MoE", "QMoE")
 
+# Operators that only move values: what they are given of weights stays as narrow as it is.
+MOVING = ("Concat", "Reshape", "Transpose")
+
 
 class Value(NamedTuple):
     """An input or output as onnxruntime describes it."""
@@ -101,15 +104,19 @@ class _Evaluator(ReferenceEvaluator):
         names = self.output_names if output_names is None else output_names
         for node, finished in zip(self.rt_nodes_, self._finished(), strict=True):
             given = [values[name] for name in node.input]
-            if self.widen and node.op_type not in SPARING:
+            floats = _floats(given)
+            moved = node.op_type in MOVING and len(floats) == 1
+            if self.widen and node.op_type not in SPARING and not moved:
                 given = [value if value is None else wide(value) for value in given]
-            floats = {value.dtype for value in given if value is not None and value.dtype in FLOATS}
+                floats = _floats(given)
             if len(floats) > 1 and node.op_type not in MIXED and not self.widen:
                 raise VerificationError(
                     f"{node.op_type} ({', '.join(node.input)}): onnxruntime takes floats of one type, got "
                     f"{', '.join(sorted(str(dtype) for dtype in floats))}. Export the variant again."
                 )
             results = node.run(*given, **({"context": values} if node.need_context() else {}))
+            if self.widen and node.op_type in SPARING:  # such as rows of a table, which the next one takes as they are
+                results = [wide(value) for value in results]
             values |= {name: value for name, value in zip(node.output, results, strict=False) if name}
             for name in finished:
                 values.pop(name, None)
@@ -128,6 +135,10 @@ class _Evaluator(ReferenceEvaluator):
                 if name in last:
                     self._finished_[last[name]].append(name)
         return self._finished_
+
+
+def _floats(given: Sequence[Array | None]) -> set[np.dtype[Any]]:
+    return {value.dtype for value in given if value is not None and value.dtype in FLOATS}
 
 
 def _widen(graph: Any) -> None:

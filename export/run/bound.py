@@ -5,6 +5,7 @@ b is 1, s prompt tokens, V vocabulary, d width, t kept image features.
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from onnxruntime import OrtValue
 
     Fed: TypeAlias = Array | OrtValue  # from the host, or from where it is
+SPARE = 256  # tokens that a shared cache has room for beyond those that it is made for
 _KINDS: dict[Any, int] = {np.float32: FLOAT, np.float16: FLOAT16}
 
 
@@ -32,7 +34,7 @@ class Bound:
         self._features: Any = None
         self._cache: dict[str, Fed] = dict(graphs.empty_cache(1))
         self._last = _last_row(graphs)
-        self.length = 0
+        self.length = self._room = 0
 
     def see(self, images: Array, masks: Array, feature_index: Array) -> None:
         """[n, 576, 588] crops, their masks [n, 576] and the features to keep [t]: kept on the device."""
@@ -54,16 +56,34 @@ class Bound:
         return self._step(np.array([[token]], np.int64))
 
     def _step(self, ids: Array) -> Array:
-        self.length += ids.shape[1]
+        held, self.length = self.length, self.length + ids.shape[1]
+        if shared := self.graphs.shares_cache and held > 0:
+            self._make_room(held)
         feed: dict[str, Fed] = {"attention_mask": np.ones((1, self.length), np.int64), **self._cache}
         modality = self.graphs.modality
         feed[modality.decoder_input] = self._embed(ids) if modality.sees_images else ids
-        found = self._run(self.graphs.text, feed)
+        into = {name.replace("past_key_values.", "present."): value for name, value in self._cache.items()}
+        found = self._run(self.graphs.text, feed, into if shared else {})
         logits = found.pop("logits")
-        self._cache = {name.replace("present.", "past_key_values."): value for name, value in found.items()}
+        if not shared:  # a shared one stays what it is, and only its own values keep their arrays alive
+            self._cache = {name.replace("present.", "past_key_values."): value for name, value in found.items()}
         if logits.shape()[1] > 1:
             logits = self._run(self._last, {INPUT: logits})[OUTPUT]
         return logits.numpy().reshape(-1)
+
+    def _make_room(self, held: int) -> None:
+        """Where a shared cache is full: buffers for all tokens and SPARE more; the `held` ones are copied."""
+        from onnxruntime import OrtValue
+
+        if self.length <= self._room:
+            return
+        self._room = self.length + SPARE
+        for name, value in self._cache.items():
+            old = value if isinstance(value, np.ndarray) else value.numpy()
+            batch, heads, _, width = old.shape
+            new = np.empty((batch, heads, self._room, width), old.dtype)
+            new[:, :, :held] = old[:, :, :held]
+            self._cache[name] = OrtValue.ortvalue_from_numpy(new)
 
     def _embed(self, ids: Array) -> Any:
         embedding = self.graphs.embedding
@@ -73,8 +93,11 @@ class Bound:
             feed |= fitted(embedding, {"image_features": np.zeros((0, width))})
         return self._run(embedding, feed)["inputs_embeds"]
 
-    def _run(self, session: Any, feed: "Mapping[str, Fed]") -> "dict[str, OrtValue]":
-        """Arrays are taken from the host, values from where they are; all outputs stay on the device."""
+    def _run(
+        self, session: Any, feed: "Mapping[str, Fed]", into: "Mapping[str, Fed]" = MappingProxyType({})
+    ) -> "dict[str, OrtValue]":
+        """Arrays are taken from the host, values from where they are; all outputs stay on the device, those of `into`
+        in its values."""
         binding = session.io_binding()
         for name, value in feed.items():
             if isinstance(value, np.ndarray):
@@ -83,7 +106,10 @@ class Bound:
                 binding.bind_ortvalue_input(name, value)
         names = [output.name for output in session.get_outputs()]
         for name in names:
-            binding.bind_output(name, self.device)
+            if name in into:
+                binding.bind_ortvalue_output(name, into[name])
+            else:
+                binding.bind_output(name, self.device)
         try:
             session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime has a dozen exception types without a common base

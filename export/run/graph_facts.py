@@ -25,6 +25,7 @@ _LOCATION = b"location"
 _MOST_BYTES = 1 << 31  # what protobuf can hold
 _MULTIPLIES = ("Gemm", "MatMul", "MoE")
 _CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
+MOE = "com.microsoft::MoE"
 _FC3 = 6  # the input of MoE that holds the third matrix
 
 Field = tuple[int, int | bytes]
@@ -40,6 +41,11 @@ class Facts:
     external: list[External] = field(default_factory=list)  # tensors whose data is in other files
     sixteen_bit: bool = False  # some weights are stored in 16 bits
     inputs: list[str] = field(default_factory=list)
+
+    @property
+    def device_only(self) -> bool:
+        """Whether its fused experts are for a device: float16, or three matrices each."""
+        return self.separate_gate or (self.sixteen_bit and MOE in self.operators)
 
     def ranges(self, graph: str) -> dict[str, Place]:
         """Tensor -> its bytes; raises VerificationError for one that is nowhere."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from export.run.graph_facts import read_facts
 from export.run.io_file import form_in, read_io
 from export.run.picture import GRAPH as PREPROCESS
 from export.run.providers import check_providers, own_caches, provider_options
@@ -21,7 +22,7 @@ from transform.modality import IMAGE, TEXT, Modality
 from transform.strict_json import read_json
 
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
-
+SHARING = "com.microsoft::GroupQueryAttention"  # it writes behind the past, or copies it where the present is elsewhere
 NARROW = ": its codes are in the order that the CPU's kernels read"
 
 
@@ -95,6 +96,12 @@ class Graphs:
     def modality(self) -> Modality:
         """What the variant sees, by its graphs."""
         return IMAGE if (self.directory / "vision.onnx").is_file() else TEXT
+
+    @cached_property
+    def shares_cache(self) -> bool:
+        """Whether past and present of the decoder may be one buffer, with room for more tokens than it holds, once it
+        holds some."""
+        return SHARING in read_facts(self.directory / self._text).operators
 
     def empty_cache(self, batch: int) -> dict[str, Array]:
         """A cache of no tokens, in the graph's own type."""

@@ -90,10 +90,9 @@ class Io(TypedDict):
 def read_io(directory: Path) -> Io:
     """io.json of a variant; raises VerificationError for a field that isn't what it must be."""
     try:
-        io = read_json(directory / FILE)
+        io = read_json(directory / FILE, way_out="Export the variant again.")
     except CheckpointError as error:
-        reason = str(error).removesuffix(" Download it again.")
-        raise VerificationError(f"{reason} Export the variant again.") from error
+        raise VerificationError(str(error)) from error
     seeing = (directory / "vision.onnx").is_file()
     for key, fits, meaning in (*_ALWAYS, *(_SEEING if seeing else ())):
         if key not in io:

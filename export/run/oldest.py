@@ -51,13 +51,13 @@ def older_than_stated(graph: str, stated: object, version: str) -> str | None:
     )
 
 
-def oldest_of(graph: str, form: Form) -> str:
-    """The oldest onnxruntime that runs one of a form's graphs, by the graph's file name."""
+def oldest_of(graph: str, form: Form, activations: str | None = None) -> str:
+    """The oldest onnxruntime that runs one of a form's graphs with these activations, by the graph's file name."""
     if graph == "preprocess.onnx":
         return EARLIEST
     if graph == "embedding.onnx" and form.runs_on_cpu:
         return EARLIEST if form.table_bits is None else PACKED_ROWS
-    return form.vision_oldest if graph == "vision.onnx" else form.oldest
+    return form.vision_oldest if graph == "vision.onnx" else form.oldest_with(activations)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

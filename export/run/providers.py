@@ -1,7 +1,7 @@
 """Which onnxruntime providers run a variant, with their options in onnxruntime's own spelling.
 
 What an option is for stands beside it; all values are strings, as onnxruntime takes them. The names were compared with
-the provider libraries of onnxruntime 1.31; what they do on a GPU was not measured here.
+the provider libraries of onnxruntime 1.31; CUDA's are what ran on a GPU (docs/gpu.md), TensorRT's were never run.
 """
 
 from typing import Any

@@ -113,11 +113,11 @@ def check_provider(path: Path, facts: Facts, provider: str) -> None:
             f"{path.name} holds quantised experts (QMoE) in the order that the CPU's operator reads, {provider} reads "
             "another. Run it with --provider cpu, or export the variant with --form cuda."
         )
-    if provider == CPU and facts.separate_gate:
+    if provider == CPU and facts.device_only:
         raise RunError(
-            f"{path.name} is of the cuda form, which needs {CUDA}: its experts are fused as three matrices "
-            f"(FC3), which onnxruntime {version} has not implemented for the CPU. Run it with --provider cuda, or "
-            "export the variant with --form cpu or int4."
+            f"{path.name} is of the cuda form, which needs {CUDA}: for its fused experts (MoE) in float16 "
+            f"onnxruntime {version} has no right operator on the CPU. Run it with --provider cuda, or export the "
+            "variant with --form cpu or int4."
         )
     if provider == CPU and facts.bfloat16:
         raise RunError(

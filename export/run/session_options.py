@@ -8,6 +8,11 @@ SESSION_OPTIONS = {
     "session.disable_prepacking": "1",
     "optimization.disable_specified_optimizers": "ConstantFolding;FuseFp16InitializerToFp32NodeTransformer",
 }
+# The fused experts are arranged at load, once: that is folding, and no other weights of a float16 graph are folded.
+FUSED_OPTIONS = {
+    "session.disable_prepacking": "1",
+    "optimization.disable_specified_optimizers": "FuseFp16InitializerToFp32NodeTransformer",
+}
 # Folding costs nothing there, for what a cast widens is small; onnxruntime 1.25 to 1.29 end the process at a cast of
 # scales that is left to its later passes.
 QUANTISED_OPTIONS: dict[str, str] = {}
@@ -19,4 +24,6 @@ def session_options(form: Form) -> dict[str, str]:
     Quantised decoders are repacked at load, for which their scales must be float32 already: otherwise
     onnxruntime does both at every run, and a token takes 7 times longer.
     """
-    return dict(QUANTISED_OPTIONS if form.bits else SESSION_OPTIONS)
+    if form.bits:
+        return dict(QUANTISED_OPTIONS)
+    return dict(FUSED_OPTIONS if form.fused else SESSION_OPTIONS)

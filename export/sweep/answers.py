@@ -83,10 +83,7 @@ def _record(file: Path) -> Mapping[str, object]:
         raise VerificationError(
             f"{file} must be there, it is missing. Run the sweep again, which does what is missing."
         )
-    record: object = read_json(file)
-    if not isinstance(record, dict):
-        raise _damaged(file, "an object")
-    return record
+    return read_json(file, way_out=f"Remove {file} and run the sweep again, which does what is missing.")
 
 
 def _column(file: Path, record: Mapping[str, object], name: str, kind: Any) -> tuple[Any, ...]:

@@ -76,7 +76,13 @@ def check_same(directory: Path, table: Table) -> tuple[bool, list[str]]:
                 f"a sweep has one model and one data set, and {directory} is of another {what}: {theirs} there, {ours} "
                 "here. Choose another --out."
             )
-    return True, []
+    again = f"leave {directory / FILE}, and come back with the next run that asks for them: nothing is measured twice."
+    notes = []
+    if there.data is not None and table.data is None:
+        notes.append(f"this run has no --data: the accuracies {again}")
+    if there.machine is not None and table.machine is None:
+        notes.append(f"this run has --no-latency: the latencies {again}")
+    return True, notes
 
 
 def damaged_files(directory: Path) -> list[str]:

@@ -25,6 +25,7 @@ SIDE, QUALITY = 512, 80
 LOOKED_AT = 32
 JPEG = b"\xff\xd8\xff"
 DIFFERENT = 1.1  # ratio of two aspects
+_WAY_OUT = f"Remove {FILE}, and the report comes without them, or run the sweep again."
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def read_pictures(directory: Path) -> tuple[Kept, ...]:
     """The pictures kept in `directory`, none where there are none; VerificationError where they are damaged."""
     if not (directory / FILE).is_file():
         return ()
-    record = read_json(directory / FILE)
+    record = read_json(directory / FILE, way_out=_WAY_OUT)
     entries = record.get("pictures")
     if record.get("schema") != 1 or not isinstance(entries, list):
         raise _damaged(directory, "its list of pictures")
@@ -88,10 +89,7 @@ def _read(directory: Path, n: int, entry: object) -> Kept:
 
 
 def _damaged(directory: Path, what: str) -> VerificationError:
-    return VerificationError(
-        f"{directory / FILE} must describe the pictures beside it, {what} is damaged. Remove {FILE}, and the report "
-        "comes without them, or run the sweep again."
-    )
+    return VerificationError(f"{directory / FILE} must describe the pictures beside it, {what} is damaged. {_WAY_OUT}")
 
 
 def _different(samples: Iterable[Sample]) -> Iterable[Kept]:

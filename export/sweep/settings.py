@@ -77,7 +77,9 @@ class Planned:
 
 def full_setting(source: Checkpoint) -> Planned:
     """All knobs as the source has them: what relative constraints refer to."""
-    return Planned(make_plan(source, Knobs()))
+    whole = make_plan(source, Knobs())
+    whole.insist_on_graphs("a sweep")
+    return Planned(whole)
 
 
 def settings_of(grid: Grid, source: Checkpoint, ranking: Source | None) -> tuple[Planned, ...]:

@@ -104,13 +104,11 @@ class Table:
     def parse(cls, record: Record) -> "Table":
         """What `as_dict` gave, every value of its type; raises VerificationError."""
         if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-            raise VerificationError(f"{FILE} must be a sweep of schema {SCHEMA}. Run the sweep again.")
+            raise VerificationError(f"{FILE} must be a sweep of schema {SCHEMA}. {AGAIN}")
         table = parse_record(cls, {key: value for key, value in record.items() if key != "schema"}, FILE, AGAIN)
         names = [point.name for point in table.points]
         if len(set(names)) < len(names) or table.full not in names:
-            raise VerificationError(
-                f"{FILE}: settings must have different names, {table.full!r} among them. Run the sweep again."
-            )
+            raise VerificationError(f"{FILE}: settings must have different names, {table.full!r} among them. {AGAIN}")
         return table
 
 
@@ -118,7 +116,7 @@ def read_table(directory: Path) -> Table:
     """The sweep in `directory`; KnobError where there is none, VerificationError where its record is damaged."""
     if not (directory / FILE).is_file():
         raise KnobError(f"{directory} must hold {FILE}, it has none. Give the --out of a finished `knobcast sweep`.")
-    return Table.parse(read_json(directory / FILE))
+    return Table.parse(read_json(directory / FILE, way_out=AGAIN))
 
 
 def table_text(table: Table) -> str:

@@ -9,7 +9,7 @@ from export.cost.count import Tokens, count, count_tokens
 from export.run.family_file import read_family
 from export.sweep.table import FILE, Table, read_table
 from export.sweep.variant import plan_on, swept_source
-from transform.errors import CheckpointError, KnobError
+from transform.errors import KnobError
 from transform.knobs import Knobs
 from transform.plan import make_plan
 from transform.read import read_checkpoint
@@ -91,13 +91,7 @@ class _Where:
 
 
 def _of_bench(path: Path) -> Timings:
-    try:
-        record = read_json(path)
-    except CheckpointError as error:
-        raise KnobError(
-            f"{path} must be a sweep's directory or a record of `knobcast bench --out`, and can't be read: "
-            f"{str(error).removesuffix(' Download it again.')} Give another."
-        ) from error
+    record = read_json(path, way_out="Give a sweep's directory or a record of `knobcast bench --out`.")
     contestants = record.get("contestants")
     graphs = contestants[0] if isinstance(contestants, list) and contestants else None
     if record.get("schema") != BENCH or not isinstance(graphs, dict) or graphs.get("status") != "measured":

@@ -23,23 +23,28 @@ from transform.packing import decode, encode
 
 E, H, I, K, N = 8, 256, 128, 2, 5  # noqa: E741
 LAYOUTS = {"alternating rows": 1, "separate halves": 2, "three matrices": 0}
+FUSED_LAYOUTS = tuple(layout for layout, fusion in LAYOUTS.items() if fusion)
 BLOCKS = (0, 32, 128)  # 0: one scale per row
 
 
 def measure(ctx: Context) -> Iterator[Row]:
-    """Every layout, block size and use of router_weights."""
+    """Every layout and use of router_weights, codes as they are taken by default and as `weights_prepacked` 0 says."""
     dtype: Any = np.float16 if ctx.cuda else np.float32
     random = np.random.default_rng(5)
     x = random.standard_normal((N, H)).astype(dtype)
     logits = (2 * random.standard_normal((N, E))).astype(dtype)
     drawn = {part: random.standard_normal((E, *shape)).astype(np.float32) / 8 for part, shape in
              {"gate": (I, H), "up": (I, H), "down": (H, I)}.items()}  # fmt: skip
-    for bits, layout, block, router in product((4, 8), LAYOUTS, BLOCKS, (False, True)):
+    cases = [*product(LAYOUTS, BLOCKS[1:2], (False,)), *product(FUSED_LAYOUTS, BLOCKS, (True,))]
+    for bits, (layout, block, raw), router in product((4, 8), cases, (False, True)):
         what = f"{bits} bits, {layout}, {f'blocks of {block}' if block else 'a scale per row'}"
-        what += ", router_weights" if router else ""
+        what += (", weights_prepacked 0" if raw else "") + (", router_weights" if router else "")
         weights = arrange(drawn, LAYOUTS[layout], bits, block, dtype)
         path = ctx.work / "qmoe.onnx"
-        path.write_bytes(model(weights, LAYOUTS[layout], bits, block, router, dtype).SerializeToString())
+        made = model(weights, LAYOUTS[layout], bits, block, router, dtype)
+        if raw:
+            made.graph.node[0].attribute.append(helper.make_attribute("weights_prepacked", 0))
+        path.write_bytes(made.SerializeToString())
         feed = {"x": x, "logits": logits} | ({"router": softmax(logits).astype(dtype)} if router else {})
         try:
             found = open_anywhere(path, ctx).run(None, feed)[0].astype(np.float32)

@@ -40,6 +40,7 @@ def markdown(results: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     for name, found in results["sections"].items():
         status = found["status"] + (f": {found['reason']}" if "reason" in found else "")
         lines = [f"## {titles[name]}", "", f"{_cell(status)} ({found['seconds']} s)"]
+        lines += ["", found["note"]] if "note" in found else []
         if found["rows"]:
             lines += ["", "| | | limit |", "|---|---|---|"]
         for row in found["rows"]:

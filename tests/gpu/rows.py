@@ -1,5 +1,6 @@
 """What the sections are given, and what they give back."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from export.run.providers import CUDA, cuda_options
-from transform.forms import form_named
+from transform.forms import REFERENCE, Form, form_named
 
+FUSED = form_named("cuda")
 PROVIDER = [CUDA, cuda_options(static=False)]
 
 
@@ -60,10 +62,15 @@ class Context:
     @property
     def form(self) -> str:
         """The form that a whole model is exported in."""
-        return "cuda" if self.cuda else "cpu"
+        return self.row.name
+
+    @property
+    def row(self) -> Form:
+        """The same as a row."""
+        return FUSED if self.cuda else REFERENCE
 
 
-def open_graph(path: Path, ctx: Context) -> Any:
+def open_graph(path: Path, ctx: Context, form: Form = FUSED) -> Any:
     """A session on the CUDA device; without one, numpy computes what a device would."""
     from export.numpy_run import NumpySession
     from export.run.session import open_session
@@ -71,7 +78,17 @@ def open_graph(path: Path, ctx: Context) -> Any:
 
     if not ctx.cuda:
         return NumpySession(path)
-    return open_session(path, session_options(form_named("cuda")), (PROVIDER,))
+    return open_session(path, session_options(form), (PROVIDER,))
+
+
+def attempted(what: str, rows: Iterator[Row]) -> Iterator[Row]:
+    """The rows of a part, and a failed one where it raises: the parts behind it are tried all the same."""
+    try:
+        yield from rows
+    except NotAvailableError:
+        raise
+    except Exception as error:  # whatever goes wrong is the measurement
+        yield Row(what, f"{type(error).__name__}: {' '.join(str(error).split())}"[:400], 0)
 
 
 def load_libraries() -> None:

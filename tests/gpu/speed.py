@@ -16,11 +16,11 @@ import numpy as np
 from export.files.io_spec import write_io
 from export.graph.emit import emit_graphs
 from tests.gpu.environment import used_memory
-from tests.gpu.rows import Context, NotAvailableError, Row
+from tests.gpu.rows import Context, NotAvailableError, Row, attempted
 from tests.gpu.synthetic import Sizes, write_noise
 from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
-from transform.forms import form_named
+from transform.forms import Form, form_named
 from transform.machine import free_memory
 from transform.read import read_checkpoint
 from transform.top_k import set_top_k
@@ -57,16 +57,17 @@ def measure(ctx: Context) -> Iterator[Row]:
     depths = [layers for layers in (16, 12, 8) if layers < sizes.layers] or [max(1, sizes.layers // 2)]
     for layers, k in [(sizes.layers, k) for k in WIDTHS] + [(layers, WIDTHS[0]) for layers in depths]:
         variant = set_top_k(drop_blocks(whole, tuple(range(layers))), k)
-        for row in one(ctx, variant, f"k {k}, {layers} blocks"):
+        what = f"k {k}, {layers} blocks"
+        for row in attempted(what, one(ctx, variant, what, form_named(ctx.form))):
             if row.what.endswith("decode step"):
                 times[layers, k] = float(row.value)
             yield row
-    for more, less in pairwise(WIDTHS):
-        ratio = times[sizes.layers, more] / times[sizes.layers, less]
-        yield Row(f"decode, k {more} / k {less}", ratio, unit="times")
-    for layers in depths:
-        ratio = times[sizes.layers, WIDTHS[0]] / times[layers, WIDTHS[0]]
-        yield Row(f"decode, {sizes.layers} blocks / {layers} blocks", ratio, unit="times")
+    first = (sizes.layers, WIDTHS[0])
+    pairs = [((sizes.layers, more), (sizes.layers, less)) for more, less in pairwise(WIDTHS)]
+    for more, less in pairs + [(first, (layers, WIDTHS[0])) for layers in depths]:
+        if more in times and less in times:
+            names = [f"k {k}" if more[0] == less[0] else f"{layers} blocks" for layers, k in (more, less)]
+            yield Row(f"decode, {' / '.join(names)}", times[more] / times[less], unit="times")
 
 
 def whole_bytes(checkpoint: Checkpoint) -> int:
@@ -74,14 +75,14 @@ def whole_bytes(checkpoint: Checkpoint) -> int:
     return sum(tensor.nbytes for tensor in checkpoint.tensors.values())
 
 
-def one(ctx: Context, variant: Checkpoint, what: str) -> Iterator[Row]:
+def one(ctx: Context, variant: Checkpoint, what: str, form: Form) -> Iterator[Row]:
     """Load, memory, prefill and decode of one setting, with the cache left on the device."""
     from export.run.bound import Bound
     from export.run.graphs import Graphs
 
     directory: Path = variant.path
-    emit_graphs(variant, directory, None, form_named(ctx.form))
-    write_io(variant, directory, None, form_named(ctx.form))
+    emit_graphs(variant, directory, None, form)
+    write_io(variant, directory, None, form)
     before, began = used_memory(), perf_counter()
     graphs = Graphs(directory, ctx.provider, ctx.threads)
     _ = graphs.text

@@ -1,7 +1,7 @@
 """Tiny random checkpoints of the families that have graphs, as transformers writes them: all that is trained is random.
 
-Widths fill the blocks that weights are quantised in, and none is another one's: vocabulary 212, width 64, heads 4 of 20
-(80 and 40), experts 8 of 96, shared 160 or 192, dense 128.
+Widths fill the blocks that weights are quantised in, and none is another one's: vocabulary 212, width 64, heads 4 of 24
+(96 and 48), experts 8 of 160, shared 192 or 320, dense 128.
 """
 
 from collections.abc import Mapping
@@ -15,14 +15,15 @@ from tests.support.zoo import randomise
 
 BLOCKS, EXPERTS, K, VOCABULARY = 4, 8, 4, 212
 WINDOW = 5  # every probe is longer
+END_OF_TEXT = 2
 SIZES = {
     "vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": BLOCKS, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 20, "max_position_embeddings": 256, "initializer_range": 0.1,
-    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": False,
+    "num_key_value_heads": 2, "head_dim": 24, "max_position_embeddings": 256, "initializer_range": 0.1,
+    "bos_token_id": 1, "eos_token_id": END_OF_TEXT, "pad_token_id": 0, "tie_word_embeddings": False,
 }  # fmt: skip
 NAMED = {"num_experts": EXPERTS, "num_experts_per_tok": K}
 LOCAL = {"num_local_experts": EXPERTS, "num_experts_per_tok": K}
-SPLIT = {"moe_intermediate_size": 96, "intermediate_size": 128}
+SPLIT = {"moe_intermediate_size": 160, "intermediate_size": 128}
 ROUTED = {
     "n_routed_experts": EXPERTS, "num_experts_per_tok": K, "routed_scaling_factor": 1.7, "n_group": 4, "topk_group": 3,
 }  # fmt: skip
@@ -43,20 +44,20 @@ DECODERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "qwen3_moe": (
         "Qwen3MoeForCausalLM", SPLIT | NAMED | {"mlp_only_layers": [1], "norm_topk_prob": True, "attention_bias": True}
     ),
-    "mixtral": ("MixtralForCausalLM", LOCAL | {"intermediate_size": 96, "sliding_window": WINDOW}),
+    "mixtral": ("MixtralForCausalLM", LOCAL | {"intermediate_size": 160, "sliding_window": WINDOW}),
     "qwen2_moe": (
         "Qwen2MoeForCausalLM",
         SPLIT | NAMED | {
-            "shared_expert_intermediate_size": 160, "mlp_only_layers": [2], "use_sliding_window": True,
+            "shared_expert_intermediate_size": 192, "mlp_only_layers": [2], "use_sliding_window": True,
             "sliding_window": WINDOW, "max_window_layers": 3, "rope_parameters": LLAMA3,
         },
     ),
     "granitemoe": (
-        "GraniteMoeForCausalLM", LOCAL | MULTIPLIERS | {"intermediate_size": 96, "tie_word_embeddings": True}
+        "GraniteMoeForCausalLM", LOCAL | MULTIPLIERS | {"intermediate_size": 160, "tie_word_embeddings": True}
     ),
     "gpt_oss": (
         "GptOssForCausalLM",
-        LOCAL | {"intermediate_size": 96, "sliding_window": WINDOW, "rope_parameters": YARN, "swiglu_limit": 0.3},
+        LOCAL | {"intermediate_size": 160, "sliding_window": WINDOW, "rope_parameters": YARN, "swiglu_limit": 0.3},
     ),
     "glm4_moe": (
         "Glm4MoeForCausalLM",
@@ -71,7 +72,7 @@ DECODERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
     "granitemoeshared": (
         "GraniteMoeSharedForCausalLM",
-        LOCAL | MULTIPLIERS | {"intermediate_size": 96, "shared_intermediate_size": 160},
+        LOCAL | MULTIPLIERS | {"intermediate_size": 160, "shared_intermediate_size": 192},
     ),
     "dots1": (
         "Dots1ForCausalLM",
@@ -87,7 +88,7 @@ DECODERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         {"intermediate_size": 128, "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2},
     ),
     "qwen3": ("Qwen3ForCausalLM", {"intermediate_size": 128, "tie_word_embeddings": True}),
-    "flex_olmo": ("FlexOlmoForCausalLM", NAMED | {"intermediate_size": 96, "attention_bias": True}),
+    "flex_olmo": ("FlexOlmoForCausalLM", NAMED | {"intermediate_size": 160, "attention_bias": True}),
 }  # fmt: skip
 
 

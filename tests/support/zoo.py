@@ -4,12 +4,14 @@ Everything is random that released checkpoints have trained: norms, biases, corr
 nowhere: vocabulary, width, heads x head width, experts, their width, dense and shared widths all differ.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 BLOCKS = 6
 CORE = ("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss", "glm4_moe", "granitemoe", "ernie4_5_moe", "qwen3_vl_moe")
@@ -82,6 +84,11 @@ ZOO: Mapping[str, Animal] = {
               sliding_window=7, max_window_layers=4),
         boundary=1,
     ),
+    "qwen2_moe-fused": Animal(
+        "Qwen2MoeForCausalLM",
+        _text(**EXPERT, **NAMED, shared_expert_intermediate_size=36, mlp_only_layers=[1, 4], use_sliding_window=True,
+              sliding_window=7, max_window_layers=4),
+        boundary=1, original=False),
     "qwen3_moe": Animal("Qwen3MoeForCausalLM", _text(**EXPERT, **NAMED, **HEADS, mlp_only_layers=[0, 3]), boundary=3),
     "qwen3_moe-step": Animal(
         "Qwen3MoeForCausalLM", _text(**EXPERT, **NAMED, **HEADS, decoder_sparse_step=2), boundary=2
@@ -92,6 +99,10 @@ ZOO: Mapping[str, Animal] = {
         _text(**EXPERT, **NAMED, **HEADS, **LINEAR, shared_expert_intermediate_size=36, mlp_only_layers=[2]),
         boundary=2, never=("middle",),
     ),
+    "qwen3_next-fused": Animal(
+        "Qwen3NextForCausalLM",
+        _text(**EXPERT, **NAMED, **HEADS, **LINEAR, shared_expert_intermediate_size=36, mlp_only_layers=[2]),
+        boundary=2, never=("middle",), original=False),
     "qwen3_5_moe": Animal(
         "Qwen3_5MoeForConditionalGeneration",
         {"text_config": _text(**EXPERT, **NAMED, **HEADS, **LINEAR, shared_expert_intermediate_size=36,
@@ -100,6 +111,13 @@ ZOO: Mapping[str, Animal] = {
          "vision_end_token_id": 203},
         never=("middle",),
     ),
+    "qwen3_5_moe-fused": Animal(
+        "Qwen3_5MoeForConditionalGeneration",
+        {"text_config": _text(**EXPERT, **NAMED, **HEADS, **LINEAR, shared_expert_intermediate_size=36,
+                              rope_parameters=SECTIONS | {"mrope_section": [1, 1, 0]}),
+         "vision_config": EYES, "image_token_id": 200, "video_token_id": 201, "vision_start_token_id": 202,
+         "vision_end_token_id": 203},
+        never=("middle",), original=False),
     "qwen3_vl_moe": Animal(
         "Qwen3VLMoeForConditionalGeneration",
         {"text_config": _text(**EXPERT, **NAMED, **HEADS, mlp_only_layers=[3], rope_parameters=SECTIONS),
@@ -110,11 +128,18 @@ ZOO: Mapping[str, Animal] = {
     "gpt_oss": Animal(
         "GptOssForCausalLM", _text(**THIN, **LOCAL, **HEADS, sliding_window=5, rope_parameters=YARN), boundary=2
     ),
+    "gpt_oss-fused": Animal(
+        "GptOssForCausalLM", _text(**THIN, **LOCAL, **HEADS, sliding_window=5, rope_parameters=YARN), boundary=2,
+        original=False),
     "glm4_moe": Animal(
         "Glm4MoeForCausalLM",
         _text(**EXPERT, **ROUTED, **GROUPS, **HEADS, first_k_dense_replace=2, use_qk_norm=True, attention_bias=True),
         boundary=1,
     ),
+    "glm4_moe-fused": Animal(
+        "Glm4MoeForCausalLM",
+        _text(**EXPERT, **ROUTED, **GROUPS, **HEADS, first_k_dense_replace=2, use_qk_norm=True, attention_bias=True),
+        boundary=1, original=False),
     "glm4_moe_lite": Animal(
         "Glm4MoeLiteForCausalLM",
         _text(**EXPERT, **ROUTED, **GROUPS, **LATENT) | {"num_key_value_heads": 4}, boundary=0,
@@ -140,6 +165,11 @@ ZOO: Mapping[str, Animal] = {
         | {"num_key_value_heads": 4},
         boundary=1, rows=1,
     ),
+    "deepseek_v3-fused": Animal(
+        "DeepseekV3ForCausalLM",
+        _text(**EXPERT, **ROUTED, **GROUPS, **LATENT, first_k_dense_replace=2, rope_parameters=YARN | {"mscale": 1.0})
+        | {"num_key_value_heads": 4},
+        boundary=1, rows=1, original=False),
     "dots1": Animal(
         "Dots1ForCausalLM",
         _text(**EXPERT, **ROUTED, **GROUPS, **HEADS, n_shared_experts=2, first_k_dense_replace=2, sliding_window=7,
@@ -152,6 +182,7 @@ ZOO: Mapping[str, Animal] = {
         _text(**EXPERT, **NAMED, **GROUPS, **HEADS, first_k_dense_replace=1, sliding_window=6), boundary=0,
     ),
     "minimax_m2": Animal("MiniMaxM2ForCausalLM", _text(**THIN, **LOCAL, **HEADS, rotary_dim=10)),
+    "minimax_m2-fused": Animal("MiniMaxM2ForCausalLM", _text(**THIN, **LOCAL, **HEADS, rotary_dim=10), original=False),
     "minimax": Animal("MiniMaxForCausalLM", _text(**THIN, **LOCAL, **HEADS, block_size=16), boundary=2),
     "granitemoe": Animal("GraniteMoeForCausalLM", _text(**THIN, **LOCAL, **MULTIPLIERS) | TIED),
     "granitemoeshared": Animal(
@@ -174,6 +205,10 @@ ZOO: Mapping[str, Animal] = {
         _text(**EXPERT, **HEADS, moe_num_experts=EXPERTS, moe_k=K, moe_layer_start_index=2) | TIED,
         boundary=1,
     ),
+    "ernie4_5_moe-fused": Animal(
+        "Ernie4_5_MoeForCausalLM",
+        _text(**EXPERT, **HEADS, moe_num_experts=EXPERTS, moe_k=K, moe_layer_start_index=2) | TIED,
+        boundary=1, original=False),
     "ernie4_5_vl_moe": Animal(
         "Ernie4_5_VLMoeForConditionalGeneration",
         {"text_config": _text(**DENSE, **HEADS, moe_intermediate_size=[28, 20], moe_num_experts=EXPERTS, moe_k=K,
@@ -244,6 +279,19 @@ ZOO: Mapping[str, Animal] = {
          "boa_token_id": 204, "eoa_token_index": 205, "audio_token_id": 206},
         boundary=1,
     ),
+    "gemma4-shared": Animal(
+        "Gemma4ForConditionalGeneration",
+        {"text_config": _text(**EXPERT, **HEADS, num_experts=EXPERTS, top_k_experts=K, enable_moe_block=True,
+                              global_head_dim=24, hidden_size_per_layer_input=8, vocab_size_per_layer_input=212,
+                              sliding_window=6, num_kv_shared_layers=2,
+                              layer_types=["sliding_attention", "full_attention", "sliding_attention",
+                                           "full_attention", "sliding_attention", "full_attention"])
+         | TIED,
+         "vision_config": {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2,
+                           "num_key_value_heads": 2, "head_dim": 16, "patch_size": 4, "position_embedding_size": 64},
+         "audio_config": None, "image_token_id": 200, "video_token_id": 201, "boi_token_id": 202, "eoi_token_id": 203,
+         "boa_token_id": 204, "eoa_token_index": 205, "audio_token_id": 206},
+        boundary=1, never=("first", "middle", "last two", "boundary")),
     "jamba": Animal(
         "JambaForCausalLM",
         _text(**THIN, **NAMED, attn_layer_period=3, attn_layer_offset=1, use_mamba_kernels=False, mamba_d_state=8),
@@ -283,7 +331,24 @@ def make_sized(name: str, directory: Path, **changes: object) -> Path:
     model = kind(kind.config_class(**{**animal.config, **changes})).eval()
     randomise(model)
     model.save_pretrained(directory, save_original_format=animal.original, max_shard_size="200KB")
+    if animal.rows:
+        _add_predictors(directory, model.config.num_hidden_layers, animal.rows)
     return directory
+
+
+def _add_predictors(directory: Path, layers: int, rows: int) -> None:
+    """Copies of the last block's tensors behind the blocks, as released checkpoints have what predicts further."""
+    index = json.loads((directory / "model.safetensors.index.json").read_text())
+    prefix = f"model.layers.{layers - 1}."
+    copies: dict[str, torch.Tensor] = {}
+    for name, file in index["weight_map"].items():
+        if name.startswith(prefix):
+            tensor = load_file(directory / file)[name]
+            copies |= {f"model.layers.{layers + row}.{name.removeprefix(prefix)}": tensor for row in range(rows)}
+    copies["mtp.fc.weight"] = torch.ones(2, 3)
+    save_file(copies, directory / "model-mtp.safetensors", {"format": "pt"})
+    index["weight_map"] |= dict.fromkeys(copies, "model-mtp.safetensors")
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 @torch.no_grad()

@@ -30,6 +30,7 @@ STEP, ONLY_DENSE = "decoder_sparse_step", "mlp_only_layers"
 FIRST, LAST, INTERVAL = "moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval"
 PERIODS = (("attn_layer_period", "attn_layer_offset"), ("expert_layer_period", "expert_layer_offset"))
 SHARED_TAIL = "num_kv_shared_layers"  # so many last blocks attend to keys and values of one before them
+ONE_TABLE = "hidden_size_per_layer_input"  # above 0: one tensor holds inputs of all blocks side by side
 PREDICTORS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers")  # blocks behind the decoder's
 # Lists of no block's values that may have any length.
 OTHER_LISTS = frozenset((
@@ -113,6 +114,14 @@ def _whole(text: Mapping[str, object], key: str, default: int) -> int:
     return value
 
 
+def attending(text: Mapping[str, object], layers: int) -> list[int]:
+    """The blocks that keep keys and values, by which transformers counts the tokens of a sequence."""
+    kinds = next((value for key in KINDS if isinstance(value := text.get(key), list | str)), None)
+    if kinds is None:
+        return [i for i in range(layers) if _in_period(text, *PERIODS[0], i)]
+    return [i for i, kind in enumerate(kinds[:layers]) if str(kind) not in CACHELESS]
+
+
 def reachable_experts(text: Mapping[str, object], experts: int) -> int:
     """The experts among which a token's k are chosen: of some groups alone, where a router has groups."""
     groups, kept = text.get("n_group"), text.get("topk_group")
@@ -143,6 +152,11 @@ def select_blocks(
         found[depth_key] = len(keep_blocks)
     if len(keep_blocks) == layers:
         return found
+    if _whole(text, ONE_TABLE, 0):
+        raise KnobError(
+            f"blocks can't be dropped where one tensor holds inputs of all of them, as {ONE_TABLE} {text[ONE_TABLE]} "
+            "says. Keep all blocks, and set k alone."
+        )
     for key in PER_BLOCK:
         values = text.get(key)
         if isinstance(values, list):
@@ -157,7 +171,7 @@ def select_blocks(
     for key in NUMBERED:
         values = text.get(key)
         if isinstance(values, list):
-            found[key] = [new[i] for value in values if (i := value + layers if value < 0 else value) in new]
+            found[key] = [new[i] for i in values if i in new]  # as transformers compares: a negative one is no block
     for key in KEYED:
         by_block = text.get(key)
         if isinstance(by_block, Mapping):

@@ -1,0 +1,1 @@
+"""Variants and families into the registries that teams use, and back."""
