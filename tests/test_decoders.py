@@ -273,7 +273,7 @@ def test_a_wrong_graph_is_refused_where_the_softmax_follows_the_choice(name: str
     staged.write_bytes(surgery.model.SerializeToString())
     assert check_derived(source, staged, surgery)["source_with_masked_ranks"]["difference"] < TOLERANCE
     with pytest.raises(VerificationError, match="constant that depends on k was missed"):
-        check_derived(source, staged, replace(surgery, top_k=tuple(3 for _ in surgery.top_k)))
+        check_derived(source, staged, replace(surgery, top_k=(3,) * len(surgery.top_k or ())))
     chosen = next(node.output[0] for node in surgery.model.graph.node if node.op_type == "TopK")
     weights = next(n for n in surgery.model.graph.node if n.op_type == "Softmax" and chosen in n.input)
     weights.op_type = "Sigmoid"
