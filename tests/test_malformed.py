@@ -58,6 +58,7 @@ def drawn(file: str, seed: int, mutate: Callable[[Random, bytes], bytes]) -> Cha
     return lambda directory: (directory / file).write_bytes(mutate(Random(seed), (directory / file).read_bytes()))
 
 
+WRONG: tuple[object, ...] = (None, -1, "x", [], {})
 CHECKPOINTS: dict[str, Change] = {
     **{f"{key} {value!r}": in_record("config.json", key, value) for key in KEYS for value in ODD},
     **{f"index: {name}": whole(INDEX, json.dumps(value).encode()) for name, value in MAPS.items()},
@@ -66,7 +67,7 @@ CHECKPOINTS: dict[str, Change] = {
 }
 RECORDS: dict[str, Change] = {
     **{f"manifest {key} {value!r}": in_record("manifest.json", key, value)
-       for key in FACTS for value in ODD[:2] + ODD[5:8]},
+       for key in FACTS for value in WRONG},
     **{f"{file} {data[:9]!r}": whole(file, data)
        for file in ("SHA256SUMS", "manifest.json", "text.onnx", "io.json") for data in BYTES},
     **{f"graph {seed}": drawn("text.onnx", seed, in_protobuf) for seed in range(24)},
