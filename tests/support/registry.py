@@ -22,7 +22,14 @@ import pytest
 
 PROGRAM = "docker-registry"
 ABSENT = f"no {PROGRAM}: `make registry-env` installs it where it may"
-NEEDED = [pytest.mark.extra, pytest.mark.skipif(shutil.which(PROGRAM) is None, reason=ABSENT)]
+
+
+def available() -> bool:
+    """Whether it is installed."""
+    return shutil.which(PROGRAM) is not None
+
+
+NEEDED = [pytest.mark.extra, pytest.mark.skipif(not available(), reason=ABSENT)]
 _CONFIG = """\
 version: 0.1
 log: {{accesslog: {{disabled: false}}, level: info}}
