@@ -14,8 +14,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from export.derive import derive
-from export.gate.probe import MOST_WINDOW, PROMPT, prompt_length
+from export.derive import derive, load_graph
+from export.derive.check import check_derived
+from export.derive.surgery import operate
+from export.gate.probe import MIN_MARGIN, MOST_WINDOW, PROMPT, MarginWatch, prompt_length
 from export.gate.verify import verify_directory
 from export.graph.decoder import text_graph
 from export.graph.static import plan_static
@@ -24,9 +26,10 @@ from tests.support.decoders import DECODERS, DENSE, EXPERTS, VOCABULARY, WINDOW,
 from tests.support.graphs import empty_cache, session, step
 from tests.support.models import torch_logits
 from tests.support.variants import write_variant
-from transform.architectures.graph_facts import DecoderGraph, Scaling, Turn
+from transform.architectures.graph_facts import DecoderGraph, Routing, Scaling, Turn
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint
+from transform.errors import VerificationError
 from transform.forms import NAMES, form_named
 from transform.knobs import Knobs
 from transform.load import load_model
@@ -41,17 +44,31 @@ TOLERANCE = 1e-5
 Masks = tuple[tuple[str, Array], ...]
 
 
-def ids_and_masks() -> tuple[Array, Masks]:
+def ids_and_masks(seed: int = 0) -> tuple[Array, Masks]:
     """[2, s] ids, and masks that pad a row on the left, on the right."""
-    ids = np.random.default_rng(0).integers(3, VOCABULARY - 2, (2, LENGTH))
+    ids = np.random.default_rng(seed).integers(3, VOCABULARY - 2, (2, LENGTH))
     left, right = np.ones_like(ids), np.ones_like(ids)
     left[0, :7] = right[1, -5:] = 0
     return ids, (("left", left), ("right", right))
 
 
-def check(text: Any, theirs: Any) -> None:
+def decidable(theirs: Any, routing: Routing) -> int:
+    """The first seed of ids whose every expert choice float32 can decide."""
+    for seed in range(20):
+        ids, masks = ids_and_masks(seed)
+        with MarginWatch(theirs, routing) as watch:
+            torch_logits(theirs, ids, np.ones_like(ids))
+            for _, mask in masks:
+                watch.mask = torch.from_numpy(mask)
+                torch_logits(theirs, ids, mask)
+        if watch.smallest >= MIN_MARGIN:
+            return seed
+    raise AssertionError("no seed has clear choices")
+
+
+def check(text: Any, theirs: Any, routing: Routing) -> None:
     """A session against a model, in every way of calling."""
-    ids, masks = ids_and_masks()
+    ids, masks = ids_and_masks(decidable(theirs, routing))
     whole = torch_logits(theirs, ids, np.ones_like(ids))
     room = TOLERANCE * max(1.0, float(np.abs(whole).max()))
     logits, _ = step(text, {"input_ids": ids}, np.ones_like(ids), empty_cache(text, 2))
@@ -79,7 +96,7 @@ def loaded(variant: Path, form: str) -> Any:
 def test_graphs_equal_transformers(name: str, form: str, tmp_path: Path) -> None:
     source = write_decoder(name, tmp_path / "source", torch.bfloat16)
     variant = write_variant(source, tmp_path / "variant", k=None if name in DENSE else 3, form=form)
-    check(session(variant, "text.onnx"), loaded(variant, form))
+    check(session(variant, "text.onnx"), loaded(variant, form), read_checkpoint(variant).graph.routing)
 
 
 @pytest.mark.extra
@@ -93,14 +110,14 @@ def test_graphs_equal_transformers_at_every_k(name: str, form: str, stored: torc
     source = write_decoder(name, tmp_path / "source", stored)
     variant = write_variant(source, tmp_path / "variant", keep=[0, 1, 3], form=form)
     if name in DENSE:
-        check(session(variant, "text.onnx"), loaded(variant, form))
+        check(session(variant, "text.onnx"), loaded(variant, form), read_checkpoint(variant).graph.routing)
         return
     checkpoint, theirs = read_checkpoint(variant), loaded(variant, form)
     for k in (1, K, EXPERTS - 2):  # groups of experts don't let a token choose among all
         changed = set_top_k(checkpoint, k)
         text_graph(changed, form_named(form)).write(variant / "other.onnx")
         with moe_top_k(theirs, k):
-            check(session(variant, "other.onnx"), theirs)
+            check(session(variant, "other.onnx"), theirs, checkpoint.graph.routing)
 
 
 @pytest.mark.extra
@@ -111,7 +128,7 @@ def test_slabs_equal_a_tensor_per_expert(name: str, form: str, tmp_path: Path) -
     write_decoder(name, tmp_path / "source", torch.bfloat16, save_original_format=False)
     variant = write_variant(tmp_path / "source", tmp_path / "variant", k=3, form=form)
     assert read_checkpoint(variant).has("expert.gate_up", 3)
-    check(session(variant, "text.onnx"), loaded(variant, form))
+    check(session(variant, "text.onnx"), loaded(variant, form), read_checkpoint(variant).graph.routing)
 
 
 def without_windows(checkpoint: Checkpoint) -> Checkpoint:
@@ -245,3 +262,22 @@ def test_derived_graphs_equal_those_that_are_exported(name: str, form: str, tmp_
         text = session(directory, file)
         logits.append(step(text, {"input_ids": ids}, np.ones_like(ids), empty_cache(text, 2))[0])
     np.testing.assert_allclose(logits[0], logits[1], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", pytest.param("granitemoe", marks=pytest.mark.extra)])
+def test_a_wrong_graph_is_refused_where_the_softmax_follows_the_choice(name: str, tmp_path: Path) -> None:
+    """The check masks logits, so it sees a k that isn't the one claimed and weights that no softmax gave."""
+    variant = write_variant(write_decoder(name, tmp_path / "source"), tmp_path / "variant")
+    source, staged = variant / "text.onnx", variant / "staged.onnx"
+    surgery = operate(load_graph(source), 2)
+    staged.write_bytes(surgery.model.SerializeToString())
+    assert check_derived(source, staged, surgery)["source_with_masked_ranks"]["difference"] < TOLERANCE
+    with pytest.raises(VerificationError, match="constant that depends on k was missed"):
+        check_derived(source, staged, replace(surgery, top_k=(3,) * len(surgery.top_k or ())))
+    chosen = next(node.output[0] for node in surgery.model.graph.node if node.op_type == "TopK")
+    weights = next(n for n in surgery.model.graph.node if n.op_type == "Softmax" and chosen in n.input)
+    weights.op_type = "Sigmoid"
+    del weights.attribute[:]
+    staged.write_bytes(surgery.model.SerializeToString())
+    with pytest.raises(VerificationError, match="difference is"):
+        check_derived(source, staged, surgery)

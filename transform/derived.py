@@ -7,6 +7,7 @@ this imports transformers, which plans of configs that carry their lists do with
 from dataclasses import replace
 
 from transform.checkpoint import Checkpoint
+from transform.errors import CheckpointError
 from transform.strict_json import with_floats
 
 
@@ -20,7 +21,13 @@ def with_derived_lists(checkpoint: Checkpoint) -> Checkpoint:
     from transformers import CONFIG_MAPPING
 
     plain = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
-    config = CONFIG_MAPPING[family.model_type].from_dict(with_floats(plain))
+    try:
+        config = CONFIG_MAPPING[family.model_type].from_dict(with_floats(plain))
+    except Exception as error:  # whatever a config's class may raise
+        raise CheckpointError(
+            f"config.json must be one that transformers reads, for it lacks {', '.join(lacking)}, which follow from "
+            f"it: {' '.join(str(error).split())}. Restore the original config.json, or correct that value."
+        ) from error
     known = config.get_text_config(decoder=True).to_dict()
     lists = {key: list(known[key]) for key in lacking if isinstance(known.get(key), list | tuple)}
     return replace(checkpoint, config=family.with_text(checkpoint.config, dict(text) | lists))

@@ -22,7 +22,7 @@ MIXED = ("Cast", "MatMulNBits", "Pow", "QMoE", "SimplifiedLayerNormalization")
 SPARING = ("Gather", "GatherBlockQuantized", "Gemm", "MatMulNBits", "MoE", "QMoE")
 
 # Operators that only move values: what they are given of weights stays as narrow as it is.
-MOVING = ("Concat", "Reshape")
+MOVING = ("Concat", "Reshape", "Transpose")
 
 
 class Value(NamedTuple):
@@ -115,6 +115,8 @@ class _Evaluator(ReferenceEvaluator):
                     f"{', '.join(sorted(str(dtype) for dtype in floats))}. Export the variant again."
                 )
             results = node.run(*given, **({"context": values} if node.need_context() else {}))
+            if self.widen and node.op_type in SPARING:  # such as rows of a table, which the next one takes as they are
+                results = [wide(value) for value in results]
             values |= {name: value for name, value in zip(node.output, results, strict=False) if name}
             for name in finished:
                 values.pop(name, None)

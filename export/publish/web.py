@@ -25,7 +25,7 @@ from transform.errors import PublishError
 from transform.strict_json import Record, parse
 
 Done = TypeVar("Done")
-WAITS = (0.5, 1.0, 2.0, 4.0)  # seconds before a repetition
+WAITS: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)  # seconds before a repetition
 LONGEST_WAIT = 60.0  # seconds that a registry may ask for with Retry-After
 _TIMEOUT = 60.0  # seconds without a byte
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
