@@ -96,7 +96,8 @@ def steadily(do: Callable[[], Done], what: str, final: tuple[type[Exception], ..
             after = error.after or 0.0
             if wait is None or after > LONGEST_WAIT:
                 tries = f"{len(WAITS) + 1} tries failed" if wait is None else f"it asks to wait {after:.0f} s"
-                raise PublishError(f"{what}: {error}; {tries}. Run the command again later.") from None
+                where = "" if str(error).startswith(what) else f"{what}: "
+                raise PublishError(f"{where}{error}; {tries}. Run the command again later.") from None
             time.sleep(max(wait, after))
     raise AssertionError("unreachable")
 
