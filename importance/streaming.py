@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig
 
+from importance.calling import ScoringError
 from importance.suited import insist_on_suited
 from transform.architectures.vocabulary import PER_BLOCK
 from transform.checkpoint import Checkpoint
 from transform.depth import view_blocks, without_blocks
+from transform.errors import KnobError
 from transform.load import TORCH_DTYPES, building, load_view, model_class, plain_config
 from transform.packed import dequantise
 from transform.runtime import find_decoder, find_routers
@@ -26,7 +28,12 @@ class StreamedBlocks:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self.layers = checkpoint.settings.layers
-        self.model, self.bytes_read = _without_blocks(checkpoint)
+        try:
+            self.model, self.bytes_read = _without_blocks(checkpoint)
+        except KnobError as error:
+            raise ScoringError(
+                f"scoring block by block needs blocks that can be read by themselves: {error}"
+            ) from error
         self._config = _whole_config(checkpoint)
         insist_on_suited(self.model, self._config)
         self.agreed: set[str] = set()

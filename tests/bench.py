@@ -182,6 +182,33 @@ def bench_graphs(work: Path) -> dict[str, Any]:
     }
 
 
+def all_bars(
+    work: Path, width: int, expert: int, runs: int, quick: bool
+) -> list[tuple[str, Callable[[], dict[str, Any]]]]:
+    """By name, in the page's order."""
+    return [
+        ("drop_4_of_16", lambda: bench_writer(work, width, expert, runs)),
+        ("drop_4_of_16_reflink", lambda: bench_reflink(work, width, expert, runs)),
+        ("plan_full_size", lambda: bench_plan(work, runs)),
+        ("graphs_full_size", lambda: bench_graphs(work)),
+        *family_bars(work, runs),
+        *([] if quick else families_bars(work)),
+        *([] if quick else onnx_bars(work, runs)),
+        *([] if quick else decode_bars(work)),
+        *opening_bars(work),
+        *activations_bars(work),
+        *([] if quick else cost_bars(work)),
+        *picture_bars(work),
+        *scoring_bars(work, runs, quick),
+        *([] if quick else full_size_bars(work)),
+        *([] if quick else packed_bars()),
+        *([] if quick else sweep_bars(work)),
+        *verify_bars(work, width, expert, runs),
+        ("pick", lambda: bench_pick(work)),
+        ("report", lambda: bench_report(work)),
+    ]
+
+
 def main() -> None:
     """Run every bar and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -191,27 +218,7 @@ def main() -> None:
     options = parser.parse_args()
     width, expert, runs = (512, 128, 3) if options.quick else (2048, 512, RUNS)
     work = Path(tempfile.mkdtemp(prefix="knobcast-bench-", dir=options.work))
-    bars: list[tuple[str, Callable[[], dict[str, Any]]]] = [
-        ("drop_4_of_16", lambda: bench_writer(work, width, expert, runs)),
-        ("drop_4_of_16_reflink", lambda: bench_reflink(work, width, expert, runs)),
-        ("plan_full_size", lambda: bench_plan(work, runs)),
-        ("graphs_full_size", lambda: bench_graphs(work)),
-        *family_bars(work, runs),
-        *([] if options.quick else families_bars(work)),
-        *([] if options.quick else onnx_bars(work, runs)),
-        *([] if options.quick else decode_bars(work)),
-        *opening_bars(work),
-        *activations_bars(work),
-        *([] if options.quick else cost_bars(work)),
-        *picture_bars(work),
-        *scoring_bars(work, runs, options.quick),
-        *([] if options.quick else full_size_bars(work)),
-        *([] if options.quick else packed_bars()),
-        *([] if options.quick else sweep_bars(work)),
-        *verify_bars(work, width, expert, runs),
-        ("pick", lambda: bench_pick(work)),
-        ("report", lambda: bench_report(work)),
-    ]
+    bars = all_bars(work, width, expert, runs, options.quick)
     unknown = set(options.only) - {name for name, _ in bars}
     if unknown:
         raise SystemExit(f"bars are {', '.join(name for name, _ in bars)}; got {', '.join(sorted(unknown))}.")

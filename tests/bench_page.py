@@ -72,6 +72,11 @@ ABOUT = {
     "family_full_size": ("25 settings in one directory", "What `--family` adds to copying full-size weights."),
     "moe_layer_cpu": ("One layer of experts, `cpu` form", "MolmoE-1B's widths, one thread: time follows k."),
     "moe_layer_int4": ("One layer of experts, `int4` form", "The same weights in 4 bits."),
+    "moe_layer_16_bits": (
+        "One layer of experts in 16 bits",
+        "A loop over the experts that are used, beside nodes of each one's own: time, and memory when opened, with the "
+        "options of `io.json` and with default ones.",
+    ),
     "decoder_and_parts_cpu": (
         "A decoder and its parts, `cpu` form",
         "One token through two blocks, beside attention, experts and head measured alone.",
@@ -116,6 +121,10 @@ ABOUT = {
         "Its test questions, in PyTorch on the values that the codes stand for: the decoder alone in 4 bits, then with "
         "the embedding tables (4 or 8 bits) or the vision side (8 bits); `int4` and `int8` have all of it. "
         "Losses are paired, with half the width of their 95 % interval over pictures.",
+    ),
+    "open_text_cpu_against_int4": (
+        "The same, `cpu` form to `int4`",
+        "With the options of `io.json` and with default ones; processor time.",
     ),
     "user_process": (
         "What checking a variant as its users load it takes",
@@ -206,6 +215,16 @@ WORDS = [
     ("decode_over_llama_cpp", "one token, to llama.cpp", ""),
     ("prefill_over_llama_cpp", "the prompt, to llama.cpp", ""),
     ("weights_ratio", "weights, to the GGUF file", ""),
+    (r"decode_(loop|nodes)_ms", r"one token, \1", "ms"),
+    (r"prefill_(\d+)_(loop|nodes)_ms", r"\1 tokens, \2", "ms"),
+    (r"(loop|nodes)_io_json_anonymous_mb", r"memory beside the mapped file, \1", "MB"),
+    (r"(loop|nodes)_default_anonymous_mb", r"the same with default options, \1", "MB"),
+    ("decode_ratio", "one token, loop to nodes", ""),
+    ("prefill_ratio", "the prompt, loop to nodes", ""),
+    (r"(cpu|int4)_io_json_seconds", r"`\1` form, the options of `io.json`", "s"),
+    (r"(cpu|int4)_default_seconds", r"`\1` form, default options", "s"),
+    ("io_json_ratio", "ratio, the options of `io.json`", ""),
+    ("default_ratio", "ratio, default options", ""),
     ("whole_over_parts", "decoder to the sum of its parts", ""),
     ("(whole|attention|experts|head)_ms", r"\1", "ms"),
     ("largest_difference", "largest difference of the losses", ""),

@@ -1,46 +1,112 @@
-"""`docs/models.md` out of the families' data files: what can be chosen of each, and whether it has graphs.
+"""docs/models.md: every family with what can be chosen, which graphs there are and what was planned of it.
 
-`python -m tests.models_page` writes the page again.
+Rows follow from the data files and the released configurations; `python -m tests.models_page` writes the page,
+`tests/test_models_page.py` compares it.
 """
 
+import tomllib
+from collections.abc import Iterator
+
 from tests.support.paths import ROOT
-from transform.architectures import Architecture, Choice, architecture_named, known_model_types
+from tests.support.released import release, released
+from tests.support.zoo import ZOO
+from transform.architectures import lookup
+from transform.architectures.read import known_model_types, read_architecture
+from transform.architectures.records import Architecture, Choice
+from transform.forms import FORMS
 
 PAGE = ROOT / "docs" / "models.md"
 HEAD = """# Models
 
-What `knobcast export` takes, by the `model_type` of its `config.json`; `python -m tests.models_page` writes this table
-from the families' data files, and a test holds it. Of every row, tiny checkpoints with random weights lose blocks and
-experts per token in the tests, and those with graphs are compared with transformers in every form.
+Families by the `model_type` of their config.json. A variant of one keeps its class, tensor names and config keys, so
+that whatever reads the original reads it. Where the third column names forms, the same variant has ONNX graphs for
+onnxruntime and, where onnxruntime-genai has such a decoder, its `genai_config.json` ([runtimes](runtimes.md));
+elsewhere plan, card and manifest say why there are none. Tested with {transformers} and
+{onnxruntime} ([versions](versions.md)). Every row's checkpoints are tiny
+random ones that transformers writes, compared with the full model without those blocks: the difference is 0. Graphs
+are compared with transformers, within 1e-5 of the largest logit. Nothing here ran on released weights of these sizes.
 
-A variant of a stock model stays one: its class, names of tensors and config keys are those of transformers, and what
-reads the original reads it. "Weights alone": there are no graphs for this family yet, so no form, `knobcast run` or
-onnxruntime.
+The last column is a released configuration of which half the blocks and half of k are planned from headers in a test
+(`tests/test_released.py`); an empty one: no released configuration was at hand. *Sizes* after a name: of its
+config.json only sizes, counts and lists were at hand, not every key.
 
-| `model_type` | k | blocks | graphs |
+| `model_type` | what can be chosen | graphs | configuration |
 |---|---|---|---|
+"""
+WALK = """
+## Adding a family
+
+Of known parts it is one file in `transform/architectures/` and one row of a test. Llama's mixture-of-experts cousins
+mostly differ in how a router weighs; GLM-4.5 is {glm} lines, Qwen3-MoE {qwen}, LFM2-MoE (weights alone) {lfm}, and the
+longest of those with graphs, GPT-OSS, {oss}. A walk, with dots.llm1 ({dots} lines):
+
+1. **Say what it is like.** `"like": "_graphs"` where every part of the decoder is known (`"_checkpoint"` for weights
+   alone, `"_stock"` for names without graphs). Now `knobcast plan` reads it: k, blocks, lists per block.
+2. **Lists that transformers derives** from the number of blocks go into `"derived"`, or a variant of fewer blocks gets
+   others: `["layer_types"]`. The config's other lists are known by name (`vocabulary.py`); one that isn't is refused.
+3. **Where names differ,** `"roles"` names the tensors, `"keys"` the config's numbers, each with all its spellings.
+4. **What the router does** is in `"graph"`: `"scores": "sigmoid"`, `"groups"`, `"scale"`, `"add"`, each a word or a
+   config key. A key that nothing reads, or a tensor that no role has, stops the graphs and is named.
+5. **One row** in `tests/support/zoo.py`: sizes that collide nowhere. `tests/test_zoo.py` compares every dropped block
+   and every k with the full model, exactly. With graphs, one more in `tests/support/decoders.py`.
+6. A released config.json, without weights, into `tests/fixtures/configs/`, then `python -m tests.models_page`.
+
+What the words mean is in `transform/architectures/records.py` and `graph_facts.py`; more in
+[design](design.md#adding-a-family).
 """
 
 
-def render() -> str:
-    """The page."""
-    return HEAD + "\n".join(map(_row, map(architecture_named, known_model_types()))) + "\n"
+def page() -> str:
+    """The whole page."""
+    pins = [*_pins()]
+    rows = "".join(f"| {' | '.join(_row(name))} |\n" for name in known_model_types())
+    lines = {key: _lines(name) for key, name in WALKED.items()}
+    return HEAD.format(transformers=pins[0], onnxruntime=pins[1]) + rows + WALK.format(**lines)
 
 
-def _row(family: Architecture) -> str:
-    per_block = "yes, one per block too" if family.per_block_top_k else "yes"
-    k = (
-        "fixed"
-        if family.k is Choice.FIXED
-        else "where it has experts"
-        if family.defaults.get("experts") == 0
-        else per_block
-    )
-    pinned = "yes, but the first ones that pictures feed" if family.pinned else "yes"
-    blocks = "yes, the last one being of its kind" if family.last else pinned
-    graphs = "all forms" if family.complete or family.graph else "weights alone"
-    return f"| `{family.model_type}` | {k} | {blocks} | {graphs} |"
+WALKED = {"glm": "glm4_moe", "qwen": "qwen3_moe", "lfm": "lfm2_moe", "oss": "gpt_oss", "dots": "dots1"}
+
+
+def _lines(name: str) -> int:
+    return len((ROOT / "transform" / "architectures" / f"{name}.json").read_text().splitlines())
+
+
+def _pins() -> Iterator[str]:
+    """The admitted transformers and onnxruntime, as pyproject.toml has them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    yield f"`{next(p for p in (*project['dependencies'], *extras['full']) if p.startswith('transformers'))}`"
+    yield f"`{extras['run'][0]}`"
+
+
+def _row(name: str) -> tuple[str, str, str, str]:
+    family = read_architecture(name)
+    graphs = family.complete or family.graph is not None
+    forms = ", ".join(f"`{form.name}`" for form in FORMS) if graphs else "weights alone"
+    return f"`{name}`", "; ".join(_knobs(family)), forms, _config(family)
+
+
+def _knobs(family: Architecture) -> Iterator[str]:
+    free = family.model_type not in ZOO or not ZOO[family.model_type].fixed
+    yield ", ".join((*(["k"] if free else []), "blocks", *(["vision tokens"] if family.images else [])))
+    if family.k is Choice.FIXED:
+        yield "k is built into its code"
+    if family.pinned:
+        yield "the first blocks, which receive pictures' features, stay"
+    for key, kind in family.last.items():
+        yield f"the last block has `{kind}` in `{key}`"
+    if family.quantised:
+        yield f"{', '.join(family.quantised)} weights pass as they are, without graphs"
+
+
+def _config(family: Architecture) -> str:
+    if family.model_type not in released():
+        return ""
+    known = release(family.model_type)
+    method = lookup(known.config, "quantization_config.quant_method")
+    refused = "" if method in (None, *family.quantised) else f" ({method}: refused; planned as plain weights)"
+    return f"{known.hub}{refused}{'' if known.whole else ', *sizes*'}"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(render())
+    PAGE.write_text(page())

@@ -1,9 +1,11 @@
 """docs/bench.md says in words and units what docs/bench.json holds."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+from tests.bench import all_bars
 from tests.bench_page import ABOUT, FIGURES, PAGE, Figures, render, words
 
 
@@ -11,6 +13,10 @@ def test_the_page_is_the_figures() -> None:
     results = json.loads(FIGURES.read_text())
     assert PAGE.read_text() == render(results)
     assert set(ABOUT) == set(results) - {"machine"}
+
+
+def test_every_bar_is_on_the_page(tmp_path: Path) -> None:
+    assert {name for name, _ in all_bars(tmp_path, 2048, 512, 1, quick=False)} == set(ABOUT)
 
 
 def test_units_words_and_bars() -> None:

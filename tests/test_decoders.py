@@ -14,7 +14,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from export.derive import derive
+from export.derive import derive, load_graph
+from export.derive.check import check_derived
+from export.derive.surgery import operate
 from export.gate.probe import MIN_MARGIN, MOST_WINDOW, PROMPT, MarginWatch, prompt_length
 from export.gate.verify import verify_directory
 from export.graph.decoder import text_graph
@@ -27,6 +29,7 @@ from tests.support.variants import write_variant
 from transform.architectures.graph_facts import DecoderGraph, Routing, Scaling, Turn
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint
+from transform.errors import VerificationError
 from transform.forms import NAMES, form_named
 from transform.knobs import Knobs
 from transform.load import load_model
@@ -259,3 +262,22 @@ def test_derived_graphs_equal_those_that_are_exported(name: str, form: str, tmp_
         text = session(directory, file)
         logits.append(step(text, {"input_ids": ids}, np.ones_like(ids), empty_cache(text, 2))[0])
     np.testing.assert_allclose(logits[0], logits[1], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", pytest.param("granitemoe", marks=pytest.mark.extra)])
+def test_a_wrong_graph_is_refused_where_the_softmax_follows_the_choice(name: str, tmp_path: Path) -> None:
+    """The check masks logits, so it sees a k that isn't the one claimed and weights that no softmax gave."""
+    variant = write_variant(write_decoder(name, tmp_path / "source"), tmp_path / "variant")
+    source, staged = variant / "text.onnx", variant / "staged.onnx"
+    surgery = operate(load_graph(source), 2)
+    staged.write_bytes(surgery.model.SerializeToString())
+    assert check_derived(source, staged, surgery)["source_with_masked_ranks"]["difference"] < TOLERANCE
+    with pytest.raises(VerificationError, match="constant that depends on k was missed"):
+        check_derived(source, staged, replace(surgery, top_k=(3,) * len(surgery.top_k or ())))
+    chosen = next(node.output[0] for node in surgery.model.graph.node if node.op_type == "TopK")
+    weights = next(n for n in surgery.model.graph.node if n.op_type == "Softmax" and chosen in n.input)
+    weights.op_type = "Sigmoid"
+    del weights.attribute[:]
+    staged.write_bytes(surgery.model.SerializeToString())
+    with pytest.raises(VerificationError, match="difference is"):
+        check_derived(source, staged, surgery)

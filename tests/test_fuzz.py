@@ -12,7 +12,7 @@ import pytest
 
 from tests.fuzz.mutate import in_bytes, in_header, in_json, in_lines, in_protobuf
 from tests.fuzz.run import Found, attempt, fuzz, replay, save
-from tests.fuzz.targets import Target
+from tests.fuzz.target import Target
 from tests.support.paths import ROOT
 from transform.errors import CheckpointError
 

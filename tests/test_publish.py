@@ -12,6 +12,7 @@ from export.publish.content import digest_in, read_content
 from export.publish.directory import Directory
 from export.publish.publisher import check_alias, plainly, scrubbed
 from export.publish.targets import SCHEMES, open_target
+from export.publish.web import LONGEST_WAIT, PassingError, steadily
 from tests.support.command import knobcast
 from tests.support.families import write_family
 from tests.support.published import names, variant
@@ -79,6 +80,20 @@ def test_a_dry_run_writes_nothing(two: tuple[Path, Path], tmp_path: Path) -> Non
     assert f"would move {sum(file['bytes'] for file in files):,} of" in knobcast(
         "push", two[0], f"dir:{tmp_path / 'shelf'}", "--dry-run"
     ).out.replace("\n", " ")
+
+
+def test_others_are_there_already_only_where_others_are(two: tuple[Path, Path], tmp_path: Path) -> None:
+    said = [knobcast("push", directory, f"dir:{tmp_path / 'shelf'}").out for directory in (two[0], two[0], two[1])]
+    assert ["the others are there already" in out for out in said] == [False, True, False]
+
+
+def test_a_host_that_is_gone_is_named_once() -> None:
+    def gone() -> None:
+        raise PassingError("host:5000 can't be reached", after=LONGEST_WAIT + 1)
+
+    for what, said in (("host:5000", "host:5000 can't"), ("an upload", "an upload: host:5000 can't")):
+        with pytest.raises(PublishError, match=f"^{said}"):
+            steadily(gone, what)
 
 
 def test_ctrl_c_says_what_is_left(two: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

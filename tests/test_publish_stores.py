@@ -157,7 +157,7 @@ def test_an_alias_stays_with_its_model(store: str, contents: tuple[Content, Cont
     publisher._files.pipe_file(publisher._at("edge.json"), json.dumps(pointer).encode())
     with pytest.raises(PublishError, match=r"edge names a version of another/model"):
         open_target(store).plan(contents[1], "edge")
-    for broken in (b"{", b"[]", b'{"version": "../x"}'):
+    for broken in (b"{", b"[]", b'{"version": "../x"}', b'{"version": ".."}', b'{"version": ""}'):
         publisher._files.pipe_file(publisher._at("edge.json"), broken)
         assert "is no alias" in knobcast("pull", f"{store}/edge", tmp_path / "x").said
 

@@ -22,7 +22,7 @@ from tests.support.paths import PROGRAMS, ROOT
 from tests.support.pictures import synthetic_image
 from tests.support.sweeps import synthetic_sweep
 from tests.support.variants import add_member, read_json, record_sums, write_variant
-from transform.extras import EXTRAS
+from transform.extras import EXTRAS, lacking
 from transform.source import resolve
 
 SMALL = ROOT / ".venv-small"
@@ -234,3 +234,9 @@ def test_the_small_environment_is_small() -> None:
     assert not list(packages.glob("onnxruntime_gpu*"))
     size = sum(file.stat(follow_symlinks=False).st_size for file in SMALL.rglob("*") if not file.is_dir())
     assert size < 400 * MIB
+
+
+def test_sign_names_its_package_before_a_byte_is_hashed(variant: Path, tmp_path: Path) -> None:
+    done = knobcast("full", "sign", variant, "--private-key", tmp_path / "key.pem", hidden="model_signing")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.split() == f"error: {lacking('model_signing')}".split()

@@ -81,3 +81,28 @@ def test_a_list_that_nobody_knows_stops_a_family_that_names_no_tensors(tmp_path:
     assert drop_blocks(strange, range(6)) is strange
     with pytest.raises(CheckpointError, match="layer_gains has a value for each of the 6 blocks"):
         drop_blocks(strange, (0, 1))
+
+
+def test_a_list_that_the_config_leaves_out_is_asked_for(tmp_path: Path) -> None:
+    """Derived anew for fewer blocks it would be another one."""
+    from tests.support.zoo import make
+
+    source = read_checkpoint(make("gpt_oss", tmp_path / "source"))
+    bare = replace(source, config={key: value for key, value in source.config.items() if key != "layer_types"})
+    assert drop_blocks(bare, (0, 2, 3)).config["layer_types"] == [source.config["layer_types"][i] for i in (0, 2, 3)]
+
+
+def test_the_last_block_is_of_the_kind_that_transformers_makes_it(tmp_path: Path) -> None:
+    from tests.support.zoo import make
+
+    with pytest.raises(KnobError, match=r"last block .* must be full_attention"):
+        drop_blocks(read_checkpoint(make("gemma4", tmp_path / "source")), (0, 1, 2, 3, 4))
+
+
+def test_what_predicts_further_tokens_goes_with_the_first_dropped_block(tmp_path: Path) -> None:
+    from tests.support.zoo import make
+
+    source = read_checkpoint(make("deepseek_v3", tmp_path / "source"))
+    assert any(name.startswith(("mtp.", "model.layers.6.")) for name in source.tensors)
+    assert drop_blocks(source, range(6)) is source
+    assert not any(name.startswith(("mtp.", "model.layers.5.")) for name in drop_blocks(source, range(5)).tensors)

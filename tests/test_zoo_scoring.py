@@ -40,7 +40,7 @@ REFUSED = {
     "mimo_v2_flash": "sliding_window 6",
     "cohere2_moe": "sliding_window 6",
     "nemotron_h": "has no norm|has linear_attention",
-    "gemma4": "sliding_window 6",
+    "gemma4": "sliding_window 6|hidden_size_per_layer_input",
     "jamba": "has no norm|has linear_attention",
     "qwen2": "sliding_window 7",
     "deepseek_v2": "can't be called so",

@@ -112,7 +112,7 @@ def staged(target: Path, force: bool, kind: str = "variant") -> Iterator[Path]:
         raise WriteError(f"{target}: {error.strerror or error}; nothing was written.") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
-    sync(parent)
+    sync_names(parent)
 
 
 def _publish(stage: Path, target: Path, force: bool) -> None:
@@ -202,6 +202,17 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def sync_names(directory: Path) -> None:
+    """fsync a directory in which something was renamed and stands; WriteError where that fails."""
+    try:
+        sync(directory)
+    except OSError as error:
+        raise WriteError(
+            f"{directory}: what was written has its name there, but a power cut may undo that, as the folder can't be "
+            f"synced ({error.strerror}). Check the disk, then run the command again."
+        ) from error
 
 
 def sync_tree(directory: Path) -> None:

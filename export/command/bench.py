@@ -193,7 +193,7 @@ def _open(directory: Path, provider: str, member: str | None) -> tuple["Io", "Me
         if not (directory / name).is_file():
             raise KnobError(
                 f"a variant to bench must have {name}: {directory} has none. Export it with its graphs "
-                "(without --no-onnx)."
+                "(without --no-onnx); a family of weights alone has none, load that with transformers."
             )
     return read_io(directory), chosen
 

@@ -12,7 +12,14 @@ from export.command.output import print_json, remarks
 
 
 def pull(
-    reference: Annotated[str, typer.Argument(metavar="FROM", help="A version or an alias, as push names them.")],
+    reference: Annotated[
+        str,
+        typer.Argument(
+            metavar="FROM",
+            help="A version or an alias where push put it: dir:FOLDER/ALIAS, oci://HOST/REPOSITORY:ALIAS, "
+            "hf:OWNER/NAME@ALIAS, mlflow://HOST:PORT/NAME/ALIAS, s3://BUCKET/PREFIX/ALIAS.",
+        ),
+    ],
     out: Annotated[Path, typer.Argument(help="The directory to make.")],
     force: Annotated[bool, typer.Option("--force", help="Replace an existing variant.")] = False,
     as_json: Json = False,

@@ -15,7 +15,13 @@ from transform.strict_json import Record
 
 def push(
     directory: Annotated[Path, typer.Argument(help="A variant or a family.")],
-    to: Annotated[str, typer.Argument(help="dir:FOLDER, …: see docs/publishing.md.")],
+    to: Annotated[
+        str,
+        typer.Argument(
+            help="dir:FOLDER, oci://HOST/REPOSITORY, hf:OWNER/NAME, mlflow://HOST:PORT/NAME, s3://BUCKET/PREFIX, "
+            "or a store that fsspec knows; logins stay where their clients keep them."
+        ),
+    ],
     alias: Annotated[
         str | None, typer.Option("--alias", help="A name that moves to this version once it is confirmed: edge-prod.")
     ] = None,
@@ -55,9 +61,10 @@ def _show(transfer: Transfer, record: Record, console: Console) -> None:
     console.print(f"{'pushed' if done else 'would push'} {escape(content.name)} {content.version}", soft_wrap=True)
     for item in moving:
         console.print(f"  {escape(item.path)}: {item.size:,} bytes", style="dim", soft_wrap=True)
+    rest = "; the others are there already" if len(moving) < len(content.items) else ""
     console.print(
         f"{'moved' if done else 'would move'} {transfer.bytes:,} of {content.bytes:,} bytes, {len(moving)} of "
-        f"{len(content.items)} files; the others are there already",
+        f"{len(content.items)} files{rest}",
         soft_wrap=True,
     )
     if done:

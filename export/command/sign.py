@@ -1,5 +1,6 @@
 """`knobcast sign`: a signature beside a variant's files, by a private key that stays where it is."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,8 @@ from rich.markup import escape
 
 from export.command.options import Json
 from export.command.output import print_json, remarks
+from transform.errors import KnobError
+from transform.extras import lacking
 
 
 def sign(
@@ -23,6 +26,8 @@ def sign(
     from export.files.integrity import check_before_torch
     from export.files.signature import sign as sign_files
 
+    if find_spec("model_signing") is None:  # before gigabytes are hashed
+        raise KnobError(lacking("model_signing"))
     check_before_torch(directory)
     with progress_bars(remarks, None) as (say, _):
         results = check_files(directory, say)

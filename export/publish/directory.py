@@ -6,6 +6,7 @@ A version appears by one rename, an alias moves by one. Blocks are shared with t
 import os
 import re
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from export.files.integrity import sha256_file
@@ -22,11 +23,12 @@ from export.publish.publisher import (
     receive,
     regular,
 )
+from importance.atomic import write_atomically
 from transform.copying import RangeCopier
 from transform.errors import PublishError
 from transform.ownership import MANIFEST, SIGNATURE, SUMS, read_manifest
 from transform.progress import Progress
-from transform.stage import alive, staged, sync
+from transform.stage import alive, staged, sync_names
 
 SCHEME = "dir:"
 
@@ -68,7 +70,10 @@ class Directory:
         content = transfer.content
         version = self.shelf / content.version
         if [item.path for item in transfer.moving] == [SIGNATURE]:
-            _replace(content.directory / SIGNATURE, version / SIGNATURE, tick)
+            signature = (content.directory / SIGNATURE).read_bytes()
+            write_atomically(version / SIGNATURE, signature, force=True)
+            sync_names(version)
+            tick(len(signature))
         elif transfer.moving:
             with staged(version, force=False) as stage:
                 for item in content.items:
@@ -95,8 +100,9 @@ class Directory:
                 f"{receipt.reference}. Check the folder and push again."
             ) from error
         finally:
-            link.unlink(missing_ok=True)
-        sync(self.shelf)
+            with suppress(OSError):
+                link.unlink(missing_ok=True)
+        sync_names(self.shelf)
 
     def fetch(self, reference: str, into: Path, tick: Progress) -> None:
         """Copy what the version's own SHA256SUMS names; a link is followed once, so that it may move meanwhile."""
@@ -114,10 +120,11 @@ class Directory:
 
     def _sweep(self, alias: str) -> None:
         """Remove links of runs that were killed before they renamed them."""
-        for path in self.shelf.iterdir():
-            match = re.fullmatch(rf"\.{re.escape(alias)}\.(\d+)-[0-9a-f]{{8}}", path.name)
-            if match and path.is_symlink() and not alive(int(match[1])):
-                path.unlink(missing_ok=True)
+        with suppress(OSError):
+            for path in list(self.shelf.iterdir()):
+                match = re.fullmatch(rf"\.{re.escape(alias)}\.(\d+)-[0-9a-f]{{8}}", path.name)
+                if match and path.is_symlink() and not alive(int(match[1])):
+                    path.unlink(missing_ok=True)
 
     def _check_alias(self, content: Content, alias: str) -> None:
         place = self.shelf / alias
@@ -133,16 +140,6 @@ def _copy(source: Path, target: Path, tick: Progress) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with regular(source) as read, target.open("xb") as write:
         RangeCopier(read.fileno(), write.fileno(), tick).copy(0, 0, os.fstat(read.fileno()).st_size)
-
-
-def _replace(source: Path, target: Path, tick: Progress) -> None:
-    """A small file, whole or not at all; what a killed run left is hidden, so that it belongs to no variant."""
-    beside = target.with_name(f".{target.name}.new")
-    beside.unlink(missing_ok=True)
-    _copy(source, beside, tick)
-    sync(beside)
-    beside.replace(target)
-    sync(target.parent)
 
 
 def _is_there(version: Path, item: Item) -> bool:

@@ -45,7 +45,7 @@ def open_hub(rest: str, public: bool = False) -> "Hub":
     """`hf:OWNER/NAME`, for a pull with `@REVISION`: a version, an alias, a commit; else main."""
     match = _REST.fullmatch(rest)
     if match is None:
-        raise PublishError(f"hf: must name a repository as OWNER/NAME, got {rest[:80]!r}. Give one, hf:me/molmoe-k4.")
+        raise PublishError(f"hf: must name a repository as OWNER/NAME, got {rest[:80]!r}. Give one, hf:team/small-k4.")
     return Hub(match["repository"], match["revision"], public)
 
 

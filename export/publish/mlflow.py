@@ -62,7 +62,7 @@ def open_mlflow(rest: str, scheme: str = "mlflow") -> "MLflow":
     if match is None:
         raise PublishError(
             f"{scheme}: must name a server and a registered model, got {rest[:80]!r}. Give both, such as "
-            f"{scheme}://localhost:5000/molmoe."
+            f"{scheme}://localhost:5000/small."
         )
     return MLflow(scheme, match["host"], match["name"], match["version"])
 

@@ -9,11 +9,13 @@ as stores don't tell SHA-256.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Protocol
+from typing import BinaryIO, Protocol
 
+from export.files.integrity import is_plain
 from export.publish.content import Content, Item
 from export.publish.publisher import (
     MOST,
@@ -32,6 +34,7 @@ from export.publish.publisher import (
     receive,
     scrubbed,
 )
+from importance.atomic import write_atomically
 from transform.errors import PublishError
 from transform.extras import lacking
 from transform.ownership import MANIFEST, SIGNATURE, SUMS
@@ -49,7 +52,7 @@ _WAY_OUT = "Check the URL and your login there (for S3: aws configure, or AWS_â€
 class _Files(Protocol):
     """What is used of an fsspec file system."""
 
-    def open(self, path: str, mode: str, block_size: int) -> IO[bytes]: ...
+    def open(self, path: str, mode: str, block_size: int) -> BinaryIO: ...
 
     def cp_file(self, path1: str, path2: str) -> None: ...
 
@@ -83,20 +86,19 @@ def open_store(scheme: str, rest: str) -> "ObjectStore":
     try:
         from fsspec.core import url_to_fs
 
-        local = {"auto_mkdir": True} if scheme in ("file", "local") else {}
-        files, root = url_to_fs(url, use_listings_cache=False, skip_instance_cache=True, **local)
+        files, root = url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
     except ImportError as error:
         if scheme in ("s3", "s3a"):
             raise PublishError(lacking("s3fs")) from None
         raise PublishError(f"{scheme}:// needs a package of fsspec that isn't installed here: {error}") from None
-    return ObjectStore(files, url, str(root))
+    return ObjectStore(files, url, str(root), folder=scheme in ("file", "local"))
 
 
 class ObjectStore:
-    """A prefix in a store."""
+    """A prefix in a store, or in a `folder`, whose files need a rename to appear whole."""
 
-    def __init__(self, files: _Files, url: str, root: str) -> None:
-        self._files, self.url, self._root = files, url, root
+    def __init__(self, files: _Files, url: str, root: str, folder: bool = False) -> None:
+        self._files, self.url, self._root, self._folder = files, url, root, folder
 
     def plan(self, content: Content, alias: str | None = None) -> Transfer:
         """What is at the version's place is read and hashed; what other versions have is known by their SHA256SUMS."""
@@ -122,7 +124,7 @@ class ObjectStore:
                 if item.path not in transfer.present:
                     self._send(content.directory / item.path, target, item, tick)
                 elif sizes.get(item.path) != item.size or not self._holds(content, item):
-                    self._files.cp_file(copies[item.sha256], target)
+                    self._copy(copies[item.sha256], target)
         return Receipt(f"{self.url}/{content.version}", content.digest)
 
     def confirm(self, receipt: Receipt, content: Content) -> None:
@@ -138,7 +140,11 @@ class ObjectStore:
         pointer = {"version": receipt.reference.rpartition("/")[2], "digest": content.digest, "source": content.name}
         with self._asking():
             self._check_alias(content, alias)
-            self._files.pipe_file(self._at(alias + _POINTER), json.dumps(pointer, indent=2).encode())
+            data = json.dumps(pointer, indent=2).encode()
+            if self._folder:
+                write_atomically(Path(self._at(alias + _POINTER)), data, force=True)
+            else:
+                self._files.pipe_file(self._at(alias + _POINTER), data)
 
     def fetch(self, reference: str, into: Path, tick: Progress) -> None:
         """What the version's SHA256SUMS names; the prefix is that of the version or alias."""
@@ -188,7 +194,8 @@ class ObjectStore:
             found = parse(self._files.cat_file(path, start=0, end=SMALL))
         except ValueError:
             found = None
-        if not isinstance(found, dict) or not isinstance(found.get("version"), str) or "/" in found["version"]:
+        version = found.get("version") if isinstance(found, dict) else None
+        if not isinstance(version, str) or "/" in version or not is_plain(version):
             raise PublishError(f"{scrubbed(path)} is no alias. Give another one.")
         return found
 
@@ -221,12 +228,31 @@ class ObjectStore:
 
     def _send(self, source: Path, target: str, item: Item, tick: Progress) -> None:
         digest = hashlib.sha256()
-        with self._files.open(target, "wb", block_size=max(_BLOCK, item.size // _REQUESTS)) as file:
+
+        def write(file: BinaryIO) -> None:
             for piece in pieces_of(source, tick):
                 digest.update(piece)
                 file.write(piece)
+
+        self._write(target, write, max(_BLOCK, item.size // _REQUESTS))
         if digest.hexdigest() != item.sha256:
             raise PublishError(f"{source} was changed while it was pushed; the version isn't published. Push it again.")
+
+    def _copy(self, source: str, target: str) -> None:
+        if not self._folder:
+            self._files.cp_file(source, target)
+            return
+        with Path(source).open("rb") as read:
+            self._write(target, lambda file: shutil.copyfileobj(read, file), PIECE)
+
+    def _write(self, target: str, write: Callable[[BinaryIO], None], block: int) -> None:
+        """A file that has its name once it is whole: stores see to that by themselves."""
+        if self._folder:
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(Path(target), write, force=True)
+            return
+        with self._files.open(target, "wb", block_size=block) as file:
+            write(file)
 
     def _pieces(self, path: str) -> Iterator[bytes]:
         with self._files.open(path, "rb", block_size=_BLOCK) as file:

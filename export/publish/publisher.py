@@ -10,6 +10,7 @@ Errors that leave a publisher are KnobcastErrors; `plainly` makes them of a clie
 optional are imported inside functions.
 """
 
+import errno
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +22,7 @@ from typing import BinaryIO, Protocol
 from export.files.check import check_files
 from export.files.integrity import read_sums, sha256_file
 from export.publish.content import Content, Item, digest_in
+from transform.disk import full_disk, size_of
 from transform.errors import KnobcastError, PublishError, VerificationError
 from transform.ownership import MANIFEST, SUMS
 from transform.progress import Progress, Say
@@ -173,8 +175,9 @@ def regular(path: Path) -> BinaryIO:
 def receive(pieces: Iterable[bytes], path: Path, sha256: str | None, limit: int, tick: Progress) -> None:
     """Write pieces to a new file; raises PublishError if there are more than `limit` bytes or the digest differs."""
     digest, size = hashlib.sha256(), 0
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("xb") as file:
+    with _room_for(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with _room_for(path), path.open("xb") as file:
         for piece in pieces:
             size += len(piece)
             if size > limit:
@@ -186,6 +189,17 @@ def receive(pieces: Iterable[bytes], path: Path, sha256: str | None, limit: int,
             tick(len(piece))
     if sha256 is not None and digest.hexdigest() != sha256:
         raise differs(path.name, sha256, digest.hexdigest())
+
+
+@contextmanager
+def _room_for(path: Path) -> Iterator[None]:
+    """A full disk is none of the registry's faults, whose errors it would be taken for."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise full_disk(path.parent, size_of(path.parent), "of it were written") from error
 
 
 def digest_of(pieces: Iterable[bytes], size: int) -> str:

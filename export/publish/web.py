@@ -25,7 +25,7 @@ from transform.errors import PublishError
 from transform.strict_json import Record, parse
 
 Done = TypeVar("Done")
-WAITS = (0.5, 1.0, 2.0, 4.0)  # seconds before a repetition
+WAITS: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)  # seconds before a repetition
 LONGEST_WAIT = 60.0  # seconds that a registry may ask for with Retry-After
 _TIMEOUT = 60.0  # seconds without a byte
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
@@ -96,7 +96,8 @@ def steadily(do: Callable[[], Done], what: str, final: tuple[type[Exception], ..
             after = error.after or 0.0
             if wait is None or after > LONGEST_WAIT:
                 tries = f"{len(WAITS) + 1} tries failed" if wait is None else f"it asks to wait {after:.0f} s"
-                raise PublishError(f"{what}: {error}; {tries}. Run the command again later.") from None
+                where = "" if str(error).startswith(what) else f"{what}: "
+                raise PublishError(f"{where}{error}; {tries}. Run the command again later.") from None
             time.sleep(max(wait, after))
     raise AssertionError("unreachable")
 

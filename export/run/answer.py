@@ -24,6 +24,10 @@ from transform.molmoe.pictures import ImageInput, open_image
 from transform.progress import Say
 from transform.strict_json import Record
 
+_NO_GRAPHS = (
+    "Export it with its graphs (without --no-onnx); a family of weights alone has none, load that with transformers"
+)
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -120,8 +124,8 @@ class Runner:
             raise RunError(f"Threads are counted from 1, 0 takes all cores: got {threads}. Give 0 or more.")
         text = "text.onnx" if member is None else read_family(self.directory).member(member).graph
         for name, reason in (
-            ("io.json", "Export it with its graphs (without --no-onnx)"),
-            (text, "Export it with its graphs (without --no-onnx)"),
+            ("io.json", _NO_GRAPHS),
+            (text, _NO_GRAPHS),
             ("tokenizer.json", "Export from a source that has its tokenizer"),
         ):
             if not (self.directory / name).is_file():

@@ -4,32 +4,45 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.faults.sound import added_to, published, swept
+from tests.support.registry import available, running
 from transform.source import DEFAULT
 
 
 @dataclass(frozen=True)
 class Campaign:
-    """A command that changes `target`, a name in the folder of a run; `{m}` is the model, `{s}` that folder."""
+    """A command that changes `target`, a name in the folder of a run; `{m}` is the model, `{s}` that folder, `{p}` the
+    port of the registry that keeps its files below it."""
 
     name: str
     command: str
     target: str
     before: str = "nothing"  # of WORLDS
     beside: tuple[str, ...] = ()  # other names that may be seen there
-    between: bool = False  # states that are neither old nor new, and verify
-    goes_on: bool = False  # the same: a folder of finished parts, which the same command completes
+    between: Callable[[Path], str] | None = None  # may be neither old nor new: what is wrong with it, "" for nothing
+    goes_on: bool = False  # the same command completes it, without --force
 
-    def arguments(self, model: Path, folder: Path, force: bool = False) -> list[str]:
+    @property
+    def asks(self) -> bool:
+        """Whether a registry must run."""
+        return "{p}" in self.command
+
+    def arguments(self, model: Path, folder: Path, port: int | None, force: bool = False) -> list[str]:
         """For the command line."""
-        words = [word.format(m=model, s=folder) for word in shlex.split(self.command)]
+        words = [word.format(m=model, s=folder, p=port) for word in shlex.split(self.command)]
         return words if "--force" in words or not force or self.goes_on else [*words, "--force"]
 
 
+WORLDS = (
+    "nothing", "variant", "derived", "laid out", "scored", "swept", "on a shelf", "in a store", "registered",
+)  # fmt: skip
 QUICK = "--no-verify --out {s}/v"  # the gate only costs time: what it writes lies in the stage all the same
 GRID = "--family 'k=1,2 blocks=2,3'"
+OCI = "oci://localhost:{p}/molmoe"
 SWEEP = "sweep {m} --data {m}/q.jsonl --max-new-tokens 2 --no-latency"  # times differ from run to run
 CAMPAIGNS = (
     Campaign("export", f"export {{m}} --k 2 --drop-blocks 1 {QUICK}", "v"),
@@ -37,8 +50,8 @@ CAMPAIGNS = (
     Campaign("export --force", f"export {{m}} --k 1 --force {QUICK}", "v", "variant"),
     Campaign("export --family --force", f"export {{m}} {GRID} --force {QUICK}", "v", "variant"),
     Campaign("export --form int4 --force", f"export {{m}} --form int4 --force {QUICK}", "v", "variant"),
-    Campaign("derive", "derive {s}/v/text.onnx --k 1", "v", "variant", between=True),
-    Campaign("derive --force", "derive {s}/v/text.onnx --k 1 --force", "v", "derived", between=True),
+    Campaign("derive", "derive {s}/v/text.onnx --k 1", "v", "variant", between=added_to),
+    Campaign("derive --force", "derive {s}/v/text.onnx --k 1 --force", "v", "derived", between=added_to),
     Campaign("layout", "layout {s}/v --for triton --out {s}/l", "l", "variant", ("v",)),
     Campaign("layout --force", "layout {s}/v --for transformers.js --out {s}/l --force", "l", "laid out", ("v",)),
     Campaign(
@@ -49,10 +62,24 @@ CAMPAIGNS = (
         "score --jobs --force", "score {m} --data {m}/q.jsonl --metric nll --force --jobs {s}/j --out {s}/s.json",
         "s.json", "scored", ("j",),
     ),
-    Campaign("sweep", f"{SWEEP} --grid 'k=1,2 blocks=2,3' --out {{s}}/w", "w", between=True, goes_on=True),
+    Campaign("sweep", f"{SWEEP} --grid 'k=1,2 blocks=2,3' --out {{s}}/w", "w", between=swept, goes_on=True),
     Campaign(
         "sweep, a larger grid", f"{SWEEP} --grid 'k=1,2 blocks=2,3' --out {{s}}/w", "w", "swept",
-        between=True, goes_on=True,
+        between=swept, goes_on=True,
+    ),
+    *(
+        Campaign(f"push {words}", f"push {{s}}/v {to} --alias edge", "shelf", world, ("v",), published, goes_on=True)
+        for to, shelf in (("dir:{s}/shelf", "on a shelf"), ("file://{s}/shelf", "in a store"), (OCI, "registered"))
+        for words, world in ((to.partition(":")[0], "variant"), (f"{to.partition(':')[0]}, another version", shelf))
+    ),
+    *(
+        Campaign(f"pull {source.partition(':')[0]}{force}", f"pull {source} {{s}}/{out}{force}", out, world, beside)
+        for source, world in (
+            ("dir:{s}/shelf/edge", "on a shelf"),
+            ("file://{s}/shelf/edge", "in a store"),
+            (f"{OCI}:edge", "registered"),
+        )
+        for out, force, beside in (("out", "", ("v", "shelf")), ("v", " --force", ("shelf",)))
     ),
 )  # fmt: skip
 GATED = Campaign("export with its gate --force", "export {m} --k 1 --force --out {s}/v", "v", "variant")
@@ -81,7 +108,7 @@ def make_model(place: Path) -> None:
 
 def make_worlds(model: Path, place: Path, run: Run) -> dict[str, Path]:
     """{name: a folder as it is before a command}."""
-    worlds = {name: place / name for name in ("nothing", "variant", "derived", "laid out", "scored", "swept")}
+    worlds = {name: place / name for name in WORLDS}
     worlds["nothing"].mkdir(parents=True)
     variant = worlds["variant"] / "v"
     run(["export", str(model), "--k", "2", "--out", str(variant)])
@@ -94,4 +121,11 @@ def make_worlds(model: Path, place: Path, run: Run) -> dict[str, Path]:
     worlds["swept"].mkdir()
     words = SWEEP.format(m=model).split()
     run([*words, "--grid", "k=1 blocks=3", "--out", str(worlds["swept"] / "w")])
+    for name, to in (("on a shelf", "dir:{s}/shelf"), ("in a store", "file://{s}/shelf"), ("registered", OCI)):
+        worlds[name].mkdir()
+        if to == OCI and not available():
+            continue
+        with running(worlds[name] / "shelf") if to == OCI else nullcontext() as registry:
+            run(["push", str(variant), to.format(s=worlds[name], p=registry and registry.port), "--alias", "edge"])
+        run(["export", str(model), "--k", "1", "--drop-blocks", "1", "--out", str(worlds[name] / "v")])
     return worlds

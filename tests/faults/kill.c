@@ -1,5 +1,6 @@
-/* Preloaded into a process: counts the calls that change a file below one folder, and kills the process before the
- * n-th of them (or in the middle of it), or makes the disk full after so many bytes. Inactive until it is armed. */
+/* Preloaded into a process: counts the calls that change a file below one folder, or send to a registry, and kills the
+ * process before the n-th of them or in its middle; or interrupts it, or lets the call fail, or all from there on; or
+ * makes the disk full after so many bytes. Inactive until it is armed. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -10,6 +11,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/uio.h>
@@ -18,14 +20,18 @@
 static char folder[PATH_MAX];
 static size_t length; /* of `folder`; 0: inactive */
 static long due, calls;
-static int torn;             /* half of the bytes are written before the end */
+static int how;              /* what happens at the call that is due */
+static int network;          /* what is sent counts too */
 static long long space = -1; /* bytes that still fit; -1: any number */
+
+enum { KILL, TORN, INTERRUPT, FAIL, READ_ONLY }; /* TORN: half of the bytes are written before the end */
+enum { GO_ON, HALF, FAILED };
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
-void faults_arm(const char *path, long at, int half, long long bytes) {
+void faults_arm(const char *path, long at, int what, long long bytes, int sends) {
     strncpy(folder, path, sizeof folder - 1);
-    due = at, torn = half, space = bytes, calls = 0;
+    due = at, how = what, space = bytes, network = sends, calls = 0;
     length = strlen(folder);
 }
 
@@ -60,11 +66,16 @@ static int below_fd(int fd) {
     return below(full);
 }
 
-/* Counts one call. 1: this is the one that ends in the middle. */
+/* Counts one call. HALF: this is the one that ends in the middle; FAILED: it does nothing, errno says why. */
 static int counted(int writes) {
-    if (++calls != due) return 0;
-    if (!(torn && writes)) end();
-    return 1;
+    ++calls;
+    if (how == READ_ONLY && due && calls >= due) return errno = EROFS, FAILED;
+    if (calls != due) return GO_ON;
+    if (how == FAIL) return errno = EIO, FAILED;
+    if (how == INTERRUPT) return kill(getpid(), SIGINT), GO_ON;
+    if (how == TORN && writes) return HALF;
+    end();
+    return GO_ON;
 }
 
 /* How many of `wanted` bytes fit; -1 with ENOSPC: none. */
@@ -78,7 +89,7 @@ static ssize_t fitting(size_t wanted) {
 
 #define CHANGES(type, name, params, args, where)     \
     type name params {                               \
-        if (where) counted(0);                       \
+        if ((where) && counted(0)) return -1;        \
         return REAL(name) args;                      \
     }
 
@@ -91,15 +102,16 @@ static ssize_t fitting(size_t wanted) {
             mode = va_arg(list, mode_t);                                                  \
             va_end(list);                                                                 \
         }                                                                                 \
-        if ((flags & (O_WRONLY | O_RDWR | O_CREAT | O_TRUNC)) && (where)) counted(0);     \
+        if ((flags & (O_WRONLY | O_RDWR | O_CREAT | O_TRUNC)) && (where) && counted(0)) return -1; \
         return REAL(name) args;                                                           \
     }
 
 #define WRITES(name, params, target, count, call, half)      \
     ssize_t name params {                                    \
         if (!below_fd(target)) return call;                  \
-        int last = counted(1);                               \
-        if (last) {                                          \
+        int now = counted(1);                                \
+        if (now == FAILED) return -1;                        \
+        if (now == HALF) {                                        \
             count = half;                                    \
             if (count) call;                                 \
             end();                                           \
@@ -142,3 +154,16 @@ CHANGES(int, rename, (const char *from, const char *to), (from, to), below_at(AT
 CHANGES(int, renameat, (int a, const char *from, int b, const char *to), (a, from, b, to), below_at(a, from))
 CHANGES(int, renameat2, (int a, const char *from, int b, const char *to, unsigned flags), (a, from, b, to, flags),
         below_at(a, from))
+
+ssize_t send(int fd, const void *data, size_t n, int flags) {
+    if (!length || !network) return REAL(send)(fd, data, n, flags);
+    int now = counted(1);
+    if (now == FAILED) return -1;
+    if (now == HALF) {
+        REAL(send)(fd, data, n / 2, flags);
+        end();
+    }
+    return REAL(send)(fd, data, n, flags);
+}
+
+CHANGES(int, connect, (int fd, const struct sockaddr *to, socklen_t size), (fd, to, size), length && network)

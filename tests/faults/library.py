@@ -39,11 +39,15 @@ def restart_under(library: Path, arguments: list[str]) -> None:
     os.execve(sys.executable, [sys.executable, "-m", "tests.faults.run", *arguments], environment)
 
 
-def arm(folder: Path, at: int = 0, half: bool = False, space: int = -1) -> None:
-    """From now on: end before call `at` below `folder` (0: never), in its middle, or let only `space` bytes fit."""
+WAYS = ("call", "torn", "interrupt", "error", "read-only")  # what happens at a call, as kill.c numbers it
+
+
+def arm(folder: Path, at: int = 0, way: str = "call", space: int = -1, network: bool = False) -> None:
+    """From now on, at call `at` below `folder` (0: never): end before it, end in its middle, Ctrl-C, EIO, or EROFS from
+    there on; or let only `space` bytes fit. `network`: what is sent to others counts as well."""
     faults_arm = ctypes.CDLL(None).faults_arm
-    faults_arm.argtypes = (ctypes.c_char_p, ctypes.c_long, ctypes.c_int, ctypes.c_longlong)
-    faults_arm(os.fsencode(folder) + b"/", at, half, space)
+    faults_arm.argtypes = (ctypes.c_char_p, ctypes.c_long, ctypes.c_int, ctypes.c_longlong, ctypes.c_int)
+    faults_arm(os.fsencode(folder) + b"/", at, WAYS.index(way), space, network)
 
 
 def calls() -> int:

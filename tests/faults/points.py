@@ -13,17 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from export.files.facts import check_facts
-from export.files.integrity import check_graph_bounds, check_sums
-from export.sweep.folder import damaged_files
-from export.sweep.table import FILE as TABLE
-from export.sweep.table import read_table
-from importance.jobs import damaged_results
 from tests.faults import library
 from tests.faults.campaigns import Campaign
-from transform.errors import KnobcastError
-from transform.read import read_checkpoint
-from transform.strict_json import read_json
+from tests.faults.sound import tags
+from tests.support.registry import Registry, running
 
 Tree = dict[str, str]
 
@@ -40,12 +33,14 @@ class Ended:
 
 @dataclass(frozen=True)
 class Point:
-    """Where a run is stopped: before a call, in its middle, after some seconds, or by a full disk: when it has written
-    `space` bytes below its folder, or where a file system has room for `disk` bytes beside what was there."""
+    """Where a run is stopped: at a call, in a `way` of `library.WAYS`; after some seconds, by its own end or the
+    registry's (`server`); or by a full disk: when it has written `space` bytes below its folder, or where a file system
+    has room for `disk` bytes beside what was there."""
 
     call: int = 0
-    torn: bool = False
+    way: str = "call"
     seconds: float = 0.0
+    server: bool = False
     space: int = -1
     disk: int = 0
 
@@ -54,14 +49,16 @@ class Point:
         """In one word."""
         if self.disk or self.space >= 0:
             return "mounted" if self.disk else "disk"
-        return "time" if self.seconds else "torn" if self.torn else "call"
+        return ("server" if self.server else "time") if self.seconds else self.way
 
     def __str__(self) -> str:
         if self.space >= 0:
             return f"{self.space:,} bytes fit"
         if self.disk:
             return f"a file system of {self.disk:,} bytes"
-        return f"{self.seconds:.3f} s" if self.seconds else f"call {self.call}" + " in its middle" * self.torn
+        if self.seconds:
+            return f"{self.seconds:.3f} s" + ", the registry" * self.server
+        return f"call {self.call}, {self.way}"
 
 
 @dataclass
@@ -75,25 +72,31 @@ class Result:
     problems: list[str] = field(default_factory=list)
 
 
-def run_command(arguments: list[str], folder: Path, point: Point | None = None) -> Ended:
-    """A command in a forked child of this warm process, its faults injected below `folder`."""
+def run_command(
+    arguments: list[str], folder: Path, point: Point | None = None, registry: Registry | None = None
+) -> Ended:
+    """A command in a forked child of this warm process, its faults injected below `folder`, and where it talks to a
+    `registry`."""
     log = folder.parent.parent / "printed"
     read, write = os.pipe()
     start = time.monotonic()
     pid = os.fork()
     if pid == 0:
-        os._exit(_child(arguments, folder, point, log, write))
+        os._exit(_child(arguments, folder, point, log, write, registry is not None))
     os.close(write)
     if point is not None and point.seconds:
         time.sleep(max(0.0, start + point.seconds - time.monotonic()))
-        os.kill(pid, signal.SIGKILL)
+        if point.server and registry:
+            registry.process.kill()
+        else:
+            os.kill(pid, signal.SIGKILL)
     counted = os.read(read, 100)
     os.close(read)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return Ended(code, log.read_text("utf-8", "replace"), int(counted or 0), time.monotonic() - start)
 
 
-def _child(arguments: list[str], folder: Path, point: Point | None, log: Path, pipe: int) -> int:
+def _child(arguments: list[str], folder: Path, point: Point | None, log: Path, pipe: int, network: bool) -> int:
     from export.command.main import main
 
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -101,7 +104,8 @@ def _child(arguments: list[str], folder: Path, point: Point | None, log: Path, p
         os.dup2(out, stream)
     sys.argv = ["knobcast", *arguments]
     point = point or Point()
-    library.arm(folder, point.call, point.torn, point.space)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
+    library.arm(folder, point.call, point.way, point.space, network)
     try:
         main()
         code = 0
@@ -117,11 +121,20 @@ def _child(arguments: list[str], folder: Path, point: Point | None, log: Path, p
 
 
 def tree(folder: Path) -> Tree:
-    """{relative name: digest of a file, or what else it is}."""
-    found = {}
+    """{relative name: digest of a file, or what else it is}; of a registry its tags."""
+    found, storages = {}, []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        if path.name == "config.yml":
+            storages.append(path.parent)
+        if path.is_symlink():
+            found[name] = f"to {path.readlink()}"
+        else:
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+    for storage in storages:
+        found = {name: value for name, value in found.items() if not (folder / name).is_relative_to(storage)}
+        named = storage.relative_to(folder).as_posix()
+        found |= {f"{named}/{tag}": digest for tag, digest in tags(storage).items()}
     return found
 
 
@@ -137,7 +150,7 @@ def shown(whole: Tree) -> Tree:
 
 @dataclass(frozen=True)
 class Bench:
-    """A campaign with its folder, the world before, and the tree after a run that nothing disturbed."""
+    """A campaign with its folder, the world before, and the tree and size after a run that nothing disturbed."""
 
     campaign: Campaign
     model: Path
@@ -147,16 +160,19 @@ class Bench:
     new: Tree
     calls: int
     seconds: float
+    size: int
 
     @classmethod
     def of(cls, campaign: Campaign, model: Path, world: Path, folder: Path) -> "Bench":
         """Run it once; raises RuntimeError where that fails."""
         renew(world, folder)
         old = tree(folder)
-        ended = run_command(campaign.arguments(model, folder), folder)
+        with serving(campaign, folder) as registry:
+            ended = run_command(campaign.arguments(model, folder, port(registry)), folder, None, registry)
         if ended.code:
             raise RuntimeError(f"{campaign.name}: fails by itself: {ended.printed[-2000:]}")
-        return cls(campaign, model, world, folder, old, tree(folder), ended.calls, ended.seconds)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        return cls(campaign, model, world, folder, old, tree(folder), ended.calls, ended.seconds, size)
 
     def try_point(self, point: Point) -> Result:
         """Everything that is promised, at one point."""
@@ -169,7 +185,10 @@ class Bench:
     def _tried(self, point: Point) -> Result:
         renew(self.world, self.folder)
         campaign, target = self.campaign, self.campaign.target
-        ended = run_command(campaign.arguments(self.model, self.folder), self.folder, point)
+        with serving(campaign, self.folder) as registry:
+            ended = run_command(
+                campaign.arguments(self.model, self.folder, port(registry)), self.folder, point, registry
+            )
         result = Result(campaign.name, point, ended.code == -signal.SIGKILL)
         left = tree(self.folder)
         states = {name: shown(part(whole, target)) for name, whole in (("new", self.new), ("old", self.old))}
@@ -177,7 +196,7 @@ class Bench:
         result.state = next((name for name, value in states.items() if seen_of == value), "between")
         if result.state == "between" and not campaign.between:
             result.problems.append("neither old nor new")
-        if campaign.between and (why := self._unverified()):
+        if campaign.between and (why := campaign.between(self.folder / target)):
             result.problems.append(f"verify refuses it: {why}")
         allowed = {target, *campaign.beside}
         seen = {name.split("/")[0] for name in left if not name.startswith(".")} - allowed
@@ -187,9 +206,13 @@ class Bench:
             result.problems.append(f"traceback: {ended.printed.strip().splitlines()[-1][:200]}")
         if point.space >= 0 or point.disk:
             self._check_refusal(ended, left, result)
+        if point.kind in ("interrupt", "error", "read-only", "server"):
+            self._check_failure(ended, result)
         if point.disk:
             subprocess.run(["mount", "-o", "remount,size=1g", str(self.folder.parent)], check=True)
-        again = run_command(campaign.arguments(self.model, self.folder, force=result.state == "new"), self.folder)
+        with serving(campaign, self.folder) as registry:
+            words = campaign.arguments(self.model, self.folder, port(registry), force=result.state == "new")
+            again = run_command(words, self.folder, None, registry)
         if again.code:
             result.problems.append(f"the run after it fails: {again.printed.strip()[-300:]}")
         elif (after := tree(self.folder)) != self.new:
@@ -201,24 +224,18 @@ class Bench:
         """A full disk is an error in words, or all fitted; what was there stays, and nothing else does."""
         if ended.code not in (0, 1):
             result.problems.append(f"exit code {ended.code}: {ended.printed.strip()[-200:]}")
-        if ended.code == 1 and not ("free" in ended.printed or "full" in ended.printed):
+        told = "free" in ended.printed or "full" in ended.printed
+        if ended.code == 1 and not told and not self.campaign.asks:  # a registry says what it likes
             result.problems.append(f"refused in other words: {ended.printed.strip()[-200:]}")
         hidden = [name for name in left if "/." in f"/{name}" and name not in self.old | self.new]
         if hidden:
             result.problems.append(f"left by a run that ended by itself: {', '.join(hidden[:3])}")
 
-    def _unverified(self) -> str:
-        directory = self.folder / self.campaign.target
-        try:
-            if self.campaign.goes_on:
-                _ = read_table(directory) if (directory / TABLE).exists() else None
-                return ", ".join(damaged_results(directory / "jobs") + damaged_files(directory))
-            check_sums(directory)
-            check_graph_bounds(directory)
-            check_facts(read_json(directory / "manifest.json"), read_checkpoint(directory))
-        except KnobcastError as error:
-            return str(error)
-        return ""
+    def _check_failure(self, ended: Ended, result: Result) -> None:
+        """What the system refuses is told in words; Ctrl-C has its exit code; what comes too late to matter is none."""
+        allowed = (0, 1, 130) if result.point.way == "interrupt" else (0, 1)
+        if ended.code not in allowed:
+            result.problems.append(f"exit code {ended.code}: {ended.printed.strip()[-200:]}")
 
 
 @contextmanager
@@ -244,4 +261,19 @@ def renew(world: Path, folder: Path) -> None:
     """The folder as it is before a command."""
     if folder.exists():
         shutil.rmtree(folder)
-    shutil.copytree(world, folder)
+    shutil.copytree(world, folder, symlinks=True)
+
+
+@contextmanager
+def serving(campaign: Campaign, folder: Path) -> Iterator[Registry | None]:
+    """The registry that a campaign asks, with its files in the folder."""
+    if not campaign.asks:
+        yield None
+        return
+    with running(folder / "shelf") as registry:
+        yield registry
+
+
+def port(registry: Registry | None) -> int | None:
+    """Where it listens."""
+    return registry.port if registry else None

@@ -1,7 +1,8 @@
 """`make fuzz ARGS="--minutes 30 --seed 7"`: changed input for every reader of files that may come from anywhere.
 
-A fault is an exception that is no refusal, or a run of more than ten seconds of processor time. Each kind of fault, by
-its type and the place it comes from, is kept once: `python -m tests.fuzz.run --replay FILE` runs it again.
+A fault is an exception that is no refusal, or a run of more than five seconds of processor time or 500 MB of memory.
+Each kind of fault, by its type and the place it comes from, is kept once: `python -m tests.fuzz.run --replay FILE` runs
+it again.
 """
 
 import argparse
@@ -20,13 +21,15 @@ from random import Random
 from time import process_time
 from typing import Any
 
-from tests.fuzz.targets import Target, targets
+from tests.fuzz.target import Target
+from tests.fuzz.targets import targets
 from transform.errors import KnobcastError
 from transform.molmoe.preprocessing import ImageError
 from transform.molmoe.tiling import BudgetError
 
 REFUSALS = (KnobcastError, BudgetError, ImageError)
-LONGEST = 10.0  # seconds of processor time
+LONGEST = 5.0  # seconds of processor time
+RESIDENT = 500 << 20  # bytes of memory beyond what was taken before a target's first run
 MEMORY = 3 << 30  # bytes beyond what is mapped at the start
 ROOT = Path(__file__).parents[2]
 
@@ -43,6 +46,7 @@ class Found:
     accepted: int = 0
     refusal: str = ""  # the last one
     faults: dict[str, bytes] = field(default_factory=dict)  # kind -> the first input that shows it
+    before: int = field(default_factory=lambda: peak())  # bytes of memory at most, so far
 
 
 def fuzz(target: Target, seconds: float, seed: int, longest: float = LONGEST) -> Found:
@@ -71,6 +75,9 @@ def attempt(target: Target, data: bytes, found: Found, longest: float = LONGEST)
         found.refusal = str(error)
     except (Exception, TooLongError) as error:
         found.faults.setdefault(kind_of(error), data)
+    if peak() - found.before > RESIDENT:
+        found.faults.setdefault("more than the memory", data)
+        found.before = peak()
 
 
 @contextmanager
@@ -143,6 +150,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if faults:
         print(f"{faults} faults; again with: python -m tests.fuzz.run --replay FILE", file=sys.stderr)
     return int(faults > 0)
+
+
+def peak() -> int:
+    """The most bytes of memory that this process had at a time."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def limit_memory() -> None:

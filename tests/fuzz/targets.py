@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,10 @@ from export.run.graph_facts import check_ranges, read_facts
 from export.run.io_file import read_io
 from importance.choose import choose_blocks
 from importance.readers.read import read_samples
+from tests.fuzz.answers import answer_targets
 from tests.fuzz.mutate import Mutate, in_bytes, in_header, in_json, in_lines, in_protobuf
+from tests.fuzz.records import record_targets
+from tests.fuzz.target import Target, put
 from tests.support.data_sets import ANNOTATIONS, QUESTIONS
 from tests.support.models import save_source
 from tests.support.paths import FIXTURES
@@ -39,23 +41,6 @@ from transform.read import read_checkpoint
 from transform.safetensors_header import read_header
 
 INDEX = "model.safetensors.index.json"
-
-
-@dataclass(frozen=True)
-class Target:
-    """`run` reads the changed input in a folder of its own; what it raises beyond refusals is a fault."""
-
-    name: str
-    valid: tuple[bytes, ...]
-    mutate: Mutate
-    run: Callable[[bytes], object]
-
-
-def put(path: Path, data: bytes) -> Path:
-    """Write a file anew: not through a link to what others have."""
-    path.unlink(missing_ok=True)
-    path.write_bytes(data)
-    return path
 
 
 def targets(folder: Path) -> tuple[Target, ...]:
@@ -96,6 +81,8 @@ def targets(folder: Path) -> tuple[Target, ...]:
             in_header,
             lambda d: load_golden(put(folder / GOLDEN, d).parent, checkpoint),
         ),
+        *record_targets(folder / "records", text),
+        *answer_targets(folder / "answers"),
     )
 
 

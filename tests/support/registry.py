@@ -22,7 +22,14 @@ import pytest
 
 PROGRAM = "docker-registry"
 ABSENT = f"no {PROGRAM}: `make registry-env` installs it where it may"
-NEEDED = [pytest.mark.extra, pytest.mark.skipif(shutil.which(PROGRAM) is None, reason=ABSENT)]
+
+
+def available() -> bool:
+    """Whether it is installed."""
+    return shutil.which(PROGRAM) is not None
+
+
+NEEDED = [pytest.mark.extra, pytest.mark.skipif(not available(), reason=ABSENT)]
 _CONFIG = """\
 version: 0.1
 log: {{accesslog: {{disabled: false}}, level: info}}
@@ -41,6 +48,7 @@ class Registry:
     port: int
     storage: Path
     log: Path
+    process: "subprocess.Popen[bytes]"
 
     @property
     def stored(self) -> int:
@@ -64,15 +72,14 @@ def running(folder: Path, auth: str = "") -> Iterator[Registry]:
     """A registry with its files in `folder`; `auth`: lines of its configuration."""
     assert shutil.which(PROGRAM), ABSENT
     folder.mkdir(parents=True, exist_ok=True)
-    registry = Registry(free_port(), folder / "storage", folder / "log")
-    config = folder / "config.yml"
-    config.write_text(_CONFIG.format(storage=registry.storage, port=registry.port, auth=auth))
+    port, storage, config = free_port(), folder / "storage", folder / "config.yml"
+    config.write_text(_CONFIG.format(storage=storage, port=port, auth=auth))
     env = {name: value for name, value in os.environ.items() if not name.startswith("REGISTRY_")}  # it reads these too
-    with registry.log.open("w") as log:
+    with (folder / "log").open("w") as log:
         process = subprocess.Popen([PROGRAM, "serve", config], stdout=log, stderr=log, env=env)
         try:
-            wait_for(registry.port, process)
-            yield registry
+            wait_for(port, process)
+            yield Registry(port, storage, folder / "log", process)
         finally:
             process.terminate()
             process.wait()

@@ -17,6 +17,10 @@ PER_BLOCK = (
     "num_attention_heads_per_layer", "attn_type_list", "moe_layer_freq", "hybrid_layer_pattern",
     "sparse_attention_freq", "num_shared_expert", *TOP_K,
 )  # fmt: skip
+# The same where a list has as many values as there are blocks; otherwise they are of other things.
+IF_AS_LONG = ("moe_intermediate_size",)
+# A text of which letter i is about block i, and the letter of those with experts.
+LETTERS, SPARSE_LETTER = "hybrid_override_pattern", "E"
 # Numbers of blocks: a list of them, or an object whose keys they are.
 NUMBERED = ("mlp_only_layers", "moe_layers", "rope_scaling_layers")
 KEYED = ("per_layer_config",)
@@ -34,24 +38,26 @@ OTHER_LISTS = frozenset((
     "suppress_tokens", "begin_suppress_tokens", "keys_to_ignore_at_inference",
 ))  # fmt: skip
 ROUTED, SPARSE_KINDS = "mlp_layer_types", {"sparse", "moe"}
-KINDS = ("layer_types", "layers_block_type")
-CACHELESS = {"linear_attention", "conv", "mamba", "mlp", "moe"}  # kinds of blocks that keep no keys and values
+KINDS = ("layer_types", "layers_block_type", LETTERS)
+# Kinds of blocks that keep no keys and values.
+CACHELESS = {"linear_attention", "conv", "mamba", "mlp", "moe", "M", "-", SPARSE_LETTER}
 
 
 def keys_of_blocks() -> tuple[str, ...]:
     """Every key of the table: those that another choice of blocks may change."""
     periods = (key for pair in PERIODS for key in pair)
     return (
-        *PER_BLOCK, *NUMBERED, *KEYED, *BEFORE_EXPERTS, STEP, LAST, INTERVAL, *periods, SHARED_TAIL, *PREDICTORS,
+        *PER_BLOCK, *IF_AS_LONG, LETTERS, *NUMBERED, *KEYED, *BEFORE_EXPERTS, STEP, LAST, INTERVAL, *periods,
+        SHARED_TAIL, *PREDICTORS,
     )  # fmt: skip
 
 
 def check_block_lists(text: Mapping[str, object], layers: int) -> None:
     """Raise CheckpointError for a list of the config that has one value per block, and another length."""
     longest = layers + predictors(text)
-    for key in PER_BLOCK:
+    for key in (*PER_BLOCK, LETTERS):
         values = text.get(key)
-        if isinstance(values, list) and not layers <= len(values) <= longest:
+        if isinstance(values, str if key == LETTERS else list) and not layers <= len(values) <= longest:
             raise CheckpointError(
                 f"config.json: {key} must list one value per block, it has {len(values)} for {layers} blocks. "
                 "Restore the original config.json."
@@ -69,6 +75,9 @@ def sparse_blocks(text: Mapping[str, object], layers: int, routed_key: str = ROU
     kinds = text.get(routed_key)
     if isinstance(kinds, list):
         return tuple(kind in SPARSE_KINDS for kind in kinds[:layers])
+    letters = text.get(LETTERS)
+    if isinstance(letters, str):
+        return tuple(letter == SPARSE_LETTER for letter in letters[:layers])
     routed, frequency = text.get("moe_layers"), text.get("moe_layer_freq")
     if isinstance(routed, list):
         return tuple(i in routed for i in range(layers))
@@ -107,7 +116,7 @@ def _whole(text: Mapping[str, object], key: str, default: int) -> int:
 
 def attending(text: Mapping[str, object], layers: int) -> list[int]:
     """The blocks that keep keys and values, by which transformers counts the tokens of a sequence."""
-    kinds = next((value for key in KINDS if isinstance(value := text.get(key), list)), None)
+    kinds = next((value for key in KINDS if isinstance(value := text.get(key), list | str)), None)
     if kinds is None:
         return [i for i in range(layers) if _in_period(text, *PERIODS[0], i)]
     return [i for i, kind in enumerate(kinds[:layers]) if str(kind) not in CACHELESS]
@@ -123,7 +132,7 @@ def reachable_experts(text: Mapping[str, object], experts: int) -> int:
 
 def unknown_lists(text: Mapping[str, object], layers: int, singles: Sequence[str]) -> list[str]:
     """Keys of lists that have a value per block to judge by their length, and that nothing here knows."""
-    known = {*PER_BLOCK, *NUMBERED, *OTHER_LISTS, *singles}
+    known = {*PER_BLOCK, *IF_AS_LONG, *NUMBERED, *OTHER_LISTS, *singles}
     return [
         key for key, value in text.items() if isinstance(value, list) and len(value) == layers > 1 and key not in known
     ]
@@ -152,6 +161,13 @@ def select_blocks(
         values = text.get(key)
         if isinstance(values, list):
             found[key] = [values[i] for i in keep_blocks]
+    for key in IF_AS_LONG:
+        values = text.get(key)
+        if isinstance(values, list) and len(values) == layers:
+            found[key] = [values[i] for i in keep_blocks]
+    letters = text.get(LETTERS)
+    if isinstance(letters, str):
+        found[LETTERS] = "".join(letters[i] for i in keep_blocks)
     for key in NUMBERED:
         values = text.get(key)
         if isinstance(values, list):

@@ -1,0 +1,167 @@
+"""What registries answer: an OCI registry's whole answers, logins among them, and what lies in a store."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.message import Message
+from pathlib import Path
+from urllib.request import Request
+
+from export.files.integrity import sha256_file
+from export.publish import web
+from export.publish.content import Content, Item
+from export.publish.login import login_of
+from export.publish.model_pack import MANIFEST_TYPE
+from export.publish.object_store import open_store
+from export.publish.oci import open_oci
+from export.publish.web import Answer
+from tests.fuzz.mutate import in_json
+from tests.fuzz.target import Target, put
+
+_FILES = {"a.bin": b"weights" * 30, "SHA256SUMS": b"sums", "manifest.json": b"{}"}
+_TAGS = {"model_type": "olmoe", "parameters": "1", "dtype": "float32"}
+
+
+class EscapeError(Exception):
+    """Something lies outside of the folder that was to be filled."""
+
+
+def answer_targets(folder: Path) -> tuple[Target, ...]:
+    """Pulls and pushes that are answered by a list of answers, in turn; a pointer of a store; a file of logins."""
+    folder.mkdir()
+    content = _content(folder / "content")
+    os.environ["DOCKER_CONFIG"] = os.environ["REGISTRY_AUTH_FILE"] = str(folder / "docker")
+    (folder / "docker").mkdir()
+    store = _store(folder / "store")
+    logins = {"auths": {"a.example": {"auth": "dTpw"}, "b.example": {"identitytoken": "t"}}, "credHelpers": {}}
+    return (
+        Target("oci pull", (_pulled(content),), in_json, lambda data: _pull(folder / "out", data)),
+        Target("oci push", (_pushed(content),), in_json, lambda data: _push(content, data)),
+        Target("store's pointer", (b'{"version": "k1-0123456789ab", "source": "m", "digest": "x"}',), in_json,
+               lambda data: _from_store(store, put(store / "edge.json", data), folder / "out")),
+        Target("logins", (json.dumps(logins).encode(),), in_json,
+               lambda data: [_login(put(folder / "docker" / "config.json", data), host) for host in "ab"]),
+    )  # fmt: skip
+
+
+def _content(directory: Path) -> Content:
+    directory.mkdir()
+    for name, data in _FILES.items():
+        (directory / name).write_bytes(data)
+    items = tuple(Item(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in _FILES.items())
+    return Content(directory, sha256_file(directory / "manifest.json"), "model", "k1-0123456789ab", items, _TAGS)
+
+
+def _answer(status: int, body: object = "", **headers: str) -> dict[str, object]:
+    return {"status": status, "headers": headers, "body": body}
+
+
+def _pulled(content: Content) -> bytes:
+    layers = [
+        {"digest": f"sha256:{item.sha256}", "size": item.size, "annotations": {"org.cncf.model.filepath": item.path}}
+        for item in content.items
+    ]
+    challenge = {"WWW-Authenticate": 'Bearer realm="https://tokens.example/t",service="s",scope="a b"'}
+    answers = [
+        {"status": 401, "headers": challenge, "body": ""},
+        _answer(200, {"token": "abc"}),
+        _answer(200, {"mediaType": MANIFEST_TYPE, "layers": layers, "annotations": {"knobcast.source": "m"}}),
+        *(_answer(200, data.decode()) for data in _FILES.values()),
+    ]
+    return json.dumps(answers).encode()
+
+
+def _pushed(content: Content) -> bytes:
+    absent, begun, done = _answer(404), _answer(202, Location="/v2/m/blobs/uploads/1"), _answer(201)
+    blobs = len(content.items)
+    return json.dumps([absent, *[absent] * blobs, *[begun, done] * blobs, absent, begun, done, done]).encode()
+
+
+@contextmanager
+def _answering(data: bytes) -> Iterator[None]:
+    """Every request gets the next of the answers, as a connection would bring it; then there is none."""
+    try:
+        tree = json.loads(data)
+    except (ValueError, RecursionError):
+        tree = [{"status": 200, "headers": {}, "body": data.decode("latin-1")}]
+    answers = iter(tree if isinstance(tree, list) else [tree])
+
+    def open_url(request: Request, host: str) -> Answer:
+        for _ in request.data or ():  # type: ignore[union-attr]  # pieces, as web.py gives them
+            pass
+        return _as_answer(next(answers, None), host)
+
+    before = web.open_url, web.WAITS, web.LONGEST_WAIT
+    web.open_url, web.WAITS, web.LONGEST_WAIT = open_url, (0.0, 0.0, 0.0, 0.0), 0.0
+    try:
+        yield
+    finally:
+        web.open_url, web.WAITS, web.LONGEST_WAIT = before
+
+
+def _as_answer(entry: object, host: str) -> Answer:
+    found = entry if isinstance(entry, dict) else {}
+    status, headers, body = (found.get(name) for name in ("status", "headers", "body"))
+    if not isinstance(status, int) or not 100 <= status < 1000:
+        raise web.PassingError(f"{host} can't be reached")
+    message = Message()
+    for name, value in headers.items() if isinstance(headers, dict) else ():
+        message[_line(name)] = _line(value)
+    text = body if isinstance(body, str) else json.dumps(body)
+    return Answer(status, message, io.BytesIO(text.encode("utf-8", "surrogatepass")))
+
+
+def _line(value: object) -> str:
+    """As a header can bring it: one line of latin-1."""
+    return str(value).encode("latin-1", "replace").decode("latin-1").translate({10: " ", 13: " "})
+
+
+def _pull(out: Path, data: bytes) -> None:
+    with _answering(data), _filled(out):
+        open_oci("registry.example/m:edge").fetch("oci://registry.example/m:edge", out, lambda _: None)
+
+
+def _push(content: Content, data: bytes) -> None:
+    with _answering(data):
+        publisher = open_oci("registry.example/m")
+        publisher.push(publisher.plan(content, "edge"), lambda _: None)
+
+
+def _store(store: Path) -> Path:
+    version = store / "k1-0123456789ab"
+    version.mkdir(parents=True)
+    (version / "a.bin").write_bytes(b"weights")
+    (version / "SHA256SUMS").write_text(f"{hashlib.sha256(b'weights').hexdigest()}  a.bin\n")
+    (version / "manifest.json").write_text("{}")
+    for place in (store, store.parent):  # what a pointer must not lead to
+        (place / "manifest.json").write_text("{}")
+        (place / "SHA256SUMS").write_text("")
+    return store
+
+
+def _from_store(store: Path, pointer: Path, out: Path) -> None:
+    with _filled(out):
+        open_store("file", str(pointer.with_suffix(""))).fetch("file://edge", out, lambda _: None)
+        if not (out / "a.bin").exists():
+            raise EscapeError(f"not a version of {store}")
+
+
+@contextmanager
+def _filled(out: Path) -> Iterator[None]:
+    """An empty folder to be filled; nothing may come beside it."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    before = sorted(out.parent.iterdir())
+    try:
+        yield
+    finally:
+        if sorted(out.parent.iterdir()) != before:
+            raise EscapeError("something lies beside the folder")
+
+
+def _login(_: Path, host: str) -> object:
+    return login_of(f"{host}.example")
