@@ -247,6 +247,17 @@ def test_what_is_pulled_is_what_was_pushed_as_plain_files(
     assert (tmp_path / "main/manifest.json").read_bytes() == (other / "manifest.json").read_bytes()
 
 
+def test_a_signature_travels_and_may_come_later(hub: HubStandIn, variant: Path, tmp_path: Path) -> None:
+    signed = shutil.copytree(variant, tmp_path / "signed")
+    push(signed)
+    for text in ("one", "another"):
+        (signed / "model.sig").write_text(text)
+        content, receipt = push(signed)
+        assert names(_pull(receipt.reference, tmp_path / text)) == names(signed)
+        assert names(_pull(f"hf:{NAME}", tmp_path / f"main-{text}")) == names(signed)
+        assert content.version in receipt.reference
+
+
 def test_a_pull_goes_on_where_it_was_killed(hub: HubStandIn, variant: Path, tmp_path: Path, impatient: None) -> None:
     push(variant)
     hub.faults.append(Fault("GET /storage/", "status", 500, spare=1))

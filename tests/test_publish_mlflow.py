@@ -139,6 +139,17 @@ class TestServer:
         ):  # fmt: skip
             assert names(fetch(reference, tmp_path / f"out-{number}")) == names(directory)
 
+    def test_a_signature_travels_and_may_come_later(self, there: MLflow, variant: Path, tmp_path: Path) -> None:
+        signed = shutil.copytree(variant, tmp_path / "signed")
+        push(there, read_content(signed))
+        for text in ("one", "two", "three, longer"):
+            (signed / "model.sig").write_text(text)
+            moved, receipt = push(there, read_content(signed))
+            assert moved == len(text)
+            assert names(fetch(receipt.reference, tmp_path / text)) == names(signed)
+        assert push(there, read_content(signed))[0] == 0
+        assert push(there, read_content(variant))[0] == 0, "it stays where somebody else has none"
+
     def test_a_digest_that_has_a_version_isnt_sent_again(
         self, there: MLflow, proxy: FaultyProxy, client: "MlflowClient", variant: Path
     ) -> None:
