@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig
 
 from export.cost.count import count
 from export.cost.work import Workload
@@ -18,6 +19,7 @@ from tests.support.paths import ROOT
 from transform.architectures import architecture_named, known_model_types
 from transform.architectures.graph_keys import unread_keys
 from transform.checkpoint import Checkpoint
+from transform.derived import with_derived_lists
 from transform.errors import CheckpointError
 from transform.experts import experts_of, is_turned, turned_experts_of
 from transform.forms import form_named
@@ -105,6 +107,34 @@ CHANGES: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "a limit that is none": ("gpt_oss", {"swiglu_limit": "7"}, "swiglu_limit must be a finite number"),
     "groups that don't fit": ("glm4_moe", {"n_group": 3}, "the second dividing the 8 experts"),
+    "more experts than groups have": ("glm4_moe", {"topk_group": 1}, "a token's 4 experts must fit in the 1 groups"),
+    "groups of one expert": ("glm4_moe", {"n_group": 8, "topk_group": 7}, "of at least 2 experts each"),
+    "a limit below 0": ("gpt_oss", {"swiglu_limit": -1.0}, "swiglu_limit must be above 0, got -1"),
+    "a number that floats can't hold": ("glm4_moe", {"routed_scaling_factor": 10**400}, "must be a finite number"),
+    "a part that floats can't hold": ("glm4_moe", {"rope_parameters": {"partial_rotary_factor": 1e308}}, "finite"),
+    "stretched by nothing": ("mixtral", {"rope_parameters": {"rope_type": "linear", "factor": 0}}, "must be above 0"),
+    "stretched from nothing": (
+        "mixtral", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 0}},
+        "original_max_position_embeddings of rotary positions must be above 0, got 0",
+    ),
+    "a ramp of no base": (
+        "mixtral", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1.0}}, "above 1 for yarn",
+    ),
+    "a band that is none": (
+        "llama", {"rope_parameters": {
+            "rope_type": "llama3", "factor": 2.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0}},
+        "must be above low_freq_factor",
+    ),
+    "no word whether to truncate": (
+        "mixtral", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "truncate": None}}, "be true or false",
+    ),
+    "two bases": ("mixtral", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_parameters has another"),
+    "weights that this family always renormalises": ("mixtral", {"norm_topk_prob": False}, "norm_topk_prob must be t"),
+    "windows switched off and listed": ("qwen2", {"use_sliding_window": False}, "use_sliding_window must be true wher"),
+    "a switch of another type": ("qwen3_moe", {"use_sliding_window": 1}, "use_sliding_window must be true or false"),
+    "a window of nothing": ("mixtral", {"sliding_window": 0}, "sliding_window must be a whole number above 0"),
+    "windows without a size": ("gpt_oss", {"sliding_window": None}, "sliding_window must be a whole number above 0"),
+    "windows that the class lists": ("gpt_oss", {"layer_types": None}, "layer_types must say which blocks slide"),
 }  # fmt: skip
 
 
@@ -115,6 +145,40 @@ def test_what_stops_graphs_is_named(what: str, tmp_path: Path) -> None:
     assert why_no_graphs(read_checkpoint(tmp_path)) is None
     write_json(tmp_path / "config.json", {**read_json(tmp_path / "config.json"), **change})
     assert reason in str(why_no_graphs(read_checkpoint(tmp_path)))
+
+
+WINDOWS: dict[str, tuple[str, Record, set[int | None]]] = {
+    "no switch: mixtral's class has none": ("mixtral", {"use_sliding_window": False}, {WINDOW}),
+    "off": ("qwen3_moe", {"sliding_window": 4096, "use_sliding_window": False}, {None}),
+    "off is the default": ("qwen3_moe", {"sliding_window": 4096, "use_sliding_window": None}, {None}),
+    "on": ("qwen3_moe", {"sliding_window": 4096, "use_sliding_window": True}, {4096}),
+    "off, so that no block is listed": ("qwen2_moe", {"layer_types": None, "use_sliding_window": False}, {None}),
+    "all blocks see all": ("dots1", {"layer_types": None, "max_window_layers": 4}, {None}),
+}
+
+
+@pytest.mark.parametrize("what", WINDOWS)
+def test_windows_are_those_of_transformers(what: str, tmp_path: Path) -> None:
+    """The gate's prompts are shorter than 4,096 tokens."""
+    name, change, windows = WINDOWS[what]
+    write_decoder(name, tmp_path)
+    config = {**read_json(tmp_path / "config.json"), **change}
+    write_json(tmp_path / "config.json", {key: value for key, value in config.items() if value is not None})
+    checkpoint = read_checkpoint(tmp_path)
+    assert why_no_graphs(checkpoint) is None
+    assert set(checkpoint.settings.windows) == windows
+    theirs = AutoConfig.from_pretrained(tmp_path)
+    kinds = getattr(theirs, "layer_types", None) or ["sliding_attention"] * 4
+    assert {theirs.sliding_window if kind == "sliding_attention" else None for kind in kinds} == windows
+
+
+@pytest.mark.parametrize("change", [{"sliding_window": "x"}, {"max_position_embeddings": []}])
+def test_lists_that_transformers_cant_derive_are_told(change: Record, tmp_path: Path) -> None:
+    write_decoder("gpt_oss", tmp_path)
+    checkpoint = read_checkpoint(tmp_path)
+    config = {**checkpoint.config, "layer_types": None, **change}
+    with pytest.raises(CheckpointError, match=r"transformers' class of 'gpt_oss' takes, to know its layer_types"):
+        with_derived_lists(replace(checkpoint, config=config))
 
 
 @pytest.mark.parametrize("name", ["granitemoe", "gpt_oss"])

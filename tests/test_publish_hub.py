@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import shutil
 import traceback
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from export.publish.publisher import Receipt, publish, pull
 from tests.support.http_faults import Fault
 from tests.support.hub_stand_in import TOKEN, HubStandIn, hub_stand_in
 from tests.support.hub_store import Entry, Repository
+from tests.support.peak import peak_of
 from tests.support.published import names
 from tests.support.published import variant as write
 from tests.support.variants import record_sums
@@ -245,6 +247,17 @@ def test_what_is_pulled_is_what_was_pushed_as_plain_files(
     assert (tmp_path / "main/manifest.json").read_bytes() == (other / "manifest.json").read_bytes()
 
 
+def test_a_signature_travels_and_may_come_later(hub: HubStandIn, variant: Path, tmp_path: Path) -> None:
+    signed = shutil.copytree(variant, tmp_path / "signed")
+    push(signed)
+    for text in ("one", "another"):
+        (signed / "model.sig").write_text(text)
+        content, receipt = push(signed)
+        assert names(_pull(receipt.reference, tmp_path / text)) == names(signed)
+        assert names(_pull(f"hf:{NAME}", tmp_path / f"main-{text}")) == names(signed)
+        assert content.version in receipt.reference
+
+
 def test_a_pull_goes_on_where_it_was_killed(hub: HubStandIn, variant: Path, tmp_path: Path, impatient: None) -> None:
     push(variant)
     hub.faults.append(Fault("GET /storage/", "status", 500, spare=1))
@@ -364,6 +377,20 @@ def test_main_that_moved_meanwhile_is_not_overwritten(hub: HubStandIn, variant: 
     with pytest.raises(PublishError, match="moved meanwhile"):
         publish(there, transfer, lambda _: None, lambda _: None)
     assert "moved" in hub.store.tree(NAME)
+
+
+# memory
+
+
+@pytest.mark.extra
+def test_a_file_of_a_gibibyte_takes_little_memory(hub: HubStandIn, variant: Path, tmp_path: Path) -> None:
+    large = shutil.copytree(variant, tmp_path / "large")
+    with (large / "large.bin").open("wb") as file:
+        file.truncate(1 << 30)
+    record_sums(large)
+    env = os.environ | {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    for arguments in (("push", large, f"hf:{NAME}"), ("pull", f"hf:{NAME}", tmp_path / "out")):
+        assert peak_of(*arguments, env=env) < 200
 
 
 # credentials

@@ -12,6 +12,7 @@ import traceback
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ from tests.support.command import knobcast
 from tests.support.faulty_proxy import FaultyProxy, faulty_proxy
 from tests.support.http_faults import Fault
 from tests.support.paths import ROOT
+from tests.support.peak import peak_of
 from tests.support.published import names, push
 from tests.support.published import variant as write
 from tests.support.variants import record_sums
@@ -137,6 +139,17 @@ class TestServer:
         ):  # fmt: skip
             assert names(fetch(reference, tmp_path / f"out-{number}")) == names(directory)
 
+    def test_a_signature_travels_and_may_come_later(self, there: MLflow, variant: Path, tmp_path: Path) -> None:
+        signed = shutil.copytree(variant, tmp_path / "signed")
+        push(there, read_content(signed))
+        for text in ("one", "two", "three, longer"):
+            (signed / "model.sig").write_text(text)
+            moved, receipt = push(there, read_content(signed))
+            assert moved == len(text)
+            assert names(fetch(receipt.reference, tmp_path / text)) == names(signed)
+        assert push(there, read_content(signed))[0] == 0
+        assert push(there, read_content(variant))[0] == 0, "it stays where somebody else has none"
+
     def test_a_digest_that_has_a_version_isnt_sent_again(
         self, there: MLflow, proxy: FaultyProxy, client: "MlflowClient", variant: Path
     ) -> None:
@@ -162,13 +175,8 @@ class TestServer:
         self, there: MLflow, client: "MlflowClient", variant: Path, tmp_path: Path
     ) -> None:
         push(there, read_content(variant), "edge")
-        foreign = shutil.copytree(variant, tmp_path / "foreign")
-        manifest = json.loads((foreign / "manifest.json").read_text())
-        manifest["source"]["name"] = "somebody/else"
-        (foreign / "manifest.json").write_text(json.dumps(manifest))
-        record_sums(foreign)
         with pytest.raises(PublishError, match="this is one of somebody/else"):
-            plan(there, foreign, "edge")
+            there.plan(replace(read_content(variant), name="somebody/else"), "edge")
         client.create_registered_model("not-ours")
         run = client.create_run("0").info
         client.create_model_version("not-ours", f"{run.artifact_uri}/model", run.run_id)
@@ -245,6 +253,16 @@ class TestServer:
             push(there, content)
         with pytest.raises(PublishError, match=r"config\.json must have the SHA-256"):
             fetch(receipt.reference, tmp_path / "out")
+
+    def test_a_file_of_a_gibibyte_takes_little_memory(self, server: int, variant: Path, tmp_path: Path) -> None:
+        large = shutil.copytree(variant, tmp_path / "large")
+        with (large / "large.bin").open("wb") as file:
+            file.truncate(1 << 30)
+        record_sums(large)
+        # past the proxy, which holds what it passes on
+        target = f"mlflow://127.0.0.1:{server}/large"
+        for arguments in (("push", large, target), ("pull", target, tmp_path / "out")):
+            assert peak_of(*arguments, env=os.environ) < 200
 
     @pytest.mark.parametrize("token", [None, "aWrongTokenOfSomebody"])
     def test_refused_credentials_are_said_and_never_shown(

@@ -4,6 +4,7 @@ import re
 
 from transform.architectures import lookup
 from transform.architectures.graph_keys import unfit, unread_keys
+from transform.architectures.windows import KINDS, unsaid_windows
 from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError
 
@@ -29,7 +30,8 @@ def why_no_graphs(checkpoint: Checkpoint) -> str | None:
     of_settings = {key.partition(".")[0] for names in family.keys.values() for key in names}
     if keys := unread_keys(family.graph, of_settings, config):
         return f"{NONE_FOR_IT}: nothing reads {', '.join(keys)} of config.json"
-    if reason := unfit(family.graph, config):
+    layers, derived = checkpoint.settings.layers, KINDS in family.derived
+    if reason := unfit(family.graph, config) or unsaid_windows(config, layers, family.window, family.switch, derived):
         return f"{NONE_FOR_IT}: {reason}"
     try:
         _ = checkpoint.graph

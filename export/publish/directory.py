@@ -21,6 +21,7 @@ from export.publish.publisher import (
     listed_in,
     pieces_of,
     receive,
+    regular,
 )
 from importance.atomic import write_atomically
 from transform.copying import RangeCopier
@@ -137,7 +138,7 @@ class Directory:
 
 def _copy(source: Path, target: Path, tick: Progress) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with source.open("rb") as read, target.open("xb") as write:
+    with regular(source) as read, target.open("xb") as write:
         RangeCopier(read.fileno(), write.fileno(), tick).copy(0, 0, os.fstat(read.fileno()).st_size)
 
 

@@ -26,7 +26,7 @@ from export.publish.publisher import (
     receive,
 )
 from transform.errors import PublishError
-from transform.ownership import MANIFEST, SUMS
+from transform.ownership import MANIFEST, SIGNATURE, SUMS
 from transform.progress import Progress
 from transform.scratch import scratch
 from transform.strict_json import read_json
@@ -127,7 +127,7 @@ class Hub:
         wanted = open_hub(reference.removeprefix("hf:").removeprefix("//"))
         with wanted._client() as client:
             commit = client.commit_of(wanted.revision or MAIN)
-            for name in (SUMS, MANIFEST):
+            for name in (SUMS, MANIFEST, *({SIGNATURE} & client.listing(commit).keys())):
                 _receive(client.download(name, commit), into / name, None, SMALL, tick)
             for path, digest in listed_in(into).items():
                 try:

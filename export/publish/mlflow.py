@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.publish.content import Content, digest_in
+from export.publish.content import Content, Item, digest_in
 from export.publish.publisher import (
     MOST,
     SMALL,
@@ -25,8 +25,9 @@ from export.publish.publisher import (
     receive,
 )
 from transform.errors import PublishError
-from transform.ownership import MANIFEST, SUMS
+from transform.ownership import MANIFEST, SIGNATURE, SUMS
 from transform.progress import Progress
+from transform.write import insist_on_space
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -93,8 +94,9 @@ class MLflow:
             self._check_owner(registry, content)
             if alias is not None:
                 _check_alias_owner(registry, alias, content)
-            if registry.versions(content.digest):
-                present = frozenset(item.path for item in content.items)
+            if known := registry.versions(content.digest):
+                unsigned = None if _is_signed(registry, str(known[0].run_id), content) else SIGNATURE
+                present = frozenset(item.path for item in content.items if item.path != unsigned)
             else:
                 run = registry.run_of(content.digest)
                 sizes = {} if run is None else registry.sizes(run)
@@ -107,7 +109,7 @@ class MLflow:
         with self._registry() as registry:
             known = registry.versions(content.digest)
             run = str(known[0].run_id) if known else registry.run_of(content.digest) or registry.begin(content)
-            for item in () if known else transfer.moving:
+            for item in (i for i in transfer.moving if not known or i.path == SIGNATURE):
                 registry.send(run, content.directory, item)
                 tick(item.size)
         return Receipt(f"{self.target}/{content.version}", run)
@@ -120,12 +122,12 @@ class MLflow:
             run, known = receipt.digest, registry.versions(content.digest)
             try:
                 listed, wanted = registry.sizes(run), {item.path for item in content.items}
-                if odd := sorted(listed.keys() ^ wanted):
+                if odd := sorted((listed.keys() ^ wanted) - ({SIGNATURE} - wanted)):
                     raise PublishError(
                         f"{self.target}: {odd[0]} {'lacks' if odd[0] in wanted else 'is too much'} there."
                     )
                 for item in content.items:
-                    found = patiently(partial(_digest, registry, run, item.path))
+                    found = patiently(partial(_digest, registry, run, item))
                     if found != item.sha256:
                         raise differs(f"{self.target}: {item.path}", item.sha256, found)
             except PublishError as error:
@@ -159,10 +161,12 @@ class MLflow:
 
                 patiently(once)
 
-            for name in (SUMS, MANIFEST):
+            sizes = registry.sizes(run)
+            insist_on_space(sum(sizes.values()), into)
+            for name in (SUMS, MANIFEST, *({SIGNATURE} & sizes.keys())):
                 bring(name, None, SMALL)
             for path, sha256 in listed_in(into).items():
-                bring(path, sha256, MOST)
+                bring(path, sha256, sizes.get(path) or MOST)
 
     def _registry(self) -> "AbstractContextManager[Registry]":
         for name, value in _SETTINGS.items():
@@ -213,8 +217,14 @@ class MLflow:
             )
 
 
-def _digest(registry: "Registry", run: str, path: str) -> str:
-    return digest_of(registry.pieces(run, path))
+def _digest(registry: "Registry", run: str, item: Item) -> str:
+    return digest_of(registry.pieces(run, item.path), item.size)
+
+
+def _is_signed(registry: "Registry", run: str, content: Content) -> bool:
+    """Whether a run holds the content's signature, which may come later than the version, and change."""
+    own = next((item for item in content.items if item.path == SIGNATURE), None)
+    return own is not None and SIGNATURE in registry.sizes(run) and _digest(registry, run, own) == own.sha256
 
 
 def _check_alias(alias: str) -> None:

@@ -27,6 +27,7 @@ from export.publish.publisher import (
     check_owner,
     differs,
     digest_of,
+    holds_login,
     listed_in,
     pieces_of,
     plainly,
@@ -79,7 +80,7 @@ def open_store(scheme: str, rest: str) -> "ObjectStore":
     """`scheme://rest`; raises PublishError where what serves it isn't installed."""
     if not rest.strip("/"):
         raise PublishError(f"{scheme}:// must name a place. Give one, such as {scheme}://bucket/models.")
-    if "@" in rest.partition("/")[0]:
+    if holds_login(rest):
         raise PublishError("a store's URL must hold no login. Leave it out, and log in as its own tools do.")
     url = f"{scheme}://{rest.rstrip('/')}"
     try:
@@ -130,7 +131,7 @@ class ObjectStore:
         """Read every file back."""
         with self._asking():
             for item in content.items:
-                found = digest_of(self._pieces(self._at(content.version, item.path)))
+                found = digest_of(self._pieces(self._at(content.version, item.path)), item.size)
                 if found != item.sha256:
                     raise differs(f"{receipt.reference}/{item.path}", item.sha256, found)
 
@@ -208,7 +209,7 @@ class ObjectStore:
         return {path.partition(f"{folder}/")[2]: int(str(entry["size"])) for path, entry in found.items()}
 
     def _holds(self, content: Content, item: Item) -> bool:
-        return digest_of(self._pieces(self._at(content.version, item.path))) == item.sha256
+        return digest_of(self._pieces(self._at(content.version, item.path)), item.size) == item.sha256
 
     def _copies(self, content: Content) -> dict[str, str]:
         """SHA-256 -> where another version has such a file, by what its SHA256SUMS says and with the right size."""

@@ -12,7 +12,17 @@ from export.files.integrity import is_plain
 from export.publish.content import Content, Item
 from export.publish.login import DOCKER_HUB
 from export.publish.model_pack import config_of, manifest_of, path_in, source_in
-from export.publish.publisher import PIECE, Receipt, Transfer, check_alias, check_owner, differs, digest_of, receive
+from export.publish.publisher import (
+    PIECE,
+    Receipt,
+    Transfer,
+    check_alias,
+    check_owner,
+    differs,
+    digest_of,
+    holds_login,
+    receive,
+)
 from export.publish.repository import DIGEST, NAME, Repository, digest_of_bytes
 from transform.errors import PublishError
 from transform.progress import Progress
@@ -40,7 +50,7 @@ def open_oci_http(rest: str) -> "Oci":
 
 def parse_reference(rest: str) -> re.Match[str]:
     """host, repository, tag and digest; raises PublishError."""
-    if "@" in rest.partition("/")[0]:
+    if holds_login(rest):
         raise PublishError("a registry's URL must hold no login. Leave it out, and log in: docker login HOST.")
     match = _REFERENCE.fullmatch(rest)
     if match is None:
@@ -105,7 +115,7 @@ class Oci:
         self._manifest(receipt, content)
         for item in content.items:
             if item.path in self._sent:
-                found = digest_of(self._repository.blob(_digest(item), item.size))
+                found = digest_of(self._repository.blob(_digest(item), item.size), item.size)
                 if found != item.sha256:
                     raise differs(item.path, item.sha256, found)
             elif not self._repository.has(_digest(item), item.size):

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from export.files.check import check_files
 from export.files.integrity import read_sums, sha256_file
@@ -26,6 +26,7 @@ from transform.disk import full_disk, size_of
 from transform.errors import KnobcastError, PublishError, VerificationError
 from transform.ownership import MANIFEST, SUMS
 from transform.progress import Progress, Say
+from transform.regular_file import IrregularError, open_regular
 from transform.stage import staged
 from transform.strict_json import MAX_JSON_BYTES, Record
 
@@ -121,7 +122,7 @@ def pull(publisher: Publisher, reference: str, out: Path, *, force: bool, say: S
         if not (stage / MANIFEST).is_file():
             raise PublishError(f"{scrubbed(reference)}: holds no {MANIFEST}, so it is no variant. Check the reference.")
         digest = sha256_file(stage / MANIFEST)
-        named = digest_in(reference)
+        named = digest_in(reference.rstrip("/"))
         if named is not None and not digest.startswith(named):
             raise PublishError(
                 f"{scrubbed(reference)} must hold the manifest whose digest begins with {named}, it begins with "
@@ -156,11 +157,19 @@ def check_owner(alias: str, owner: str | None, content: Content) -> None:
 
 
 def pieces_of(path: Path, tick: Progress) -> Iterator[bytes]:
-    """A file's bytes, a piece at a time."""
-    with path.open("rb") as file:
+    """A regular file's bytes, a piece at a time."""
+    with regular(path) as file:
         while piece := file.read(PIECE):
             yield piece
             tick(len(piece))
+
+
+def regular(path: Path) -> BinaryIO:
+    """A file to read; raises PublishError for a pipe or a device, at which a reader might wait for ever."""
+    try:
+        return open_regular(path)
+    except IrregularError as error:
+        raise PublishError(f"{path}: {error}. Push the version again.") from None
 
 
 def receive(pieces: Iterable[bytes], path: Path, sha256: str | None, limit: int, tick: Progress) -> None:
@@ -193,11 +202,14 @@ def _room_for(path: Path) -> Iterator[None]:
         raise full_disk(path.parent, size_of(path.parent), "of it were written") from error
 
 
-def digest_of(pieces: Iterable[bytes]) -> str:
-    """SHA-256 of pieces, hex."""
-    digest = hashlib.sha256()
+def digest_of(pieces: Iterable[bytes], size: int) -> str:
+    """SHA-256 of pieces, hex. One piece more than `size` bytes is enough to differ from what has that size."""
+    digest, seen = hashlib.sha256(), 0
     for piece in pieces:
         digest.update(piece)
+        seen += len(piece)
+        if seen > size:
+            break
     return digest.hexdigest()
 
 
@@ -218,7 +230,7 @@ def listed_in(stage: Path) -> Mapping[str, str]:
 
 
 _SECRETS = (
-    (re.compile(r"(?i)\b([a-z][a-z0-9+.\-]*://)[^/\s@'\"]*@"), r"\1"),
+    (re.compile(r"(?i)\b([a-z][a-z0-9+.\-]*://)(?:[^/\s@'\"]*|[^/\s:@'\"]*:[^\s@'\"]*)@(?!sha256:)"), r"\1"),
     (re.compile(r"(?i)\b((?:proxy-)?authorization['\"]?\s*[:=]\s*['\"]?)(?:(?:bearer|basic)\s+)?[^\s'\",]+"), r"\1…"),
     (re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9+/_.~=\-]{8,}"), r"\1 …"),
     (
@@ -232,9 +244,15 @@ _SECRETS = (
 )
 
 
+def holds_login(rest: str) -> bool:
+    """Whether what follows `scheme://` begins with `USER@` or `USER:PASSWORD@`, also where that has a slash in it."""
+    return re.match(r"[^/@]*@|[^/@:]*:[^@]*@(?!sha256:)", rest) is not None
+
+
 def scrubbed(text: object) -> str:
-    """A text without what may be a credential: user and password of URLs, authorization headers, signatures, tokens."""
-    found = str(text)
+    """A text without what may be a credential: user and password of URLs, authorization headers, signatures, tokens;
+    and without what would steer a terminal."""
+    found = "".join(c if c.isprintable() else " " for c in str(text))
     for pattern, instead in _SECRETS:
         found = pattern.sub(instead, found)
     return found

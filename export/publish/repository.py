@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 
 from export.publish.model_pack import MANIFEST_TYPE
-from export.publish.publisher import differs
-from export.publish.web import Answer, PassingError, Reply, Web, pieces_in, reply_of, steadily
+from export.publish.publisher import differs, scrubbed
+from export.publish.web import Answer, PassingError, Reply, Web, pieces_in, reply_of, split, steadily
 from transform.errors import PublishError
 from transform.strict_json import Record
 
@@ -162,7 +162,7 @@ class Repository:
             tags = found.json(self.host).get("tags") if found.status == 200 else None
         except PublishError:
             return []
-        return sorted(str(tag)[:128] for tag in tags) if isinstance(tags, list) else []
+        return sorted(scrubbed(tag)[:128] for tag in tags) if isinstance(tags, list) else []
 
     def _url(self, rest: str, other: str | None = None) -> str:
         return f"{self._base}/v2/{other or self.name}/{rest}"
@@ -188,6 +188,7 @@ class Repository:
         location = reply.headers.get("Location")
         if location is None:
             raise PublishError(f"{self.host} must say where an upload goes, it doesn't. Ask its operator.")
+        split(location, self.host)
         url = urllib.parse.urljoin(f"{self._base}/", location)
         if not url.startswith(("https://", f"{self._base}/")):
             raise PublishError(f"{self.host} must not send an upload to a place without TLS. Ask its operator.")

@@ -130,7 +130,7 @@ class Web:
             if answer.status != 401:
                 break
             with closing(answer):
-                if attempt or urllib.parse.urlsplit(url).netloc != self.host:
+                if attempt or split(url, self.host).netloc != self.host:
                     raise self._refused()
                 self._log_in(answer.headers.get_all("WWW-Authenticate") or [], scope)
         if answer.status != 403 and answer.status not in _PASSING:
@@ -170,7 +170,7 @@ class Web:
             request.add_header("Content-Length", str(size))
             if not request.has_header("Content-type"):
                 request.add_header("Content-Type", "application/octet-stream")
-        if urllib.parse.urlsplit(url).netloc == self.host and scope in self._tokens:
+        if split(url, self.host).netloc == self.host and scope in self._tokens:
             request.add_unredirected_header("Authorization", self._tokens[scope])
         return open_url(request, self.host)
 
@@ -191,7 +191,7 @@ class Web:
     def _token(self, said: Mapping[str, str], scope: str) -> str:
         """A token of the place that the registry names: https://distribution.github.io/distribution/spec/auth/token/."""
         realm, login, place = said["realm"], self._login, f"{self.host}'s place for tokens"
-        if urllib.parse.urlsplit(realm).scheme not in ("https", urllib.parse.urlsplit(self.base).scheme):
+        if split(realm, self.host).scheme not in ("https", urllib.parse.urlsplit(self.base).scheme):
             raise PublishError(f"{self.host} must name an https place for tokens, it names another. Ask its operator.")
         scopes = sorted({*scope.split(), *said.get("scope", "").split()})
         fields = [("service", said["service"])] if "service" in said else []
@@ -219,6 +219,16 @@ class Web:
         if self._login is None:
             return PublishError(f"{self.host} demands a login, none is known. Log in: docker login {self.host}.")
         return PublishError(f"{self.host} refuses the login that is known. Log in again: docker login {self.host}.")
+
+
+def split(url: str, host: str) -> urllib.parse.SplitResult:
+    """A URL that `host` named; raises PublishError where it is none."""
+    try:
+        return urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise PublishError(
+            f"{host} must name URLs, it names {scrubbed(url)[:80]!r} ({error}). Ask its operator."
+        ) from None
 
 
 def open_url(request: urllib.request.Request, host: str) -> Answer:

@@ -19,6 +19,8 @@ ROPE_KEYS = (
     "mscale_all_dim", "beta_fast", "beta_slow", "original_max_position_embeddings", "truncate", "low_freq_factor",
     "high_freq_factor",
 )  # fmt: skip
+_ZERO_IS_NONE = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim")  # the default counts instead
+MOST = 1e30  # of any number: float32 can hold it
 
 
 class Scores(StrEnum):
@@ -141,7 +143,7 @@ def decoder_graph(words: GraphWords | None, config: Mapping[str, object], settin
             return otherwise
         value = lookup(config, key)
         value = words.defaults.get(key) if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MOST:
             raise CheckpointError(
                 f"config.json: {key} must be a finite number, got {shown(value)}. Restore the original config.json."
             )
@@ -156,7 +158,17 @@ def decoder_graph(words: GraphWords | None, config: Mapping[str, object], settin
                 f"second dividing the {settings.experts} experts, got {taken:g} of {count:g}. Restore the original."
             )
         groups = None if taken == count else (int(count), int(taken))
+    if groups is not None:
+        size = settings.experts // groups[0]
+        if size < 2 or max(settings.top_k) > groups[1] * size:
+            raise CheckpointError(
+                f"config.json: a token's {max(settings.top_k)} experts must fit in the {groups[1]} groups that it may "
+                f"choose from, of at least 2 experts each; {groups[0]} groups have {size} each. Restore the original."
+            )
     by = words.multipliers
+    limit = number(words.limit, math.inf)
+    if limit <= 0:
+        raise CheckpointError(f"config.json: {words.limit} must be above 0, got {limit:g}. Restore the original.")
     return DecoderGraph(
         Routing(
             words.scores, groups, settings.norm_top_k, words.add, number(words.least, 0.0), number(words.scale, 1.0)
@@ -168,14 +180,15 @@ def decoder_graph(words: GraphWords | None, config: Mapping[str, object], settin
         None if by.attention is None else number(by.attention, 1.0),
         words.activation,
         number(words.alpha, 1.0),
-        number(words.limit, math.inf),
+        limit,
         words.gate_up,
     )
 
 
 def read_rope(words: GraphWords, config: Mapping[str, object], settings: Settings) -> Rope:
     """Rotary parameters under either of their names, as transformers reads them."""
-    found = config.get("rope_scaling") or config.get("rope_parameters") or words.rope
+    older, newer = config.get("rope_scaling"), config.get("rope_parameters")
+    found = older or newer or words.rope
     if not isinstance(found, Mapping) or any(isinstance(value, Mapping) for value in found.values()):
         raise CheckpointError(f"rotary positions must have one set of parameters, got {shown(found)}")
     if unread := sorted(found.keys() - set(ROPE_KEYS)):
@@ -183,6 +196,8 @@ def read_rope(words: GraphWords, config: Mapping[str, object], settings: Setting
     kind = found.get("rope_type", found.get("type", "default"))
     if kind not in list(Scaling):
         raise CheckpointError(f"rotary positions must be {', '.join(Scaling)}, got {shown(kind)}")
+    if older and isinstance(newer, Mapping) and newer.get("rope_theta") != found.get("rope_theta"):
+        raise CheckpointError("rope_theta must stand in rope_scaling, which counts; rope_parameters has another one")
     part = found.get("partial_rotary_factor", config.get("partial_rotary_factor", words.partial))
     width = int(settings.head_dim * _float("partial_rotary_factor", part))
     if width < 2 or width % 2 or width > settings.head_dim:
@@ -203,14 +218,23 @@ def read_rope(words: GraphWords, config: Mapping[str, object], settings: Setting
     }.get(scaling, ())
     if missing := [key for key in needed if key not in parameters]:
         raise CheckpointError(f"{scaling} rotary positions need {', '.join(missing)}")
-    if scaling is Scaling.YARN:  # as DeepSeek's configs leave it out
-        ratio = settings.max_positions / parameters["original_max_position_embeddings"]
-        parameters.setdefault("factor", ratio)
+    original = parameters.get("original_max_position_embeddings", 0.0)
+    if scaling is Scaling.YARN and original > 0:  # as DeepSeek's configs leave it out
+        parameters.setdefault("factor", settings.max_positions / original)
+    for key, value in parameters.items():
+        if value < 0 or (value == 0 and key not in _ZERO_IS_NONE):
+            raise CheckpointError(f"{key} of rotary positions must be above 0, got {value:g}")
+    if scaling is Scaling.LLAMA3 and parameters["high_freq_factor"] <= parameters["low_freq_factor"]:
+        raise CheckpointError("high_freq_factor of rotary positions must be above low_freq_factor")
+    if scaling is Scaling.YARN and settings.rope_theta <= 1:
+        raise CheckpointError(f"rope_theta must be above 1 for yarn, got {settings.rope_theta:g}")
     truncate = found.get("truncate", True)
-    return Rope(width, settings.rope_theta, words.rotary, scaling, parameters, truncate is not False)
+    if type(truncate) is not bool:
+        raise CheckpointError(f"truncate of rotary positions must be true or false, got {shown(truncate)}")
+    return Rope(width, settings.rope_theta, words.rotary, scaling, parameters, truncate)
 
 
 def _float(key: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise CheckpointError(f"{key} must be a number, got {shown(value)}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MOST:
+        raise CheckpointError(f"{key} must be a finite number, got {shown(value)}")
     return float(value)

@@ -171,6 +171,7 @@ class Architecture:
     k: Choice = Choice.FREE
     singles: tuple[str, ...] = ()  # lists of the config that may be as long as there are blocks, and have none's values
     window: str | None = None  # key of a window that all blocks have where no list says which
+    switch: str | None = None  # key that must be true for windows; false where it is absent
     ignored: tuple[str, ...] = ()  # beginnings of names of tensors beyond the model, which transformers doesn't load
     quantised: tuple[str, ...] = ()  # methods whose weights pass untouched, since the gate can load them
     graph: GraphWords | None = None  # what the decoder's graph computes besides; None: there are no graphs
@@ -197,7 +198,7 @@ class Architecture:
         text = self.text_of(config)
         layers = min(depth_of(text, self.depth_key), MOST["layers"])  # more are refused below, before a list is made
         sparse = sparse_blocks(text, layers, self.routed)
-        return read_settings(text, self.model_type, self.keys, self.defaults, sparse, self.window)
+        return read_settings(text, self.model_type, self.keys, self.defaults, sparse, self.window, self.switch)
 
     def text_of(self, config: Mapping[str, object]) -> Mapping[str, object]:
         """The decoder's config within the whole one; a text model saved alone is its own."""

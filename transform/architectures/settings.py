@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from transform.architectures.values import lookup, shown
+from transform.architectures.windows import windows_of
 from transform.errors import CheckpointError
 
 # Far above any model, far below what would fill memory: configs are read before weights can contradict them.
@@ -15,7 +16,6 @@ MOST = {
 MOST_EXPERTS = 200_000
 RESOLVED = {"experts_of", "windows"}  # of each block, out of the others
 NONE_NEEDED = {"experts"}  # a dense decoder has none
-WINDOWED = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 MOST_CLIP = 1e30  # float32 can hold it
 
 
@@ -52,10 +52,11 @@ class Settings:
 
 def read_settings(
     config: Mapping[str, object], model_type: str, keys: Mapping[str, Sequence[str]], defaults: Mapping[str, object],
-    sparse: Sequence[bool], window: str | None,
+    sparse: Sequence[bool], window: str | None, switch: str | None = None,
 ) -> Settings:  # fmt: skip
     """The settings in a decoder's config, where `keys` are their names: the first that is there counts, else the
-    default. `sparse`: which blocks have experts; `window`: the key of one that all blocks have.
+    default. `sparse`: which blocks have experts; `window`: the key of one that all blocks have;
+    `switch`: the key that must be true for it.
 
     Raises CheckpointError for a missing, mistyped or impossible one.
     """
@@ -125,21 +126,10 @@ def read_settings(
     routed = sparse if len(sparse) == layers else (True,) * layers
     return Settings(
         **sizes, top_k=tuple(k if has else 0 for k, has in zip(ks, routed, strict=True)),
-        experts_of=tuple(experts if has else 0 for has in routed), windows=_windows(config, layers, window),
+        experts_of=tuple(experts if has else 0 for has in routed), windows=windows_of(config, layers, window, switch),
         own_head_dim=own_head_dim, eps=number("eps", 1.0), rope_theta=number("rope_theta", 1e12),
         norm_top_k=renormalised, clip_qkv=clip,
     )  # fmt: skip
-
-
-def _windows(config: Mapping[str, object], layers: int, window: str | None) -> tuple[int | None, ...]:
-    """How many tokens each block attends to, its own among them; None: all before it."""
-    kinds = config.get("layer_types")
-    if isinstance(kinds, list) and len(kinds) >= layers:
-        keys = [WINDOWED.get(str(kind)) for kind in kinds[:layers]]
-    else:
-        keys = [window if config.get("use_sliding_window", True) else None] * layers
-    sizes = [config.get(key) if key else None for key in keys]
-    return tuple(size if type(size) is int and size > 0 else None for size in sizes)
 
 
 def _is_number(value: object) -> TypeGuard[float]:

@@ -1,0 +1,58 @@
+"""How far each block attends, and what a config must say of it before graphs can be sure to attend as far.
+
+The gate's prompts are shorter than most models' windows, so that a window which is there for transformers alone, or for
+the graph alone, would show in long texts only.
+"""
+
+from collections.abc import Mapping
+
+from transform.architectures.values import shown
+
+KINDS = "layer_types"
+WINDOW = "sliding_window"
+WINDOWED = {"sliding_attention": WINDOW, "chunked_attention": "attention_chunk_size"}
+LAST_FULL = "max_window_layers"  # how many first blocks see all, in families without a switch
+
+
+def windows_of(
+    config: Mapping[str, object], layers: int, window: str | None, switch: str | None
+) -> tuple[int | None, ...]:
+    """How many tokens each block attends to, its own among them; None: all before it.
+
+    `window`: the key of one that all blocks have where no list says which; `switch`: the key that must be true for it.
+    """
+    kinds = config.get(KINDS)
+    if isinstance(kinds, list) and len(kinds) >= layers:
+        keys = [WINDOWED.get(str(kind)) for kind in kinds[:layers]]
+    else:
+        keys = [window if switch is None or config.get(switch) else None] * layers
+    sizes = [config.get(key) if key else None for key in keys]
+    return tuple(size if type(size) is int and size > 0 else None for size in sizes)
+
+
+def unsaid_windows(
+    config: Mapping[str, object], layers: int, window: str | None, switch: str | None, derived: bool
+) -> str | None:
+    """What a decoder's config leaves open or contradicts, where that changes how far blocks attend.
+
+    `derived`: transformers makes the list of kinds where there is none.
+    """
+    on = None if switch is None else config.get(switch, False)
+    if on is not None and type(on) is not bool:
+        return f"{switch} must be true or false, it is {shown(on)}"
+    kinds, size = config.get(KINDS), config.get(WINDOW)
+    if isinstance(kinds, list):
+        if "sliding_attention" not in map(str, kinds[:layers]):
+            return None
+        if on is False:
+            return f"{switch} must be true where {KINDS} has sliding_attention, it is false or absent"
+    elif derived:
+        before = config.get(LAST_FULL)
+        all_full = on is False or (on is None and type(before) is int and before >= layers)
+        open_ = not all_full and not (WINDOW in config and size is None)
+        return f"{KINDS} must say which blocks slide, the config leaves it to transformers" if open_ else None
+    elif window is None or on is False or size is None:
+        return None
+    if type(size) is not int or size < 1:
+        return f"{WINDOW} must be a whole number above 0 where blocks slide, it is {shown(size)}"
+    return None
