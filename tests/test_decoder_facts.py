@@ -1,6 +1,7 @@
 """What a family's words and a config say about graphs, what stops them by name, and views of slabs."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any], str]] = {
     "a limit below 0": ("gpt_oss", {"swiglu_limit": -1.0}, "swiglu_limit must be above 0, got -1"),
     "a number that floats can't hold": ("glm4_moe", {"routed_scaling_factor": 10**400}, "must be a finite number"),
     "a part that floats can't hold": ("glm4_moe", {"rope_parameters": {"partial_rotary_factor": 1e308}}, "finite"),
+    "a part of heads that are turned whole": ("qwen2_moe", {"partial_rotary_factor": 0.5}, "transformers turns whole"),
     "stretched by nothing": ("mixtral", {"rope_parameters": {"rope_type": "linear", "factor": 0}}, "must be above 0"),
     "stretched from nothing": (
         "mixtral", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 0}},
@@ -130,6 +132,9 @@ CHANGES: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "two bases": ("mixtral", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_parameters has another"),
     "weights that this family always renormalises": ("mixtral", {"norm_topk_prob": False}, "norm_topk_prob must be t"),
+    "more experts than there are": ("qwen2_moe", {"num_experts": 4}, "mlp.gate.weight must have the shape [4, 64] by"),
+    "more heads than there are": ("qwen3_moe", {"num_attention_heads": 8}, "q_proj.weight must have the shape [192, "),
+    "fewer words than there are": ("llama", {"vocab_size": 100}, "embed_tokens.weight must have the shape [100, 64]"),
     "windows switched off and listed": ("qwen2", {"use_sliding_window": False}, "use_sliding_window must be true wher"),
     "a switch of another type": ("qwen3_moe", {"use_sliding_window": 1}, "use_sliding_window must be true or false"),
     "a window of nothing": ("mixtral", {"sliding_window": 0}, "sliding_window must be a whole number above 0"),
@@ -177,7 +182,7 @@ def test_lists_that_transformers_cant_derive_are_told(change: Record, tmp_path: 
     write_decoder("gpt_oss", tmp_path)
     checkpoint = read_checkpoint(tmp_path)
     config = {**checkpoint.config, "layer_types": None, **change}
-    with pytest.raises(CheckpointError, match=r"transformers' class of 'gpt_oss' takes, to know its layer_types"):
+    with pytest.raises(CheckpointError, match=r"reads, for it lacks layer_types"):
         with_derived_lists(replace(checkpoint, config=config))
 
 
@@ -254,6 +259,28 @@ def test_flops_by_arithmetic_are_those_that_torch_counts(name: str, form: str, t
     counted = count(plan, Workload(None, WINDOW - 2, 2))
     expected = decoder_flops(plan, directory, counted, 2)
     assert (counted.work.prefill_flops, counted.work.decode_flops) == expected
+
+
+DOUBLED = {
+    "another spelling in one block": (
+        "glm4_moe", "model.layers.{}.mlp.shared_experts.up_proj.weight",
+        "model.layers.{}.mlp.shared_expert.up_proj.weight",
+    ),
+    "experts in a slab and by themselves": (
+        "gpt_oss", "model.layers.{}.mlp.experts.down_proj", "model.layers.{}.mlp.experts.3.down_proj.weight"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", DOUBLED)
+def test_tensors_that_another_one_hides_stop_graphs(what: str, tmp_path: Path) -> None:
+    name, one, other = (text.format(2) for text in DOUBLED[what])
+    shared: dict[str, Any] = {"n_shared_experts": 1} if name == "glm4_moe" else {}
+    checkpoint = read_checkpoint(write_decoder(name, tmp_path, **shared))
+    changed = replace(checkpoint, tensors={**checkpoint.tensors, other: checkpoint.tensors[one]._replace(name=other)})
+    assert why_no_graphs(checkpoint) is None
+    hidden = re.sub(r"(?<=experts\.)3", "{e}", other.replace(".2.", ".{i}.", 1))
+    assert f"nothing reads {hidden}" in str(why_no_graphs(changed))
 
 
 def test_a_tensor_around_the_blocks_that_nothing_reads_stops_graphs(tmp_path: Path) -> None:

@@ -139,6 +139,17 @@ class TestServer:
         ):  # fmt: skip
             assert names(fetch(reference, tmp_path / f"out-{number}")) == names(directory)
 
+    @pytest.mark.parametrize("place", ["file://{}", "{}"])
+    def test_a_server_names_no_folder_here(
+        self, there: MLflow, client: "MlflowClient", variant: Path, tmp_path: Path, place: str
+    ) -> None:
+        """mlflow would write there, and confirm what nobody else can read."""
+        folder = tmp_path / "mine"
+        client.create_experiment(there.name, artifact_location=place.format(folder))
+        with pytest.raises(PublishError, match=r"the server must keep the files"):
+            push(there, read_content(variant))
+        assert not folder.exists()
+
     def test_a_signature_travels_and_may_come_later(self, there: MLflow, variant: Path, tmp_path: Path) -> None:
         signed = shutil.copytree(variant, tmp_path / "signed")
         push(there, read_content(signed))

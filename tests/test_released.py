@@ -132,5 +132,5 @@ def test_widths_of_experts_are_lists_where_they_are_as_long() -> None:
 def test_a_config_that_lacks_its_lists_and_is_none_of_transformers_is_named(tmp_path: Path) -> None:
     config = release("qwen2_moe").plain | {"rms_norm_eps": 1e-6, "use_sliding_window": "no"}
     source = read_checkpoint(write_release(tmp_path / "source", json.loads(json.dumps(config))))
-    with pytest.raises(CheckpointError, match="to know its layer_types"):
+    with pytest.raises(CheckpointError, match="lacks layer_types"):
         make_plan(source, Knobs(None, (0, 1)))

@@ -165,6 +165,10 @@ class Checkpoint:
         """What the decoder's graph computes besides; raises CheckpointError where none can."""
         return decoder_graph(self.architecture.graph, self.architecture.text_of(self.config), self.settings)
 
+    def spelling(self, role: str) -> str:
+        """How this checkpoint spells a role's names, with {i}, {e} and {j}: one way for all blocks."""
+        return self._spelling[role]
+
     def name(self, role: str, i: int = 0, e: int = 0, j: int = 0) -> str:
         """The tensor name of a role such as `expert.gate` (block i, expert e; j counts vision blocks)."""
         return self._spelling[role].format(i=i, e=e, j=j)

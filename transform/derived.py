@@ -24,13 +24,10 @@ def with_derived_lists(checkpoint: Checkpoint) -> Checkpoint:
     try:
         config = CONFIG_MAPPING[family.model_type].from_dict(with_floats(plain))
         known = config.get_text_config(decoder=True).to_dict()
-    except MemoryError:
-        raise
-    except Exception as error:  # each of transformers' classes has its own
-        said = " ".join(str(error).split())[:200]
+    except Exception as error:  # whatever a config's class may raise
         raise CheckpointError(
-            f"config.json must be one that transformers' class of {family.model_type!r} takes, to know its "
-            f"{', '.join(lacking)}: {said}. Restore the original config.json."
+            f"config.json must be one that transformers reads, for it lacks {', '.join(lacking)}, which follow from "
+            f"it: {' '.join(str(error).split())[:200]}. Restore the original config.json, or correct that value."
         ) from error
     lists = {key: list(known[key]) for key in lacking if isinstance(known.get(key), list | tuple)}
     return replace(checkpoint, config=family.with_text(checkpoint.config, dict(text) | lists))

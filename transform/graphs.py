@@ -7,7 +7,9 @@ from transform.architectures.graph_keys import unfit, unread_keys
 from transform.architectures.windows import KINDS, unsaid_windows
 from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError
+from transform.experts import PARTS, in_slabs
 
+_SINGLE = tuple(f"expert.{part}" for part in PARTS)
 _EXPERT = re.compile(r"(?<=experts\.)[0-9]+(?=\.)")
 
 NONE_YET = "no graphs for this family yet"
@@ -33,10 +35,32 @@ def why_no_graphs(checkpoint: Checkpoint) -> str | None:
     layers, derived = checkpoint.settings.layers, KINDS in family.derived
     if reason := unfit(family.graph, config) or unsaid_windows(config, layers, family.window, family.switch, derived):
         return f"{NONE_FOR_IT}: {reason}"
+    if reason := unfit_shapes(checkpoint):
+        return f"{NONE_FOR_IT}: {reason}"
     try:
         _ = checkpoint.graph
     except CheckpointError as error:
         return f"{NONE_FOR_IT}: {error}"
+    return None
+
+
+def unfit_shapes(checkpoint: Checkpoint) -> str | None:
+    """The first tensor whose shape isn't the one that the config's numbers give it, of a decoder with tensors."""
+    settings = checkpoint.settings
+    d, q, kv = settings.hidden, settings.heads * settings.head_dim, settings.kv_heads * settings.head_dim
+    around = {"embedding": (settings.vocab, d), "head": (settings.vocab, d), "norm": (d,)}
+    inside = {
+        "attention.q": (q, d), "attention.k": (kv, d), "attention.v": (kv, d), "attention.out": (d, q),
+        "attention.norm": (d,), "mlp.norm": (d,),
+    }  # fmt: skip
+    wanted = [(role, 0, shape) for role, shape in around.items()]
+    for i, experts in enumerate(settings.experts_of):
+        wanted += [(role, i, shape) for role, shape in inside.items()]
+        wanted += [("router", i, (experts, d))] if experts else []
+    for role, i, shape in wanted:
+        tensor = checkpoint.find(role, i)
+        if tensor is not None and tensor.shape != shape:
+            return f"{tensor.name} must have the shape {list(shape)} by config.json, it has {list(tensor.shape)}"
     return None
 
 
@@ -48,9 +72,11 @@ def quantised_by(checkpoint: Checkpoint) -> str | None:
 
 def unread_tensors(checkpoint: Checkpoint) -> list[str]:
     """Tensors of the decoder that no role reads, by their names with {i} for the block and {e} for experts; those of
-    its blocks first."""
-    family = checkpoint.architecture
-    known = {re.sub(r"\{[ie]\}", "#", name) for tensor in family.roles.values() for name in tensor.names}
+    its blocks first. One spelling of a role is read, and of experts their slabs where a block has both."""
+    family, layers = checkpoint.architecture, range(checkpoint.settings.layers)
+    known = {re.sub(r"\{[ie]\}", "#", checkpoint.spelling(role)) for role in family.roles}
+    single = {re.sub(r"\{[ie]\}", "#", checkpoint.spelling(role)) for role in family.roles if role in _SINGLE}
+    slabs = {i for i in layers if in_slabs(checkpoint, i)} if "expert.gate_up" in family.roles else set()
     found: dict[str, None] = {}
     around: dict[str, None] = {}
     for name in checkpoint.tensors:
@@ -61,6 +87,6 @@ def unread_tensors(checkpoint: Checkpoint) -> list[str]:
             around |= {} if name in known else {name: None}
             continue
         plain = f"{checkpoint.block_prefix}#.{_EXPERT.sub('#', part)}"
-        if plain not in known:
+        if plain not in known or (plain in single and block in slabs):
             found[plain.replace("#", "{i}", 1).replace("#", "{e}")] = None
     return [*found, *around]

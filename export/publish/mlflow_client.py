@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
@@ -82,6 +82,7 @@ class Registry:
 
     def sizes(self, run: str, folder: str = PLACE) -> dict[str, int]:
         """Path -> bytes of the files that a run holds."""
+        self._place(run)
         found: dict[str, int] = {}
         for file in self._client.list_artifacts(run, folder):
             if file.is_dir:
@@ -92,12 +93,13 @@ class Registry:
 
     def send(self, run: str, directory: Path, item: Item) -> None:
         """One file, streamed."""
+        self._place(run)
         folder, _, _ = f"{PLACE}/{item.path}".rpartition("/")
         self._client.log_artifact(run, str(directory / item.path), folder)
 
     def pieces(self, run: str, path: str) -> Iterator[bytes]:
         """A file's bytes as the server sends them; by way of a temporary file where it doesn't hold them itself."""
-        store = get_artifact_repository(self._client.get_run(run).info.artifact_uri, tracking_uri=self.url)
+        store = get_artifact_repository(self._place(run), tracking_uri=self.url)
         if isinstance(store, HttpArtifactRepository):
             address = f"/{quote(f'{PLACE}/{path}')}"
             with http_request(get_default_host_creds(store.artifact_uri), address, "GET", stream=True) as response:
@@ -111,9 +113,20 @@ class Registry:
         """A version of the model, which is made where there is none."""
         if self.model() is None:
             self._client.create_registered_model(self.name, {SOURCE: content.name})
-        uri = f"{self._client.get_run(run).info.artifact_uri}/{PLACE}"
+        uri = f"{self._place(run)}/{PLACE}"
         self._client.create_model_version(self.name, uri, run, tags_of(content), await_creation_for=60)
         self._client.update_run(run, "FINISHED")
+
+    def _place(self, run: str) -> str:
+        """Where a run's files are kept, as the server says; PublishError where the client would take that for a folder
+        of this machine, and read and write there what the server names."""
+        place = str(self._client.get_run(run).info.artifact_uri)
+        if urlsplit(place).scheme in ("", "file"):
+            raise PublishError(
+                f"{self.name} at {self.url}: the server must keep the files, it names a folder of whoever asks. Start "
+                "it with --serve-artifacts, or with a store that all can reach."
+            )
+        return place
 
     def discard(self, run: str) -> None:
         """A run whose files are damaged: the next push begins another one."""

@@ -21,6 +21,7 @@ ROPE_KEYS = (
 )  # fmt: skip
 _ZERO_IS_NONE = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim")  # the default counts instead
 MOST = 1e30  # of any number: float32 can hold it
+LEAST = 1e-30
 
 
 class Scores(StrEnum):
@@ -81,7 +82,7 @@ class GraphWords:
     add: float = 0.0  # to the sum of the kept weights, before they are divided by it
     least: str | None = None  # of that sum
     rotary: Turn = Turn.HALVES
-    partial: float = 1.0  # of a head's width, where the config doesn't say
+    partial: float | None = None  # of a head's width, where the config doesn't say; None: whole heads are turned
     rope: Mapping[str, object] = field(default_factory=dict)  # rotary parameters, where the config has none
     multipliers: Multipliers = field(default_factory=Multipliers)
     activation: Activation = Activation.SILU
@@ -198,7 +199,13 @@ def read_rope(words: GraphWords, config: Mapping[str, object], settings: Setting
         raise CheckpointError(f"rotary positions must be {', '.join(Scaling)}, got {shown(kind)}")
     if older and isinstance(newer, Mapping) and newer.get("rope_theta") != found.get("rope_theta"):
         raise CheckpointError("rope_theta must stand in rope_scaling, which counts; rope_parameters has another one")
-    part = found.get("partial_rotary_factor", config.get("partial_rotary_factor", words.partial))
+    part = found.get(
+        "partial_rotary_factor", config.get("partial_rotary_factor", 1.0 if words.partial is None else words.partial)
+    )
+    if words.partial is None and part != 1:
+        raise CheckpointError(
+            f"partial_rotary_factor must be 1, transformers turns whole heads here: got {shown(part)}"
+        )
     width = int(settings.head_dim * _float("partial_rotary_factor", part))
     if width < 2 or width % 2 or width > settings.head_dim:
         raise CheckpointError(f"an even part of a head's {settings.head_dim} numbers must be turned, got {width}")
@@ -222,7 +229,7 @@ def read_rope(words: GraphWords, config: Mapping[str, object], settings: Setting
     if scaling is Scaling.YARN and original > 0:  # as DeepSeek's configs leave it out
         parameters.setdefault("factor", settings.max_positions / original)
     for key, value in parameters.items():
-        if value < 0 or (value == 0 and key not in _ZERO_IS_NONE):
+        if value < LEAST and (value or key not in _ZERO_IS_NONE):
             raise CheckpointError(f"{key} of rotary positions must be above 0, got {value:g}")
     if scaling is Scaling.LLAMA3 and parameters["high_freq_factor"] <= parameters["low_freq_factor"]:
         raise CheckpointError("high_freq_factor of rotary positions must be above low_freq_factor")
