@@ -302,6 +302,8 @@ def test_graphs_that_are_no_decoders(own: dict[str, Path], tmp_path: Path) -> No
         derive(tmp_path / "text.onnx", 2)
     with pytest.raises(CheckpointError, match="no such file"):
         derive(tmp_path / "absent.onnx", 2)
+    with pytest.raises(CheckpointError, match=r"is a directory\. Give the .onnx file"):
+        derive(tmp_path, 2)
 
 
 def test_a_stream_that_is_not_residual_is_refused(tmp_path: Path) -> None:

@@ -93,6 +93,8 @@ def load_graph(path: Path) -> Any:
     """An ONNX model without its weights."""
     import onnx
 
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a directory. Give the .onnx file of a decoder in it, as {path}/text.onnx.")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file. Give the .onnx file of a decoder.")
     try:
