@@ -26,7 +26,6 @@ SCALINGS: dict[str, dict[str, Any]] = {
     "yarn, other betas": YARN | {"beta_fast": 16.0, "beta_slow": 2.0},
     "yarn, mscale": YARN | {"mscale": 0.8, "mscale_all_dim": 0.5},
     "yarn, attention_factor": YARN | {"attention_factor": 1.25},
-    "yarn of part of the width": YARN | {"partial_rotary_factor": 0.5},
     "yarn, one step": YARN | {"original_max_position_embeddings": 8, "truncate": False},
 }  # fmt: skip
 
@@ -55,6 +54,23 @@ def test_half_of_a_head_is_turned_where_a_config_leaves_it_out() -> None:
     np.testing.assert_array_equal(found, theirs.numpy())
 
 
+def test_part_of_the_width_is_scaled_where_the_class_turns_a_part() -> None:
+    parameters = YARN | {"partial_rotary_factor": 0.5}
+    config = Glm4MoeConfig(head_dim=64, rope_parameters=dict(parameters))
+    theirs, factor = ROPE_INIT_FUNCTIONS["yarn"](config, None)
+    found, by = ours("glm4_moe", config)
+    np.testing.assert_allclose(found, theirs.numpy(), rtol=2e-7)
+    assert by == pytest.approx(factor, rel=1e-12)
+
+
+def test_a_part_of_a_head_is_even() -> None:
+    raw = Glm4MoeConfig(head_dim=20).to_dict()
+    raw["rope_parameters"] = {"rope_type": "default", "partial_rotary_factor": 0.15}
+    family = architecture_named("glm4_moe")
+    with pytest.raises(CheckpointError, match="an even part of a head's 20 numbers"):
+        decoder_graph(family.graph, raw, family.settings(raw))
+
+
 @pytest.mark.parametrize(
     ("parameters", "reason"),
     [
@@ -62,8 +78,8 @@ def test_half_of_a_head_is_turned_where_a_config_leaves_it_out() -> None:
         ({"rope_type": "dynamic", "factor": 2.0}, "rotary positions must be default, linear, llama3, yarn"),
         ({"rope_type": "linear"}, "linear rotary positions need factor"),
         ({"full_attention": {"rope_type": "default"}}, "must have one set of parameters"),
-        ({"rope_type": "yarn", "factor": "2"}, "factor must be a number"),
-        ({"rope_type": "default", "partial_rotary_factor": 0.15}, "an even part of a head's 20 numbers"),
+        ({"rope_type": "yarn", "factor": "2"}, "factor must be a finite number"),
+        ({"rope_type": "default", "partial_rotary_factor": 0.5}, "transformers turns whole heads here"),
     ],
 )
 def test_what_no_graph_turns_is_refused(parameters: dict[str, Any], reason: str) -> None:
