@@ -117,9 +117,10 @@ def _signed(folder: Path, variant: Path) -> tuple[Target, ...]:
     subprocess.run(["openssl", "ec", "-in", private, "-pubout", "-out", public], check=True, capture_output=True)
     place = Path(shutil.copytree(variant, folder / "signed"))
     signature = sign(place, private)
+    other = Path(shutil.copytree(place, folder / "signed otherwise")) / signature.name
     return (
         Target("signature", (signature.read_bytes(),), in_json,
-               lambda data: check_signature(put(signature, data).parent, public)),
+               lambda data: check_signature(put(other, data).parent, public)),
         Target("public key", (public.read_bytes(),), in_bytes,
                lambda data: check_signature(place, put(folder / "key.pem", data))),
     )  # fmt: skip
