@@ -183,6 +183,13 @@ def test_a_signature_travels_and_may_come_later(copy: Path, tmp_path: Path) -> N
     assert [item.path for item in read_content(copy).items[-3:]] == ["SHA256SUMS", "model.sig", "manifest.json"]
 
 
+def test_a_pull_names_its_own_words_for_a_place_that_is_taken(two: tuple[Path, Path], tmp_path: Path) -> None:
+    pushed = knobcast("push", two[0], f"dir:{tmp_path}/shelf", "--json")
+    done = knobcast("pull", json.loads(pushed.out)["reference"], two[1])
+    assert done.code == 1
+    assert "pass --force to replace it or choose another OUT." in " ".join(done.err.split())
+
+
 def test_links_of_killed_runs_are_swept(two: tuple[Path, Path], tmp_path: Path) -> None:
     shelf = tmp_path / "shelf"
     shelf.mkdir()

@@ -218,7 +218,7 @@ class TestServer:
         self, there: MLflow, proxy: FaultyProxy, client: "MlflowClient", variant: Path, other: Path,
         monkeypatch: pytest.MonkeyPatch, fault: Fault,
     ) -> None:  # fmt: skip
-        monkeypatch.setattr("export.publish.mlflow_client.PATIENCE", (0.0,))
+        monkeypatch.setattr("export.publish.patience.PATIENCE", (0.0,))
         push(there, read_content(other), "edge")
         proxy.faults.append(Fault(fault.at, fault.kind, fault.status, fault.times, fault.spare))
         content = read_content(variant)
@@ -245,7 +245,7 @@ class TestServer:
     def test_a_pull_that_is_cut_leaves_nothing(
         self, there: MLflow, proxy: FaultyProxy, variant: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("export.publish.mlflow_client.PATIENCE", (0.0,))
+        monkeypatch.setattr("export.publish.patience.PATIENCE", (0.0,))
         push(there, read_content(variant))
         proxy.faults.append(Fault("GET .*model.safetensors", "truncate", times=2))
         with pytest.raises(PublishError):

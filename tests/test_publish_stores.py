@@ -150,6 +150,22 @@ def test_what_the_store_holds_is_read_back(
     assert names(out) == names(contents[1].directory)
 
 
+def test_what_went_away_behind_the_plan_is_named(
+    contents: tuple[Content, Content], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    monkeypatch.setattr(MemoryFileSystem, "store", {})
+    content, target = contents[0], "memory://store/models"
+    publisher = open_target(target)
+    push(publisher, content)
+    transfer = publisher.plan(content)
+    MemoryFileSystem().rm(f"/store/models/{content.version}/config.json")
+    receipt = publisher.push(transfer, lambda _: None)
+    with pytest.raises(PublishError, match=r"config\.json"):
+        publisher.confirm(receipt, content)
+
+
 def test_an_alias_stays_with_its_model(store: str, contents: tuple[Content, Content], tmp_path: Path) -> None:
     push(open_target(store), contents[0], "edge")
     publisher: Any = open_target(store)

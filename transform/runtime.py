@@ -155,7 +155,7 @@ class _Applied:
             if period in periods:
                 for key, value in kept_period(periods, period, offset, kept).items():
                     self._set(config, key, value)
-        new = {old: at for at, old in enumerate(i for i, active in enumerate(mask) if active)}
+        new = {old: at for at, old in enumerate(kept)}
         for key in NUMBERED:
             values = getattr(config, key, None)
             if isinstance(values, list | tuple) and all(type(v) is int for v in values):

@@ -19,6 +19,7 @@ from transform.disk import full_disk, size_of
 from transform.errors import WriteError
 from transform.ownership import MANIFEST, foreign_files, is_ours, read_manifest, traces
 
+OUT = "--out"  # the option that names a target
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOTSUP)  # of shares and FUSE: they order directories by themselves
 
@@ -28,26 +29,27 @@ def kind_of(directory: Path) -> str:
     return "layout" if "layout" in read_manifest(directory) else "variant"
 
 
-def check_target(target: Path, force: bool, kind: str = "variant") -> None:
-    """Refuse a target that exists, or that --force must not replace by one of `kind`; touches nothing."""
+def check_target(target: Path, force: bool, kind: str = "variant", called: str = OUT) -> None:
+    """Refuse a target that exists, or that --force must not replace by one of `kind`; touches nothing. `called`: what
+    users name it by."""
     if not os.path.lexists(target):
         return
     if target.is_symlink() or not target.is_dir():
-        raise WriteError(f"{target} exists and is not a directory; choose another --out.")
+        raise WriteError(f"{target} exists and is not a directory; choose another {called}.")
     if _is_mounted(target):
         raise WriteError(
             f"a target takes its name in one step, and {target} is a mount point, whose name is taken. "
-            f"Give a new name below it, such as --out {target / kind}."
+            f"Give a new name below it, such as {called} {target / kind}."
         )
     if not any(target.iterdir()):
         return
     if not force:
-        raise WriteError(f"{target} exists; pass --force to replace it or choose another --out.")
-    _check_replaceable(target, kind)
+        raise WriteError(f"{target} exists; pass --force to replace it or choose another {called}.")
+    _check_replaceable(target, kind, called)
 
 
-def _check_replaceable(target: Path, kind: str) -> None:
-    away = "Choose another --out, or remove the directory yourself."
+def _check_replaceable(target: Path, kind: str, called: str) -> None:
+    away = f"Choose another {called}, or remove the directory yourself."
     if not (target / MANIFEST).is_file():
         raise WriteError(
             f"--force replaces only a directory that holds a {MANIFEST}, as variants do; {target} has none. {away}"
@@ -66,7 +68,7 @@ def _check_replaceable(target: Path, kind: str) -> None:
         more = f" and {len(foreign) - 5:,} more" if len(foreign) > 5 else ""
         raise WriteError(
             f"--force replaces only the {kind}'s own files; {target} also holds {', '.join(foreign[:5])}{more}. "
-            "Move them elsewhere, or choose another --out."
+            f"Move them elsewhere, or choose another {called}."
         )
 
 
@@ -85,13 +87,16 @@ def _is_mounted(path: Path) -> bool:
 
 
 @contextmanager
-def staged(target: Path, force: bool, kind: str = "variant") -> Iterator[Path]:
-    """A fresh directory beside `target` that becomes `target` when the block ends without an error."""
+def staged(target: Path, force: bool, kind: str = "variant", called: str = OUT) -> Iterator[Path]:
+    """A fresh directory beside `target` that becomes `target` when the block ends without an error.
+
+    `called`: what users name the target by.
+    """
     parent = target.parent
     if os.path.lexists(parent) and not parent.is_dir():
-        raise WriteError(f"{parent} is not a directory; choose another --out.")
+        raise WriteError(f"{parent} is not a directory; choose another {called}.")
     _put_back(target)
-    check_target(target, force, kind)
+    check_target(target, force, kind, called)
     try:
         parent.mkdir(parents=True, exist_ok=True)
         _sweep(target)
@@ -99,30 +104,32 @@ def staged(target: Path, force: bool, kind: str = "variant") -> Iterator[Path]:
         stage.mkdir()
     except OSError as error:
         below = target.is_dir() and os.access(target, os.W_OK)
-        out = f"Give a new name below {target}" if below else "Choose another --out"
+        out = f"Give a new name below {target}" if below else f"Choose another {called}"
         raise WriteError(f"{parent}: cannot be written to ({error.strerror}). {out}.") from error
     try:
         yield stage
         sync_tree(stage)
-        check_target(target, force, kind)
-        _publish(stage, target, force)
+        check_target(target, force, kind, called)
+        _publish(stage, target, force, called)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise full_disk(parent, size_of(stage), "of it were written") from error
+            raise full_disk(
+                parent, size_of(stage), "of it were written", f"Free space or choose another {called}."
+            ) from error
         raise WriteError(f"{target}: {error.strerror or error}; nothing was written.") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
     sync_names(parent)
 
 
-def _publish(stage: Path, target: Path, force: bool) -> None:
+def _publish(stage: Path, target: Path, force: bool, called: str) -> None:
     try:
         stage.rename(target)  # also over an empty directory
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
         if not force:
-            raise WriteError(f"{target} appeared meanwhile; nothing was written. Choose another --out.") from error
+            raise WriteError(f"{target} appeared meanwhile; nothing was written. Choose another {called}.") from error
         _keep_traces(_exchange(stage, target), target)
 
 

@@ -21,6 +21,7 @@ from transform.errors import CheckpointError, WriteError
 from transform.progress import Progress
 from transform.safetensors_header import ITEM_BYTES, read_header
 from transform.side_files import copy_side_files
+from transform.stage import OUT
 from transform.weight_files import INDEX, SINGLE
 
 if TYPE_CHECKING:
@@ -131,13 +132,13 @@ def _check_space(shards: Sequence[Shard], directory: Path) -> None:
     insist_on_space(sum(map(written_bytes, moving)), directory)
 
 
-def insist_on_space(needed: int, directory: Path) -> None:
+def insist_on_space(needed: int, directory: Path, called: str = OUT) -> None:
     """Raise WriteError where `directory` has no room for so many bytes."""
     free = shutil.disk_usage(directory).free
     if needed > free:
         raise WriteError(
             f"{directory.parent}: the variant's weights take {needed:,} bytes, {free:,} are free; nothing was written. "
-            "Free space or choose another --out."
+            f"Free space or choose another {called}."
         )
 
 

@@ -30,7 +30,7 @@ def pull(
     from export.publish.targets import open_target
     from transform.stage import check_target
 
-    check_target(out, force)
+    check_target(out, force, called="OUT")
     publisher = open_target(reference)
     with progress_bars(remarks, None) as (say, progress):
         record = pull_version(publisher, reference, out, force=force, say=say, tick=progress)

@@ -75,7 +75,7 @@ class Directory:
             sync_names(version)
             tick(len(signature))
         elif transfer.moving:
-            with staged(version, force=False) as stage:
+            with staged(version, force=False, called="folder") as stage:
                 for item in content.items:
                     _copy(content.directory / item.path, stage / item.path, tick)
                     _check(stage, item)

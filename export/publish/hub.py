@@ -162,13 +162,7 @@ class Hub:
                 )
             return
         with scratch("hub") as place:
-            receive(
-                pieces_of(client.download(MANIFEST, commit), lambda _: None),
-                place / MANIFEST,
-                None,
-                SMALL,
-                lambda _: None,
-            )
+            _receive(client.download(MANIFEST, commit), place / MANIFEST, None, SMALL, _unseen)
             source = read_json(place / MANIFEST).get("source")
         check_owner(branch, str(source.get("name")) if isinstance(source, dict) else None, content)
 

@@ -7,11 +7,11 @@ huggingface.co, HF_HUB_DISABLE_XET=1 one without Xet storage. Imported where hug
 import io
 import logging
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
 
@@ -21,15 +21,16 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
 from huggingface_hub.utils import _http, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
+from export.publish import patience
 from export.publish.content import Item
 from export.publish.hub_errors import HTTP, told
 from export.publish.publisher import Transfer
 from transform.progress import Progress
+from transform.strict_json import Record
 
 if TYPE_CHECKING:
     import httpx2  # of the newer versions of huggingface_hub; the older ones have httpx
 
-PATIENCE = (1.0, 2.0, 4.0)  # seconds between tries of what the client itself doesn't repeat
 _LIMIT = 120.0  # seconds without a byte; the client's own limit is none
 _PASSING = (408, 429, 500, 502, 503, 504)
 _BATCH = 256
@@ -128,11 +129,13 @@ class HubClient:
         infos = [UploadInfo(item.size, b"", bytes.fromhex(item.sha256)) for item in items if item.size]
         found: set[str] = set()
         for start in range(0, len(infos), _BATCH):
-            known, _, _ = post_lfs_batch_info(
-                infos[start : start + _BATCH], None, "model", self.repository, endpoint=self._api.endpoint
-            )
+            some = infos[start : start + _BATCH]
+            known, _, _ = patiently(partial(self._batch, some))
             found |= {str(blob["oid"]) for blob in known if blob.get("actions") is None}
         return found
+
+    def _batch(self, infos: list[UploadInfo]) -> tuple[list[Record], list[Record], str | None]:
+        return post_lfs_batch_info(infos, None, "model", self.repository, endpoint=self._api.endpoint)
 
     def send(
         self, transfer: Transfer, items: Iterable[Item], remove: Iterable[str], parent: str, tick: Progress
@@ -140,8 +143,8 @@ class HubClient:
         """One commit on the version's branch, if its head is `parent`; what the storage has already isn't sent."""
         content, added = transfer.content, list[_Counted]()
         for item in items:
-            told = (lambda _: None) if item.path in transfer.present else tick
-            added.append(_Counted(item.path, content.directory / item.path).watch(told, item.sha256))
+            told_bytes = (lambda _: None) if item.path in transfer.present else tick
+            added.append(_Counted(item.path, content.directory / item.path).watch(told_bytes, item.sha256))
         operations = [*added, *map(CommitOperationDelete, remove)]
         made = self._commit(operations, content.version, parent, f"Add {content.version}")
         for file in added:
@@ -183,15 +186,9 @@ class HubClient:
 
 def patiently(call: Callable[[], _Result]) -> _Result:
     """Repeat a call that may be repeated while the Hub is busy, failing, or cuts the connection."""
-    for wait in (*PATIENCE, None):
-        try:
-            return call()
-        except HTTP as error:
-            passing = error.response.status_code in _PASSING if isinstance(error, HfHubHTTPError) else True
-            if not passing or wait is None:
-                raise
-            time.sleep(wait)
-    raise AssertionError("the last try returns or raises")
+    return patience.patiently(
+        call, HTTP, lambda error: not isinstance(error, HfHubHTTPError) or error.response.status_code in _PASSING
+    )
 
 
 @contextmanager

@@ -162,7 +162,7 @@ class MLflow:
                 patiently(once)
 
             sizes = registry.sizes(run)
-            insist_on_space(sum(sizes.values()), into)
+            insist_on_space(sum(sizes.values()), into, "OUT")
             for name in (SUMS, MANIFEST, *({SIGNATURE} & sizes.keys())):
                 bring(name, None, SMALL)
             for path, sha256 in listed_in(into).items():

@@ -5,7 +5,6 @@ credentials file. Imported where mlflow is installed alone, by `mlflow.py`, whic
 """
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import augmented_raise_for_status, http_request
 from requests.exceptions import RequestException
 
+from export.publish import patience
 from export.publish.content import Content, Item
 from export.publish.publisher import PIECE, pieces_of, scrubbed
 from transform.errors import PublishError
@@ -29,7 +29,6 @@ from transform.scratch import scratch
 TAG = "knobcast."
 DIGEST, SOURCE, VERSION = f"{TAG}digest", f"{TAG}source", f"{TAG}version"
 PLACE = "variant"  # the folder of a run that holds the files
-PATIENCE = (1.0, 2.0, 4.0)  # seconds between tries of a download that was cut
 _TAG_LIMIT = 5000  # characters of a value
 _NUMBERS = ("accuracy", "accuracy_drop", "bytes", "parameters", "active_parameters")
 _NAMES = ("latency_ms.",)
@@ -145,14 +144,7 @@ def tags_of(content: Content) -> dict[str, str]:
 
 def patiently(call: Callable[[], _Result]) -> _Result:
     """Repeat a download that was cut; what isn't answered at all mlflow repeats itself."""
-    for wait in (*PATIENCE, None):
-        try:
-            return call()
-        except RequestException as error:
-            if error.response is not None or wait is None:
-                raise
-            time.sleep(wait)
-    raise AssertionError("the last try returns or raises")
+    return patience.patiently(call, RequestException, lambda error: error.response is None)
 
 
 def _found(call: Callable[[], _Result]) -> _Result | None:

@@ -123,7 +123,7 @@ class ObjectStore:
                 target = self._at(content.version, item.path)
                 if item.path not in transfer.present:
                     self._send(content.directory / item.path, target, item, tick)
-                elif sizes.get(item.path) != item.size or not self._holds(content, item):
+                elif item.sha256 in copies and (sizes.get(item.path) != item.size or not self._holds(content, item)):
                     self._copy(copies[item.sha256], target)
         return Receipt(f"{self.url}/{content.version}", content.digest)
 
@@ -151,7 +151,7 @@ class ObjectStore:
         with self._asking():
             version = self._version()
             sizes = self._sizes(version)
-            insist_on_space(sum(sizes.values()), into)
+            insist_on_space(sum(sizes.values()), into, "OUT")
             for name in (SUMS, MANIFEST, *({SIGNATURE} & sizes.keys())):
                 receive(self._pieces(f"{version}/{name}"), into / name, None, SMALL, tick)
             for path, sha256 in listed_in(into).items():

@@ -134,7 +134,7 @@ class Oci:
         if found is None:
             raise PublishError(f"{self.target} has no {self._named}.{self._offered()}")
         layers = list(_layers(found[1], reference))
-        insist_on_space(sum(layer.size for layer in layers), into)
+        insist_on_space(sum(layer.size for layer in layers), into, "OUT")
         for layer in layers:
             pieces = self._repository.blob(_digest(layer), layer.size)
             receive(pieces, into / layer.path, layer.sha256, layer.size, tick)

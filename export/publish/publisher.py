@@ -116,7 +116,7 @@ def publish(publisher: Publisher, transfer: Transfer, say: Say, tick: Progress) 
 
 def pull(publisher: Publisher, reference: str, out: Path, *, force: bool, say: Say, tick: Progress) -> Record:
     """Fetch a version beside `out`, check it as `verify --level files` does and rename it: whole or not at all."""
-    with staged(out, force) as stage:
+    with staged(out, force, called="OUT") as stage:
         say("pull")
         publisher.fetch(reference, stage, tick)
         if not (stage / MANIFEST).is_file():
@@ -199,7 +199,9 @@ def _room_for(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise full_disk(path.parent, size_of(path.parent), "of it were written") from error
+        raise full_disk(
+            path.parent, size_of(path.parent), "of it were written", "Free space or choose another OUT."
+        ) from error
 
 
 def digest_of(pieces: Iterable[bytes], size: int) -> str:

@@ -74,6 +74,12 @@ def _text(**given: Any) -> dict[str, Any]:
     return {**SIZES, **given}
 
 
+GEMMA4_TOWER: dict[str, Any] = {
+    "vision_config": {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2,
+                      "num_key_value_heads": 2, "head_dim": 16, "patch_size": 4, "position_embedding_size": 64},
+    "audio_config": None, "image_token_id": 200, "video_token_id": 201, "boi_token_id": 202, "eoi_token_id": 203,
+    "boa_token_id": 204, "eoa_token_index": 205, "audio_token_id": 206,
+}  # fmt: skip
 ZOO: Mapping[str, Animal] = {
     "flex_olmo": Animal("FlexOlmoForCausalLM", _text(**THIN, **NAMED)),
     "mixtral": Animal("MixtralForCausalLM", _text(**THIN, **LOCAL, **HEADS, sliding_window=9)),
@@ -273,10 +279,7 @@ ZOO: Mapping[str, Animal] = {
                               layer_types=["sliding_attention", "full_attention", "sliding_attention",
                                            "full_attention", "sliding_attention", "full_attention"])
          | TIED,
-         "vision_config": {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2,
-                           "num_key_value_heads": 2, "head_dim": 16, "patch_size": 4, "position_embedding_size": 64},
-         "audio_config": None, "image_token_id": 200, "video_token_id": 201, "boi_token_id": 202, "eoi_token_id": 203,
-         "boa_token_id": 204, "eoa_token_index": 205, "audio_token_id": 206},
+         **GEMMA4_TOWER},
         boundary=1,
     ),
     "gemma4-shared": Animal(
@@ -287,10 +290,7 @@ ZOO: Mapping[str, Animal] = {
                               layer_types=["sliding_attention", "full_attention", "sliding_attention",
                                            "full_attention", "sliding_attention", "full_attention"])
          | TIED,
-         "vision_config": {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2,
-                           "num_key_value_heads": 2, "head_dim": 16, "patch_size": 4, "position_embedding_size": 64},
-         "audio_config": None, "image_token_id": 200, "video_token_id": 201, "boi_token_id": 202, "eoi_token_id": 203,
-         "boa_token_id": 204, "eoa_token_index": 205, "audio_token_id": 206},
+         **GEMMA4_TOWER},
         boundary=1, never=("first", "middle", "last two", "boundary")),
     "jamba": Animal(
         "JambaForCausalLM",

@@ -157,13 +157,9 @@ def select_blocks(
             f"blocks can't be dropped where one tensor holds inputs of all of them, as {ONE_TABLE} {text[ONE_TABLE]} "
             "says. Keep all blocks, and set k alone."
         )
-    for key in PER_BLOCK:
+    for key in (*PER_BLOCK, *IF_AS_LONG):
         values = text.get(key)
-        if isinstance(values, list):
-            found[key] = [values[i] for i in keep_blocks]
-    for key in IF_AS_LONG:
-        values = text.get(key)
-        if isinstance(values, list) and len(values) == layers:
+        if isinstance(values, list) and (key not in IF_AS_LONG or len(values) == layers):
             found[key] = [values[i] for i in keep_blocks]
     letters = text.get(LETTERS)
     if isinstance(letters, str):
