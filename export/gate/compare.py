@@ -10,7 +10,7 @@ from export.gate.probe import MIN_MARGIN, SEEDS, MarginWatch, TextProbe, prompt_
 from export.gate.tolerance import LEAST_SCALE, scale_of
 from export.run.bound import Bound
 from export.run.graphs import Graphs
-from transform.architectures import Choice
+from transform.architectures import TopK
 from transform.checkpoint import Checkpoint
 from transform.errors import VerificationError
 from transform.graphs import why_no_graphs
@@ -102,7 +102,7 @@ def other_k(model: "PreTrainedModel", target: Checkpoint, probe: TextProbe) -> O
     """The comparison can tell one k from another: changing it must change the result."""
     k = [value for value in target.settings.top_k if value]
     other = [value - 1 if value > 1 else value + 1 for value in k]
-    fixed = target.architecture.k is Choice.FIXED
+    fixed = target.architecture.k is TopK.FIXED
     if fixed or not other or max(other) > target.settings.experts:
         return {"k": None, "difference": None}  # one expert, none, or a number built in
     with torch.no_grad():

@@ -22,7 +22,7 @@ class QkNorm(StrEnum):
     NONE = "none"
 
 
-class Choice(StrEnum):
+class TopK(StrEnum):
     """Whether k can be chosen, or is built into the model's code."""
 
     FREE = "free"
@@ -168,7 +168,7 @@ class Architecture:
     pinned: str | None = None  # key of a list: so many first blocks get something by their place, and stay
     last: Mapping[str, str] = field(default_factory=dict)  # list per block -> what the last block must have there
     routed: str = ROUTED  # list per block of which those have experts that are sparse or moe there
-    k: Choice = Choice.FREE
+    k: TopK = TopK.FREE
     singles: tuple[str, ...] = ()  # lists of the config that may be as long as there are blocks, and have none's values
     window: str | None = None  # key of a window that all blocks have where no list says which
     switch: str | None = None  # key that must be true for windows; false where it is absent
