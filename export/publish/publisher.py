@@ -12,6 +12,7 @@ optional are imported inside functions.
 
 import errno
 import hashlib
+import importlib.util
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from export.files.integrity import read_sums, sha256_file
 from export.publish.content import Content, Item, digest_in
 from transform.disk import full_disk, size_of
 from transform.errors import KnobcastError, PublishError, VerificationError
+from transform.extras import lacking
 from transform.ownership import MANIFEST, SUMS
 from transform.progress import Progress, Say
 from transform.regular_file import IrregularError, open_regular
@@ -133,6 +135,12 @@ def pull(publisher: Publisher, reference: str, out: Path, *, force: bool, say: S
         except VerificationError as error:
             raise VerificationError(f"{scrubbed(reference)} arrived, but isn't whole: {error}") from error
     return {"reference": scrubbed(reference), "out": str(out), "digest": digest, "verification": "passed", **checked}
+
+
+def insist_on(package: str) -> None:
+    """Refuse where a client isn't installed: said before files are read, which may take minutes."""
+    if importlib.util.find_spec(package) is None:
+        raise PublishError(lacking(package))
 
 
 def check_alias(alias: str) -> None:
