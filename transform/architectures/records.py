@@ -9,7 +9,7 @@ from typing import NamedTuple
 from transform.architectures.graph_facts import GraphWords
 from transform.architectures.settings import MOST, Settings, read_settings
 from transform.architectures.values import lookup, shown
-from transform.architectures.vocabulary import ROUTED, depth_of, sparse_blocks
+from transform.architectures.vocabulary import ROUTED, check_block_entries, depth_of, sparse_blocks
 from transform.errors import CheckpointError
 from transform.modality import IMAGE, TEXT, Modality
 
@@ -196,6 +196,7 @@ class Architecture:
     def settings(self, config: Mapping[str, object]) -> Settings:
         """Read the decoder's numbers from the config; a missing, mistyped or impossible one is an error."""
         text = self.text_of(config)
+        check_block_entries(text)
         layers = min(depth_of(text, self.depth_key), MOST["layers"])  # more are refused below, before a list is made
         sparse = sparse_blocks(text, layers, self.routed)
         return read_settings(text, self.model_type, self.keys, self.defaults, sparse, self.window, self.switch)
