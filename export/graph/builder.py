@@ -17,7 +17,7 @@ from export.graph.shapes import fused_shapes
 from transform.arrays import Array
 from transform.checkpoint import Pack, Tensor
 from transform.errors import CheckpointError
-from transform.forms import ACTIVATIONS, REFERENCE, ROUNDED, Form
+from transform.forms import ACTIVATIONS, ROUNDED, Form
 from transform.knobs import DTYPES
 
 # Of the ordinary operators, as early as runs as fast; IR 8 is what onnxruntime 1.14 reads besides.
@@ -44,7 +44,7 @@ class Graph:
     def __init__(
         self,
         name: str,
-        form: Form = REFERENCE,
+        form: Form,
         fixed: bool = False,
         opset: int = OPSET,
         activations: str = ACTIVATIONS[0],
