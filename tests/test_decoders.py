@@ -5,90 +5,34 @@ Prompts are longer than any window; PyTorch has the weights as the form stores t
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from export.derive import derive, load_graph
 from export.derive.check import check_derived
 from export.derive.surgery import operate
-from export.gate.probe import MIN_MARGIN, MOST_WINDOW, PROMPT, MarginWatch, prompt_length
+from export.gate.probe import MOST_WINDOW, PROMPT, prompt_length
 from export.gate.verify import verify_directory
 from export.graph.decoder import text_graph
 from export.graph.static import plan_static
 from export.variant import export_variant
-from tests.support.decoders import DECODERS, DENSE, EXPERTS, VOCABULARY, WINDOW, K, write_decoder
+from tests.support.compared import TOLERANCE, check, ids_and_masks, loaded
+from tests.support.decoders import DECODERS, DENSE, EXPERTS, K, write_decoder
 from tests.support.graphs import empty_cache, session, step
-from tests.support.models import torch_logits
 from tests.support.variants import write_variant
-from transform.architectures.graph_facts import DecoderGraph, Routing, Scaling, Turn
-from transform.arrays import Array
+from transform.architectures.graph_facts import DecoderGraph, Scaling, Turn
 from transform.checkpoint import Checkpoint
 from transform.errors import VerificationError
-from transform.forms import NAMES, form_named
+from transform.forms import NAMES, REFERENCE, form_named
 from transform.knobs import Knobs
-from transform.load import load_model
 from transform.plan import make_plan
 from transform.read import read_checkpoint
 from transform.runtime import moe_top_k
 from transform.top_k import set_top_k
-
-LENGTH = 4 * WINDOW + 3
-CUTS = (0, 9, 10, 15, LENGTH)  # an empty cache, one token, several, many
-TOLERANCE = 1e-5
-Masks = tuple[tuple[str, Array], ...]
-
-
-def ids_and_masks(seed: int = 0) -> tuple[Array, Masks]:
-    """[2, s] ids, and masks that pad a row on the left, on the right."""
-    ids = np.random.default_rng(seed).integers(3, VOCABULARY - 2, (2, LENGTH))
-    left, right = np.ones_like(ids), np.ones_like(ids)
-    left[0, :7] = right[1, -5:] = 0
-    return ids, (("left", left), ("right", right))
-
-
-def decidable(theirs: Any, routing: Routing) -> int:
-    """The first seed of ids whose every expert choice float32 can decide."""
-    for seed in range(20):
-        ids, masks = ids_and_masks(seed)
-        with MarginWatch(theirs, routing) as watch:
-            torch_logits(theirs, ids, np.ones_like(ids))
-            for _, mask in masks:
-                watch.mask = torch.from_numpy(mask)
-                torch_logits(theirs, ids, mask)
-        if watch.smallest >= MIN_MARGIN:
-            return seed
-    raise AssertionError("no seed has clear choices")
-
-
-def check(text: Any, theirs: Any, routing: Routing) -> None:
-    """A session against a model, in every way of calling."""
-    ids, masks = ids_and_masks(decidable(theirs, routing))
-    whole = torch_logits(theirs, ids, np.ones_like(ids))
-    room = TOLERANCE * max(1.0, float(np.abs(whole).max()))
-    logits, _ = step(text, {"input_ids": ids}, np.ones_like(ids), empty_cache(text, 2))
-    np.testing.assert_allclose(logits, whole, rtol=0, atol=room, err_msg="prefill")
-    cache = empty_cache(text, 2)
-    for start, stop in pairwise(CUTS):
-        logits, cache = step(text, {"input_ids": ids[:, start:stop]}, np.ones((2, stop), np.int64), cache)
-        np.testing.assert_allclose(logits, whole[:, start:stop], rtol=0, atol=room, err_msg=f"{start} to {stop}")
-    for side, mask in masks:
-        logits, _ = step(text, {"input_ids": np.where(mask == 1, ids, -1)}, mask, empty_cache(text, 2))
-        assert np.isfinite(logits).all()
-        expected = torch_logits(theirs, ids, mask)
-        np.testing.assert_allclose(logits[mask == 1], expected[mask == 1], rtol=0, atol=room, err_msg=side)
-
-
-def loaded(variant: Path, form: str) -> Any:
-    """The variant by transformers' own class, or with its codes as the values they stand for."""
-    if form.startswith("int"):
-        return load_model(variant)
-    return AutoModelForCausalLM.from_pretrained(variant, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 @pytest.mark.parametrize("form", ["cpu", "int4"])
@@ -122,7 +66,7 @@ def test_graphs_equal_transformers_at_every_k(name: str, form: str, stored: torc
 
 @pytest.mark.extra
 @pytest.mark.parametrize("form", NAMES)
-@pytest.mark.parametrize("name", ["qwen3_moe", "mixtral", "glm4_moe", "flex_olmo"])
+@pytest.mark.parametrize("name", ["qwen3_moe", "mixtral", "glm4_moe", "ernie4_5_moe", "flex_olmo"])
 def test_slabs_equal_a_tensor_per_expert(name: str, form: str, tmp_path: Path) -> None:
     """As transformers holds experts in memory: what is read is what is there."""
     write_decoder(name, tmp_path / "source", torch.bfloat16, save_original_format=False)
@@ -204,7 +148,7 @@ def test_each_fact_shows(what: str, tmp_path: Path) -> None:
     logits = []
     (tmp_path / "io.json").write_text('{"form": "cpu", "session_options": {}}')
     for seen in (checkpoint, change(checkpoint)):
-        text_graph(seen).write(tmp_path / "text.onnx")
+        text_graph(seen, REFERENCE).write(tmp_path / "text.onnx")
         text = session(tmp_path, "text.onnx")
         logits.append(step(text, {"input_ids": ids}, np.ones_like(ids), empty_cache(text, 2))[0])
     assert np.abs(logits[0] - logits[1]).max() > 100 * TOLERANCE * np.abs(logits[0]).max()

@@ -21,6 +21,7 @@ from tests.support.paths import FIXTURES, PROGRAMS, ROOT
 from tests.support.variants import write_variant
 from transform.arrays import Array
 from transform.depth import drop_blocks
+from transform.forms import REFERENCE
 from transform.read import read_checkpoint
 from transform.top_k import set_top_k
 
@@ -85,7 +86,7 @@ def test_a_familys_member_with_an_image(case: str, tmp_path: Path) -> None:
     """The overlay names another decoder over the same vision and embedding graphs."""
     family, knobs = write_variant(FIXTURES, tmp_path / "family"), CASES["variants"]["k2_keep013"]
     member = set_top_k(drop_blocks(read_checkpoint(family), knobs["keep_blocks"]), knobs["top_k"])
-    text_graph(member).write(family / "text-k2-b3.onnx")
+    text_graph(member, REFERENCE).write(family / "text-k2-b3.onnx")
     overlay = tmp_path / "overlay.json"
     changed = {"filename": "text-k2-b3.onnx", "num_hidden_layers": len(knobs["keep_blocks"])}
     overlay.write_text(json.dumps({"model": {"decoder": changed}}))
