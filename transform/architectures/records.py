@@ -9,7 +9,7 @@ from typing import NamedTuple
 from transform.architectures.graph_facts import GraphWords
 from transform.architectures.settings import MOST, Settings, read_settings
 from transform.architectures.values import lookup, shown
-from transform.architectures.vocabulary import ROUTED, check_block_entries, depth_of, sparse_blocks
+from transform.architectures.vocabulary import ROUTED, TOP_K, check_block_entries, depth_of, sparse_blocks
 from transform.errors import CheckpointError
 from transform.modality import IMAGE, TEXT, Modality
 
@@ -213,9 +213,9 @@ class Architecture:
         return dict(config) | {str(self.text): dict(text)}
 
     def top_k_keys(self, config: Mapping[str, object]) -> tuple[str, ...]:
-        """What this config calls k: all its spellings that are there, or the family's usual one."""
+        """What this config calls k: all spellings that are there, read by transformers or not; else the usual one."""
         text = self.text_of(config)
-        return tuple(key for key in self.keys["top_k"] if text.get(key) is not None) or (self.top_k_key,)
+        return tuple(key for key in TOP_K if text.get(key) is not None) or (self.top_k_key,)
 
 
 def beyond_the_model(family: Architecture, layers: int) -> Callable[[str], bool]:
