@@ -35,6 +35,7 @@ def compiled(folder: Path) -> Path:
 def restart_under(library: Path, arguments: list[str]) -> None:
     """This module's process again, with the library loaded first and one thread, so that it can fork."""
     quiet = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    quiet |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_DISABLE_TELEMETRY": "true"}
     environment = os.environ | quiet | {"LD_PRELOAD": str(library), "PYTHONHASHSEED": "0"}
     os.execve(sys.executable, [sys.executable, "-m", "tests.faults.run", *arguments], environment)
 
