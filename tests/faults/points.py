@@ -75,23 +75,44 @@ class Result:
 def run_command(arguments: list[str], folder: Path, point: Point | None = None, served: Served | None = None) -> Ended:
     """A command in a forked child of this warm process, its faults injected below `folder`, and where it talks to a
     server."""
-    log = folder.parent.parent / "printed"
+    return begin(arguments, folder, point, served).end(point, served)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A forked child, what it prints, where it says how many calls were counted, and when it began."""
+
+    pid: int
+    log: Path
+    pipe: int
+    start: float
+
+    def end(self, point: Point | None = None, served: Served | None = None) -> Ended:
+        """When it ends by itself, or is ended as a point says."""
+        if point is not None and point.seconds:
+            time.sleep(max(0.0, self.start + point.seconds - time.monotonic()))
+            if point.server and served:
+                served.end()
+            else:
+                os.kill(self.pid, signal.SIGKILL)
+        counted = os.read(self.pipe, 100)
+        os.close(self.pipe)
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return Ended(code, self.log.read_text("utf-8", "replace"), int(counted or 0), time.monotonic() - self.start)
+
+
+def begin(
+    arguments: list[str], folder: Path, point: Point | None, served: Served | None, name: str = "printed"
+) -> Begun:
+    """Start it; `name`: of the file beside the folder that has what it prints."""
+    log = folder.parent.parent / name
     read, write = os.pipe()
     start = time.monotonic()
     pid = os.fork()
     if pid == 0:
         os._exit(_child(arguments, folder, point, log, write, served))
     os.close(write)
-    if point is not None and point.seconds:
-        time.sleep(max(0.0, start + point.seconds - time.monotonic()))
-        if point.server and served:
-            served.end()
-        else:
-            os.kill(pid, signal.SIGKILL)
-    counted = os.read(read, 100)
-    os.close(read)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return Ended(code, log.read_text("utf-8", "replace"), int(counted or 0), time.monotonic() - start)
+    return Begun(pid, log, read, start)
 
 
 def _child(arguments: list[str], folder: Path, point: Point | None, log: Path, pipe: int, served: Served | None) -> int:

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     loaded = Path(os.environ.get("LD_PRELOAD", ""))
     if loaded.name != "kill.so":
-        library.restart_under(library.compiled(Path(tempfile.mkdtemp(prefix="faults-"))), list(arguments))
+        library.restart_under(library.compiled(Path(tempfile.mkdtemp(prefix="faults-"))), arguments, "tests.faults.run")
     try:
         results = list(campaign_results(loaded.parent, options))
     finally:
