@@ -4,7 +4,6 @@ Checkpoint and knobs in; the planned checkpoint, the vision policy, parameter co
 """
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
