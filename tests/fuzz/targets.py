@@ -25,6 +25,7 @@ from tests.fuzz.answers import answer_targets
 from tests.fuzz.families import family_targets
 from tests.fuzz.hub import hub_targets
 from tests.fuzz.measurements import measurement_targets
+from tests.fuzz.mlflow_answers import mlflow_targets
 from tests.fuzz.mutate import Mutate, in_header, in_json, in_lines, in_protobuf
 from tests.fuzz.records import record_targets
 from tests.fuzz.running import running_targets
@@ -65,7 +66,7 @@ def targets(folder: Path) -> tuple[Target, ...]:
         Target("samples", (_lines(),), in_lines, lambda d: _read(read_samples(put(folder / "data" / "q.jsonl", d)))),
         Target("vqav2", (json.dumps([QUESTIONS, ANNOTATIONS]).encode(),), in_json, lambda data: _vqa(folder, data)),
         _graph("facts", _copied(text, folder / "facts"), "text.onnx", lambda at: check_ranges(at, read_facts(at))),
-        _graph("verify", _copied(seeing, folder / "verify"), "vision.onnx", lambda at: check_graph_bounds(at.parent)),
+        _graph("verify", _copied(text, folder / "verify"), "text.onnx", lambda at: check_graph_bounds(at.parent)),
         _graph("derive", _copied(text, folder / "derive"), "text.onnx", lambda at: _operated(at, [0])),
         _graph("derive k", _copied(seeing, folder / "derive-k"), "text.onnx", lambda at: _operated(at)),
         _graph("layout", _copied(seeing, folder / "layout"), "preprocess.onnx", _laid_out),
@@ -81,6 +82,7 @@ def targets(folder: Path) -> tuple[Target, ...]:
         *family_targets(folder / "families"),
         *running_targets(folder / "running", text, seeing),
         *hub_targets(folder / "hub"),
+        *mlflow_targets(folder / "mlflow"),
         *sweep_targets(folder / "sweeps"),
         *measurement_targets(folder / "measurements", whole),
     )
