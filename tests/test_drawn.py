@@ -25,6 +25,13 @@ def test_drawn_graphs_equal_transformers(family: str, seed: int, tmp_path: Path)
         assert found.by_way or not what.packs
 
 
+def test_a_clamp_that_float16_would_round_stays_what_it_is(tmp_path: Path) -> None:
+    what = drawn("olmoe", 1005)
+    assert what.config["clip_qkv"] == 0.8
+    found = compare(what, "cuda", what.write(tmp_path / "source"), tmp_path / "variant")
+    assert found.right, (found.refused, found.by_way)
+
+
 def test_every_family_with_graphs_is_drawn() -> None:
     """But MolmoE, whose classes are our own; `test_onnx_parity.py` has it."""
     with_graphs = {name for name in known_model_types() if architecture_named(name).graph is not None}

@@ -9,6 +9,7 @@ from pathlib import Path
 from export.files.facts import check_facts
 from export.files.integrity import NONE, check_graph_bounds, check_sums, sha256_file, unreplaced
 from export.files.provenance import Provenance, check_graphs
+from export.files.runtime_files import check_runtime_files
 from export.run.family_file import FILE, Family, read_family
 from transform.checkpoint import Checkpoint
 from transform.errors import VerificationError
@@ -40,6 +41,7 @@ def check_variant_files(
     files = check_sums(directory, known=known)
     checkpoint = read_checkpoint(directory)
     ranges = check_graph_bounds(directory)
+    check_runtime_files(directory)
     facts = check_facts(manifest, checkpoint, ranges)
     told = check_graphs(directory, manifest, _members(directory, manifest))
     return manifest, checkpoint, {"files": files, "facts": facts, "graph_ranges": ranges, "provenance": told}

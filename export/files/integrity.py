@@ -117,6 +117,8 @@ def read_sums(directory: Path) -> tuple[str, dict[str, str]]:
             raise VerificationError(
                 f"{SUMS}: must hold lines of sums and plain file names, got {line[:80]!r}. Export the variant again."
             )
+        if match[2] in listed:
+            raise VerificationError(f"{SUMS}: must name each file once, {match[2]} is there twice. Export it again.")
         listed[match[2]] = match[1]
     return hashlib.sha256(data).hexdigest(), listed
 

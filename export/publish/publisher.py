@@ -199,9 +199,15 @@ def receive(pieces: Iterable[bytes], path: Path, sha256: str | None, limit: int,
 
 def _new(path: Path) -> BinaryIO:
     """A new file, whose name may come from anywhere: too long, or another file's where a folder must be."""
-    with plainly(f"{path.name[:80]} can't be written", "Pull another version, or choose another OUT."), _room_for(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("xb")
+    try:
+        with _room_for(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("xb")
+    except OSError as error:
+        raise PublishError(
+            f"{path.name[:80]}: no file can have this name here ({error.strerror}); nothing was written. "
+            "Pull another version, or choose another OUT."
+        ) from error
 
 
 @contextmanager

@@ -174,7 +174,8 @@ def _olmoe(draw: _Draw) -> Words:
     return {
         **_named(draw), "intermediate_size": draw.inner, "norm_topk_prob": draw.flag(), "tie_word_embeddings": False,
         "clip_qkv": draw.dice.choice((None, 0.8)), "rope_parameters": draw.rope(scaled=False), "head_dim": None,
-        "num_attention_heads": 4, "num_key_value_heads": draw.dice.choice((1, 2, 4)),
+        "hidden_size": draw.hidden + draw.hidden % 8, "num_attention_heads": 4,
+        "num_key_value_heads": draw.dice.choice((1, 2, 4)),
     }  # fmt: skip
 
 

@@ -10,8 +10,20 @@ from collections.abc import Mapping, Sequence
 from transform.errors import CheckpointError, KnobError
 
 # What configs call k; under the listed ones may stand a value per block, under others the largest.
-TOP_K = ("moe_top_k", "num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts")
+TOP_K = (
+    "moe_top_k", "num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts", "experts_per_token",
+    "num_experts_per_token", "num_selected_experts",
+)  # fmt: skip
 LISTED_TOP_K = ("moe_top_k", "moe_topk")
+# Setting -> what some config calls it: a class of transformers reads one or two of these and passes over the others.
+SPELLINGS = {
+    "top_k": TOP_K,
+    "experts": (
+        "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts",
+        "num_routed_experts",
+    ),
+    "eps": ("rms_norm_eps", "norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"),
+}  # fmt: skip
 # Where a list stands under one of these, value i is about block i.
 PER_BLOCK = (
     "layer_types", "mlp_layer_types", "layers_block_type", "no_rope_layers", "layer_rope_theta", "indexer_types",
