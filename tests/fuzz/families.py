@@ -1,11 +1,9 @@
 """Checkpoints of every family: a config or a table of tensors changed, then read and planned."""
 
-from collections.abc import Callable
 from pathlib import Path
-from random import Random
 
-from tests.fuzz.mutate import Mutate, in_header, in_json
-from tests.fuzz.target import Target, put
+from tests.fuzz.mutate import in_header, in_json
+from tests.fuzz.target import Target, of_rows, put
 from tests.support.zoo import ZOO, make
 from transform.errors import KnobcastError
 from transform.knobs import Knobs
@@ -16,7 +14,7 @@ CONFIG = "config.json"
 
 
 def family_targets(folder: Path) -> tuple[Target, ...]:
-    """One checkpoint per row of the zoo; an input is the row's name, a line end, the file."""
+    """One checkpoint per row of the zoo."""
     folder.mkdir()
     places = {name: make(name, folder / name) for name in ZOO}
     knobs = {name: _knobs(place) for name, place in places.items()}
@@ -33,23 +31,9 @@ def family_targets(folder: Path) -> tuple[Target, ...]:
         return _planned(put(shards[name], data).parent, knobs[name])
 
     return (
-        _named("config of a family", configs, in_json, configured),
-        _named("tensors of a family", whole, in_header, tabled),
+        of_rows("config of a family", configs, lambda _: in_json, configured),
+        of_rows("tensors of a family", whole, lambda _: in_header, tabled),
     )
-
-
-def _named(name: str, files: dict[str, bytes], mutate: Mutate, run: Callable[[str, bytes], object]) -> Target:
-    """A target over files of many rows."""
-
-    def changed(rng: Random, data: bytes) -> bytes:
-        row, _, file = data.partition(b"\n")
-        return row + b"\n" + mutate(rng, file)
-
-    def read(data: bytes) -> object:
-        row, _, file = data.partition(b"\n")
-        return run(row.decode(), file)
-
-    return Target(name, tuple(row.encode() + b"\n" + data for row, data in files.items()), changed, read)
 
 
 def _knobs(place: Path) -> Knobs:
