@@ -12,7 +12,7 @@ from tests.support.released import release, released
 from tests.support.zoo import ZOO
 from transform.architectures import lookup
 from transform.architectures.read import known_model_types, read_architecture
-from transform.architectures.records import Architecture, Choice
+from transform.architectures.records import Architecture, TopK
 from transform.forms import FORMS
 
 PAGE = ROOT / "docs" / "models.md"
@@ -89,7 +89,7 @@ def _row(name: str) -> tuple[str, str, str, str]:
 def _knobs(family: Architecture) -> Iterator[str]:
     free = family.model_type not in ZOO or not ZOO[family.model_type].fixed
     yield ", ".join((*(["k"] if free else []), "blocks", *(["vision tokens"] if family.images else [])))
-    if family.k is Choice.FIXED:
+    if family.k is TopK.FIXED:
         yield "k is built into its code"
     if family.pinned:
         yield "the first blocks, which receive pictures' features, stay"

@@ -22,7 +22,7 @@ from export.gate.probe import (
 from export.gate.tolerance import LEAST_SCALE, scale_of
 from export.run.bound import Bound
 from export.run.graphs import Graphs
-from transform.architectures import Choice, Settings
+from transform.architectures import Settings, TopK
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint
 from transform.errors import VerificationError
@@ -139,7 +139,7 @@ def other_k(model: "PreTrainedModel", target: Checkpoint, probe: TextProbe) -> O
     """The comparison can tell one k from another: changing it must change the result."""
     k = [value for value in target.settings.top_k if value]
     other = [value - 1 if value > 1 else value + 1 for value in k]
-    fixed = target.architecture.k is Choice.FIXED
+    fixed = target.architecture.k is TopK.FIXED
     if fixed or not other or max(other) > target.settings.experts:
         return {"k": None, "difference": None}  # one expert, none, or a number built in
     with torch.no_grad():
