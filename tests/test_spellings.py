@@ -20,17 +20,14 @@ from transform.strict_json import with_floats
 
 FAMILIES = [name for name in known_model_types() if name in ZOO]
 NAMES = SPELLINGS | {"norm_top_k": ("norm_topk_prob",)}
-ODD = {"top_k": 3, "experts": 7, "eps": 0.0123, "norm_top_k": True}
+ODD = {"top_k": 3, "experts": 12, "eps": 0.0123, "norm_top_k": True}
 UNUSED = {("cohere2_moe", "rms_norm_eps")}  # a field of the class that its norms don't have
 HEAD_WIDTH = {"head_dim", "v_head_dim"}
 
 
 def of_text(name: str) -> type[PretrainedConfig]:
     """The class of the decoder's config."""
-    whole: type[PretrainedConfig] = CONFIG_MAPPING[name]
-    text = architecture_named(name).text
-    found: type[PretrainedConfig] = whole.sub_configs.get(text, whole) if text else whole
-    return found
+    return type(CONFIG_MAPPING[name]().get_text_config(decoder=True))
 
 
 def reads(name: str, key: str) -> bool:
