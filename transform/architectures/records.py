@@ -9,7 +9,7 @@ from typing import NamedTuple
 from transform.architectures.graph_facts import GraphWords
 from transform.architectures.settings import MOST, Settings, read_settings
 from transform.architectures.values import lookup, shown
-from transform.architectures.vocabulary import ROUTED, TOP_K, depth_of, sparse_blocks
+from transform.architectures.vocabulary import ROUTED, TOP_K, check_block_entries, depth_of, sparse_blocks
 from transform.errors import CheckpointError
 from transform.modality import IMAGE, TEXT, Modality
 
@@ -127,6 +127,39 @@ class Images:
     tower: Tower
 
 
+class Fit(StrEnum):
+    """How a processor that resizes by area counts a picture: once, or as often as a patch has frames, in a clip; tiny
+    ones are then enlarged to a token's side first."""
+
+    AREA = "area"
+    CLIP = "clip"
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A stock model's picture as patches of a grid, by a processor that resizes it by its area: what a budget of tokens
+    is written to. The first four are config keys."""
+
+    token: str  # id of the token in whose places a picture's features go
+    patch: str  # pixels of a patch's side
+    merge: str  # patches of a token, down and across
+    frames: str  # of a patch: a picture is repeated as often
+    usual: Mapping[str, int]  # what an absent one of these four means
+    fit: Fit
+    processors: tuple[str, ...]  # transformers' classes with this arithmetic, without Fast or Pil at their ends
+
+    def number(self, config: Mapping[str, object], name: str) -> int:
+        """One of the four by its name here; raises CheckpointError where it isn't a whole number from 1."""
+        key: str = getattr(self, name)
+        value = lookup(config, key, self.usual[name])
+        if type(value) is not int or value < 1:
+            raise CheckpointError(
+                f"config.json: {key} must be a whole number from 1, got {shown(value)}. "
+                "Restore the original config.json."
+            )
+        return value
+
+
 @dataclass(frozen=True)
 class Published:
     """What programs written for the published model call, and what that is called here."""
@@ -174,6 +207,7 @@ class Architecture:
     switch: str | None = None  # key that must be true for windows; false where it is absent
     ignored: tuple[str, ...] = ()  # beginnings of names of tensors beyond the model, which transformers doesn't load
     quantised: tuple[str, ...] = ()  # methods whose weights pass untouched, since the gate can load them
+    pixels: Pixels | None = None  # a stock model's pictures, if its processor has a budget of pixels
     graph: GraphWords | None = None  # what the decoder's graph computes besides; None: there are no graphs
 
     @property
@@ -196,6 +230,7 @@ class Architecture:
     def settings(self, config: Mapping[str, object]) -> Settings:
         """Read the decoder's numbers from the config; a missing, mistyped or impossible one is an error."""
         text = self.text_of(config)
+        check_block_entries(text)
         layers = min(depth_of(text, self.depth_key), MOST["layers"])  # more are refused below, before a list is made
         sparse = sparse_blocks(text, layers, self.routed)
         return read_settings(text, self.model_type, self.keys, self.defaults, sparse, self.window, self.switch)
