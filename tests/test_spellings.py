@@ -95,6 +95,11 @@ def test_what_is_absent_is_what_the_class_has(name: str) -> None:
     assert ours.own_head_dim == defaults.get(family.keys["own_head_dim"][0] if family.keys.get("own_head_dim") else "")
 
 
+@pytest.mark.parametrize("name", [name for name in FAMILIES if architecture_named(name).graph is not None])
+def test_a_list_of_kinds_is_read_where_the_class_has_one(name: str) -> None:
+    assert architecture_named(name).reads_kinds == isinstance(getattr(of_text(name)(), "layer_types", None), list)
+
+
 def test_two_names_of_one_number_must_agree() -> None:
     config = stored("deepseek_v3") | {"n_routed_experts": 8, "num_local_experts": 6}
     with pytest.raises(CheckpointError, match="must agree, got n_routed_experts 8, num_local_experts 6"):
