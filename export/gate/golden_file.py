@@ -10,6 +10,7 @@ import numpy as np
 
 from export.gate.golden import FILE
 from export.gate.image_probe import TEXT, ImageProbe
+from export.gate.patches import GOLDEN as PICTURE
 from export.gate.preprocess import has_preprocess
 from export.gate.probe import DECODE
 from transform.arrays import Array
@@ -31,6 +32,7 @@ _PICTURE = {
     "preprocess.image_masks": ("F32", "np"), "preprocess.feature_index": ("I64", "f"),
     "preprocess.image_ids": ("I64", "i"),
 }  # fmt: skip
+_PATCHES = {PICTURE: ("F32", "1V")}  # of stock models, where it was recorded
 BEHIND_ALL = "image.logits"  # a picture's hundreds of tokens would pass every block
 LEAST = DECODE + 2  # tokens: a prompt of two, which static graphs are given in two calls, and the steps
 
@@ -75,6 +77,8 @@ def with_golden_ids(image: ImageProbe, golden: dict[str, Array], vocab: int) -> 
 
 def _check_header(header: dict[str, tuple[str, tuple[int, ...]]], checkpoint: Checkpoint, cuts: bool) -> None:
     wanted = _TEXT | (_IMAGE if checkpoint.architecture.modality.sees_images else {}) | (_PICTURE if cuts else {})
+    if checkpoint.architecture.pixels is not None and PICTURE in header:
+        wanted |= _PATCHES
     if cuts and header.keys() == _PICTURE.keys():
         wanted = _PICTURE  # of a variant that an earlier version verified block by block
     elif BEHIND_ALL not in header:

@@ -7,7 +7,6 @@ the source's makes with the same bounds set at run time. Where no processor lies
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from inspect import signature
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,9 @@ import numpy as np
 import torch
 
 from export.gate.picture import drawn_picture
+from transform.architectures import lookup
+from transform.architectures.records import Pixels
+from transform.arrays import Array
 from transform.checkpoint import Checkpoint
 from transform.errors import VerificationError
 from transform.molmoe.compatibility import CACHE
@@ -30,6 +32,7 @@ SIZES = ((150, 110), (97, 40), (31, 90))  # width and height in pixels: wide, wi
 GRIDS = ((2, 3), (5, 1), (1, 4))  # rows and columns in tokens of pictures that are drawn as patches
 COUNTED = 300  # sizes of pictures whose tokens are counted, here and by the processor
 MOST_TOKENS = 1024  # of a prompt's pictures: a budget of thousands would pass every block
+GOLDEN = "picture.logits"
 TEXT = 3  # tokens before, between and behind pictures
 
 
@@ -56,8 +59,8 @@ class PatchProbe:
     ids: torch.Tensor  # [1, s + 1]: the last one is given by itself, with a cache
     token: int
 
-    def run(self, model: "PreTrainedModel", patches: Patches) -> dict[str, torch.Tensor]:
-        """Logits of the prompt, and of one token behind it."""
+    def run(self, model: "PreTrainedModel", patches: Patches, caching: bool = True) -> dict[str, torch.Tensor]:
+        """Logits of the prompt, and with a cache of one token behind it."""
         prompt, last = self.ids[:, :-1], self.ids[:, -1:]
         inner = [module for module in model.modules() if hasattr(module, "rope_deltas")]
         before = [module.rope_deltas for module in inner]
@@ -65,13 +68,15 @@ class PatchProbe:
         taken = signature(model.forward).parameters
         with torch.no_grad():
             whole = model(
-                input_ids=prompt, pixel_values=patches.values, image_grid_thw=patches.grids, use_cache=True,
+                input_ids=prompt, pixel_values=patches.values, image_grid_thw=patches.grids, use_cache=caching,
                 **{name: value for name, value in kinds.items() if name in taken},
             )  # fmt: skip
-            step = model(input_ids=last, use_cache=True, **{CACHE: whole[CACHE]})
+            found = {"picture": whole.logits}
+            if caching:
+                found["picture_decode"] = model(input_ids=last, use_cache=True, **{CACHE: whole[CACHE]}).logits
         for module, deltas in zip(inner, before, strict=True):
             module.rope_deltas = deltas  # positions behind these pictures are no other prompt's
-        return {"picture": whole.logits, "picture_decode": step.logits}
+        return found
 
 
 def patch_probe(plan: Plan, written: Checkpoint) -> PatchProbe | None:
@@ -82,24 +87,61 @@ def patch_probe(plan: Plan, written: Checkpoint) -> PatchProbe | None:
     pixels = written.architecture.pixels
     if pixels is None:
         return None
-    number = partial(pixels.number, written.config)
-    merge, budget = number("merge"), plan.pictures.budget if plan.pictures else None
-    ours = theirs = None
-    if places(written):
-        static, dynamic = _prepared(written, None), _prepared(plan.source, budget)
-        if not (torch.equal(static.values, dynamic.values) and torch.equal(static.grids, dynamic.grids)):
-            raise VerificationError(
-                "the variant's processor must prepare pictures as the source's with the same bounds at run time, "
-                f"their grids are {static.grids.tolist()} and {dynamic.grids.tolist()}. No variant was written."
-            )
-        if budget:
-            _check_counts(written, budget, static, merge)
-        ours, theirs = static.up_to(MOST_TOKENS, merge), dynamic.up_to(MOST_TOKENS, merge)
+    budget, merge = plan.pictures.budget if plan.pictures else None, pixels.number(written.config, "merge")
+    if not budget and not can_prepare(written):
+        return drawn_probe(written, pixels)
+    static, dynamic = _prepared(written, None), _prepared(plan.source, budget)
+    if not (torch.equal(static.values, dynamic.values) and torch.equal(static.grids, dynamic.grids)):
+        raise VerificationError(
+            "the variant's processor must prepare pictures as the source's with the same bounds at run time, "
+            f"their grids are {static.grids.tolist()} and {dynamic.grids.tolist()}. No variant was written."
+        )
+    if budget:
+        _check_counts(written, budget, static, merge)
+    ours, theirs = static.up_to(MOST_TOKENS, merge), dynamic.up_to(MOST_TOKENS, merge)
     if ours is None or theirs is None:
-        ours = theirs = drawn_patches(number("patch"), merge, number("frames"))
+        return drawn_probe(written, pixels)
+    return _probe(written, pixels, ours, theirs)
+
+
+def can_prepare(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint has a processor that transformers can load here."""
+    if not places(checkpoint):
+        return False
+    try:
+        _processor(checkpoint)
+    except VerificationError:
+        return False
+    return True
+
+
+def drawn_probe(checkpoint: Checkpoint, pixels: Pixels) -> PatchProbe:
+    """The same prompt every time, with pictures of noise: what golden outputs are computed from."""
+    patches = drawn_patches(*(pixels.number(checkpoint.config, name) for name in ("patch", "merge", "frames")))
+    return _probe(checkpoint, pixels, patches, patches)
+
+
+def _probe(checkpoint: Checkpoint, pixels: Pixels, ours: Patches, theirs: Patches) -> PatchProbe:
+    merge, token = (pixels.number(checkpoint.config, name) for name in ("merge", "token"))
     counts = (ours.grids.prod(-1) // merge**2).tolist()
-    ids = _prompt(written, counts, number("token"))
-    return PatchProbe(ours, theirs, ids, number("token"))
+    return PatchProbe(ours, theirs, _prompt(checkpoint, counts, token), token)
+
+
+def picture_logits(model: "PreTrainedModel", checkpoint: Checkpoint) -> dict[str, Array]:
+    """What a golden file has of pictures: the last logits [1, V] behind the drawn ones; nothing where they aren't
+    known as patches."""
+    if (pixels := checkpoint.architecture.pixels) is None:
+        return {}
+    probe = drawn_probe(checkpoint, pixels)
+    return {GOLDEN: probe.run(model, probe.ours, caching=False)["picture"][:, -1].numpy()}
+
+
+def receiving(checkpoint: Checkpoint) -> int:
+    """How many first blocks it takes to see pictures as all blocks do: those that receive features by their place, or
+    one."""
+    key = checkpoint.architecture.pinned
+    receivers = lookup(checkpoint.config, key) if key else None
+    return max(1, len(receivers)) if isinstance(receivers, list) else 1
 
 
 def drawn_patches(patch: int, merge: int, frames: int) -> Patches:
@@ -114,7 +156,7 @@ def drawn_patches(patch: int, merge: int, frames: int) -> Patches:
 def insist_on_pictures(model: "PreTrainedModel", probe: PatchProbe) -> None:
     """Raise VerificationError unless other pictures give other logits: else equal ones would prove nothing."""
     other = Patches(-probe.ours.values, probe.ours.grids)
-    pairs = (probe.run(model, patches)["picture"] for patches in (probe.ours, other))
+    pairs = (probe.run(model, patches, caching=False)["picture"] for patches in (probe.ours, other))
     if torch.equal(*pairs):
         raise VerificationError(
             "other pictures must give other logits, the difference is 0: the model doesn't see them. "

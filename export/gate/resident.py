@@ -16,7 +16,7 @@ from export.gate.checking import checking_graphs
 from export.gate.compare import TOLERANCE, exactly_equal, find_probe, onnx_vs_torch, other_k, run_text
 from export.gate.golden import check_graphs, record, torch_image, write_golden
 from export.gate.image_probe import ImageProbe, image_probe
-from export.gate.patches import insist_on_pictures, patch_probe
+from export.gate.patches import insist_on_pictures, patch_probe, picture_logits
 from export.gate.preprocess import check_preprocess, has_preprocess, record_picture
 from export.gate.probe import TextProbe
 from export.gate.static import verify_static
@@ -66,7 +66,7 @@ def resident_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Veri
         static_vs_dynamic=equal,
         other_k=other_k(variant, plan.target, probe),
     )
-    golden = record(variant, probe.ids.numpy(), image)
+    golden = record(variant, probe.ids.numpy(), image) | picture_logits(variant, written)
     if not onnx:
         write_golden(directory, golden)
         return found

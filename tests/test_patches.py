@@ -1,0 +1,146 @@
+"""Pictures of stock models in the gate: a variant equals its source with the same knobs at run time, exactly, and
+pictures show what text alone doesn't."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+import export.gate.choose
+from export.gate.compare import exactly_equal, run_text
+from export.gate.patches import PatchProbe, drawn_probe, insist_on_pictures, patch_probe
+from export.gate.probe import text_probe
+from export.gate.verify import verify_directory
+from export.variant import export_variant, write
+from tests.support.processors import FILE, add_processor
+from tests.support.stock_models import one_thread as one_thread
+from tests.support.zoo import make
+from transform.checkpoint import Checkpoint
+from transform.depth import view_blocks
+from transform.errors import VerificationError
+from transform.knobs import Knobs
+from transform.load import load_model
+from transform.plan import Plan, make_plan
+from transform.read import read_checkpoint
+from transform.runtime import knobs_at_run_time
+from transform.strict_json import read_json
+from transform.write import write_checkpoint, write_json
+
+SEEING = ("qwen3_vl_moe", "qwen3_5_moe", "glm4v_moe", "ernie4_5_vl_moe")
+KEEP, TOKENS = (0, 1, 2, 3, 5), 72
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return add_processor(make("qwen3_vl_moe", tmp_path_factory.mktemp("seeing") / "source"))
+
+
+@pytest.fixture(scope="module")
+def plan(source: Path) -> Plan:
+    return make_plan(read_checkpoint(source), Knobs(2, KEEP, TOKENS))
+
+
+@pytest.fixture(scope="module")
+def variant(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return write(plan, tmp_path_factory.mktemp("variant"), onnx=False)
+
+
+@pytest.fixture(scope="module")
+def twin(source: Path) -> Iterator[PreTrainedModel]:
+    yield load_model(source)
+
+
+def seen_by(probe: PatchProbe, twin: PreTrainedModel, keep: tuple[int, ...], top_k: tuple[int, ...]) -> object:
+    with knobs_at_run_time(twin, keep, top_k):
+        return probe.run(twin, probe.theirs)
+
+
+def test_a_variant_sees_what_the_source_does_with_the_knobs(
+    plan: Plan, variant: Checkpoint, twin: PreTrainedModel
+) -> None:
+    """The static processor and the static model, the processor's size and the model's knobs at run time."""
+    probe, model = patch_probe(plan, variant), load_model(variant.path)
+    assert probe is not None
+    assert plan.pictures is not None
+    counts = (probe.ours.grids.prod(-1) // 4).tolist()
+    assert counts == [plan.pictures.budget.count(*size) for size in ((110, 150), (40, 97), (90, 31))]
+    assert len(set(counts)) == 3
+    assert int((probe.ids == 200).sum()) == sum(counts)
+    with knobs_at_run_time(twin, KEEP, plan.target.settings.top_k):
+        found = exactly_equal(probe.run(model, probe.ours), probe.run(twin, probe.theirs))
+    assert found == {"picture": 0.0, "picture_decode": 0.0}
+    insist_on_pictures(model, probe)
+
+
+def test_pictures_show_what_text_does_not(source: Path, twin: PreTrainedModel, tmp_path: Path) -> None:
+    """Without a block that receives features by its place: text is the same, pictures aren't."""
+    checkpoint, keep = read_checkpoint(source), (1, 2, 3, 4, 5)
+    write_checkpoint(view_blocks(checkpoint, keep), tmp_path)
+    written = read_checkpoint(tmp_path)
+    pixels = written.architecture.pixels
+    assert pixels is not None
+    probe, model, text = drawn_probe(written, pixels), load_model(tmp_path), text_probe(190, 0)
+    shifted = view_blocks(checkpoint, keep).settings.top_k
+    with knobs_at_run_time(twin, keep, shifted):
+        exactly_equal(run_text(model, text), run_text(twin, text))
+        ours, theirs = probe.run(model, probe.ours), probe.run(twin, probe.theirs)
+    assert torch.equal(ours["picture"], theirs["picture"])  # both are shifted alike: blocks are taken out of the list
+    whole = probe.run(twin, probe.theirs)["picture"]
+    assert not torch.equal(ours["picture"], whole)
+
+
+def test_a_processor_that_does_not_keep_the_budget_is_found(plan: Plan, variant: Checkpoint) -> None:
+    path = variant.path / FILE
+    before = read_json(path)
+    try:
+        write_json(path, before | {"size": {"shortest_edge": 64 * 40, "longest_edge": 64 * 50}})
+        with pytest.raises(VerificationError, match="must prepare pictures as the source's"):
+            patch_probe(plan, variant)
+    finally:
+        write_json(path, before)
+
+
+def test_a_model_that_sees_nothing_is_found(source: Path, plan: Plan, variant: Checkpoint) -> None:
+    probe, model = patch_probe(plan, variant), load_model(source)
+    assert probe is not None
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "merger" in name:
+                parameter.zero_()
+    with pytest.raises(VerificationError, match="other pictures must give other logits"):
+        insist_on_pictures(model, probe)
+
+
+@pytest.mark.extra
+@pytest.mark.parametrize("budget", [None, TOKENS])
+@pytest.mark.parametrize("name", SEEING)
+def test_pictures_pass_the_gate(name: str, budget: int | None, tmp_path: Path) -> None:
+    """With a budget by the processor and as users call it, without one and without a processor as noise."""
+    place = make(name, tmp_path / "source")
+    if budget:
+        add_processor(place)
+    plan = make_plan(read_checkpoint(place), Knobs(2, KEEP, budget))
+    manifest = export_variant(plan, tmp_path / "variant", onnx=False)
+    found = manifest["verification"]
+    compared = found["static_vs_dynamic"]
+    assert compared.keys() == {"prefill", "decode", "padded", "picture", "picture_decode"}
+    assert set(compared.values()) == {0.0}
+    assert ("picture" in found["as_user"]["generate"]) == (budget is not None)
+    again = verify_directory(tmp_path / "variant")
+    assert again["torch_vs_golden"] == {"logits": 0.0, "picture.logits": 0.0}
+
+
+@pytest.mark.extra
+@pytest.mark.parametrize("name", SEEING)
+def test_pictures_pass_block_by_block(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export.gate.choose, "fits", lambda _: False)
+    place = add_processor(make(name, tmp_path / "source"))
+    manifest = export_variant(
+        make_plan(read_checkpoint(place), Knobs(2, KEEP, TOKENS)), tmp_path / "variant", onnx=False
+    )
+    found = manifest["verification"]
+    assert found["mode"] == "blockwise"
+    assert found["static_vs_dynamic"]["picture"] == 0.0
+    verify_directory(tmp_path / "variant")
