@@ -1,6 +1,7 @@
 """Vision tokens of stock models: what a plan says, what a variant's processor file holds, what is refused."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,8 @@ RELEASED = ("qwen3_vl_moe", "glm4v_moe", "qwen3_5_moe")
 BOUNDS = {"qwen3_vl_moe": (196608, 262144), "qwen3_5_moe": (196608, 262144), "glm4v_moe": (301056, 401408)}
 
 
-def model(name: str, directory: Path, video: bool = True, **changes: object) -> Path:
-    return add_processor(write_release(directory / name, release(name).plain), video, **changes)
+def model(name: str, directory: Path, changes: Mapping[str, object] | None = None, video: bool = True) -> Path:
+    return add_processor(write_release(directory / name, release(name).plain), video, changes)
 
 
 def planned(directory: Path, tokens: int | str | None = 256, **knobs: str) -> Plan:
@@ -62,7 +63,7 @@ def test_nothing_but_the_bounds_changes(tmp_path: Path) -> None:
 
 
 def test_older_and_nested_spellings_get_the_bounds_too(tmp_path: Path) -> None:
-    source = model("qwen3_vl_moe", tmp_path, size={"height": 7, "width": 7}, min_pixels=9, max_pixels=99)
+    source = model("qwen3_vl_moe", tmp_path, {"size": {"height": 7, "width": 7}, "min_pixels": 9, "max_pixels": 99})
     nested = {"image_processor": processor_settings(source), "video_processor": {"size": {"longest_edge": 5}}}
     (source / NESTED).write_text(json.dumps(nested | {"processor_class": "Qwen3VLProcessor"}))
     plan = planned(source)
@@ -87,7 +88,7 @@ def test_a_variant_holds_what_was_planned(tmp_path: Path) -> None:
     checkpoint = read_checkpoint(source)
     assert written_budget(checkpoint, pixels) == plan.pictures
     assert make_plan(checkpoint, Knobs(4)).pictures is None
-    add_processor(source, size={"shortest_edge": 196608, "longest_edge": 262145})
+    add_processor(source, changes={"size": {"shortest_edge": 196608, "longest_edge": 262145}})
     with pytest.raises(CheckpointError, match="size must be a budget, 1024 pixels per token"):
         written_budget(checkpoint, pixels)
 
@@ -108,7 +109,7 @@ def test_what_cannot_be_kept_is_refused(
     changes: dict[str, object], knobs: dict[str, str], words: str, tmp_path: Path
 ) -> None:
     with pytest.raises((KnobError, CheckpointError), match=words):
-        planned(model("qwen3_vl_moe", tmp_path, **changes), **knobs)
+        planned(model("qwen3_vl_moe", tmp_path, changes), **knobs)
 
 
 def test_no_processor_no_budget(tmp_path: Path) -> None:
@@ -129,7 +130,7 @@ def test_other_families_say_why_not(name: str, words: str, tmp_path: Path) -> No
 
 def test_more_than_the_source_gives_and_videos_are_warned_of(tmp_path: Path) -> None:
     size = {"longest_edge": 100 * 1024, "shortest_edge": 65536}
-    warnings = planned(model("qwen3_vl_moe", tmp_path, video=False, size=size)).warnings
+    warnings = planned(model("qwen3_vl_moe", tmp_path, {"size": size}, video=False)).warnings
     assert any("256 tokens are more than the source's processor gives a picture, 100" in line for line in warnings)
     assert any("videos have no settings of their own" in line for line in warnings)
 

@@ -1,6 +1,7 @@
 """Processor files as stock models have them, for tiny checkpoints and for released configurations without weights."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from transform.architectures import architecture_of
@@ -26,9 +27,9 @@ def processor_settings(directory: Path) -> Record:
     }
 
 
-def add_processor(directory: Path, video: bool = True, **changes: object) -> Path:
+def add_processor(directory: Path, video: bool = True, changes: Mapping[str, object] | None = None) -> Path:
     """Write the file of pictures, changed, and the one of videos; returns the directory."""
-    (directory / FILE).write_text(json.dumps(processor_settings(directory) | changes, indent=4))
+    (directory / FILE).write_text(json.dumps(processor_settings(directory) | dict(changes or {}), indent=4))
     if video:
         (directory / f"video_{FILE}").write_text(json.dumps({"size": {"longest_edge": 7, "shortest_edge": 3}}))
     return directory
