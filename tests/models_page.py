@@ -27,8 +27,8 @@ random ones that transformers writes, compared with the full model without those
 are compared with transformers, within 1e-5 of the largest logit. Nothing here ran on released weights of these sizes.
 
 *Vision tokens* of a stock model are bounds in its processor's file ([checkpoints](checkpoints.md#vision-tokens)), and
-its variants are compared with the full model on pictures too. `aria`, `gemma4` and `molmo2` see pictures as well: their
-towers pass untouched, they are compared on text alone, and nothing is known here of how their processors count tokens.
+its variants are compared with the full model on pictures too. So are those of `aria`, `gemma4` and `molmo2`, with
+pictures of noise: nothing is known here of how their processors count tokens.
 
 The last column is a released configuration of which half the blocks and half of k are planned from headers in a test
 (`tests/test_released.py`); an empty one: no released configuration was at hand. *Sizes* after a name: of its
@@ -94,7 +94,9 @@ def _row(name: str) -> tuple[str, str, str, str]:
 
 def _knobs(family: Architecture) -> Iterator[str]:
     free = family.model_type not in ZOO or not ZOO[family.model_type].fixed
-    yield ", ".join((*(["k"] if free else []), "blocks", *(["vision tokens"] if family.images or family.pixels else [])))
+    yield ", ".join(
+        (*(["k"] if free else []), "blocks", *(["vision tokens"] if family.images or family.pixels else []))
+    )
     if family.k is Choice.FIXED:
         yield "k is built into its code"
     if family.pinned:

@@ -2,6 +2,7 @@
 pictures show what text alone doesn't."""
 
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -9,14 +10,14 @@ import torch
 from transformers import PreTrainedModel
 
 import export.gate.choose
-from export.gate.compare import exactly_equal, run_text
-from export.gate.patches import PatchProbe, drawn_probe, insist_on_pictures, patch_probe
-from export.gate.probe import text_probe
+from export.gate.compare import exactly_equal
+from export.gate.patches import drawn_probe, insist_on_pictures, patch_probe
 from export.gate.verify import verify_directory
 from export.variant import export_variant, write
 from tests.support.processors import FILE, add_processor
+from tests.support.stock_models import logits, looked_at
 from tests.support.stock_models import one_thread as one_thread
-from tests.support.zoo import make
+from tests.support.zoo import ZOO, make
 from transform.checkpoint import Checkpoint
 from transform.depth import view_blocks
 from transform.errors import VerificationError
@@ -29,7 +30,9 @@ from transform.strict_json import read_json
 from transform.write import write_checkpoint, write_json
 
 SEEING = ("qwen3_vl_moe", "qwen3_5_moe", "glm4v_moe", "ernie4_5_vl_moe")
+OTHERS = ("aria", "gemma4", "molmo2")  # whose pictures are noise
 KEEP, TOKENS = (0, 1, 2, 3, 5), 72
+KEPT = {"gemma4": (0, 1, 2, 3)}
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +55,6 @@ def twin(source: Path) -> Iterator[PreTrainedModel]:
     yield load_model(source)
 
 
-def seen_by(probe: PatchProbe, twin: PreTrainedModel, keep: tuple[int, ...], top_k: tuple[int, ...]) -> object:
-    with knobs_at_run_time(twin, keep, top_k):
-        return probe.run(twin, probe.theirs)
-
-
 def test_a_variant_sees_what_the_source_does_with_the_knobs(
     plan: Plan, variant: Checkpoint, twin: PreTrainedModel
 ) -> None:
@@ -64,7 +62,7 @@ def test_a_variant_sees_what_the_source_does_with_the_knobs(
     probe, model = patch_probe(plan, variant), load_model(variant.path)
     assert probe is not None
     assert plan.pictures is not None
-    counts = (probe.ours.grids.prod(-1) // 4).tolist()
+    counts = (probe.ours["image_grid_thw"].prod(-1) // 4).tolist()
     assert counts == [plan.pictures.budget.count(*size) for size in ((110, 150), (40, 97), (90, 31))]
     assert len(set(counts)) == 3
     assert int((probe.ids == 200).sum()) == sum(counts)
@@ -74,21 +72,19 @@ def test_a_variant_sees_what_the_source_does_with_the_knobs(
     insist_on_pictures(model, probe)
 
 
-def test_pictures_show_what_text_does_not(source: Path, twin: PreTrainedModel, tmp_path: Path) -> None:
-    """Without a block that receives features by its place: text is the same, pictures aren't."""
-    checkpoint, keep = read_checkpoint(source), (1, 2, 3, 4, 5)
-    write_checkpoint(view_blocks(checkpoint, keep), tmp_path)
-    written = read_checkpoint(tmp_path)
-    pixels = written.architecture.pixels
-    assert pixels is not None
-    probe, model, text = drawn_probe(written, pixels), load_model(tmp_path), text_probe(190, 0)
-    shifted = view_blocks(checkpoint, keep).settings.top_k
-    with knobs_at_run_time(twin, keep, shifted):
-        exactly_equal(run_text(model, text), run_text(twin, text))
-        ours, theirs = probe.run(model, probe.ours), probe.run(twin, probe.theirs)
-    assert torch.equal(ours["picture"], theirs["picture"])  # both are shifted alike: blocks are taken out of the list
-    whole = probe.run(twin, probe.theirs)["picture"]
-    assert not torch.equal(ours["picture"], whole)
+@pytest.mark.parametrize(("keep", "alike"), [(KEEP, True), ((1, 2, 3, 4, 5), False)])
+def test_pictures_show_what_text_does_not(
+    keep: tuple[int, ...], alike: bool, source: Path, twin: PreTrainedModel, tmp_path: Path
+) -> None:
+    """Against the full model whose other blocks do nothing in their places: text is the same without a block that
+    receives features by its place, pictures aren't, and so no plan drops one."""
+    write_checkpoint(view_blocks(read_checkpoint(source), keep), tmp_path)
+    probe, model = drawn_probe(read_checkpoint(tmp_path)), load_model(tmp_path)
+    assert probe is not None
+    with looked_at(twin, keep, None):
+        assert torch.equal(logits(model), logits(twin))
+        pictures = (probe.run(side, probe.ours, caching=False)["picture"] for side in (model, twin))
+        assert torch.equal(*pictures) == alike
 
 
 def test_a_processor_that_does_not_keep_the_budget_is_found(plan: Plan, variant: Checkpoint) -> None:
@@ -114,14 +110,13 @@ def test_a_model_that_sees_nothing_is_found(source: Path, plan: Plan, variant: C
 
 
 @pytest.mark.extra
-@pytest.mark.parametrize("budget", [None, TOKENS])
-@pytest.mark.parametrize("name", SEEING)
+@pytest.mark.parametrize(("name", "budget"), [*product(SEEING, (None, TOKENS)), *product(OTHERS, (None,))])
 def test_pictures_pass_the_gate(name: str, budget: int | None, tmp_path: Path) -> None:
     """With a budget by the processor and as users call it, without one and without a processor as noise."""
     place = make(name, tmp_path / "source")
     if budget:
         add_processor(place)
-    plan = make_plan(read_checkpoint(place), Knobs(2, KEEP, budget))
+    plan = make_plan(read_checkpoint(place), Knobs(None if ZOO[name].fixed else 2, KEPT.get(name, KEEP), budget))
     manifest = export_variant(plan, tmp_path / "variant", onnx=False)
     found = manifest["verification"]
     compared = found["static_vs_dynamic"]
@@ -133,13 +128,14 @@ def test_pictures_pass_the_gate(name: str, budget: int | None, tmp_path: Path) -
 
 
 @pytest.mark.extra
-@pytest.mark.parametrize("name", SEEING)
+@pytest.mark.parametrize("name", [*SEEING, *OTHERS])
 def test_pictures_pass_block_by_block(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export.gate.choose, "fits", lambda _: False)
-    place = add_processor(make(name, tmp_path / "source"))
-    manifest = export_variant(
-        make_plan(read_checkpoint(place), Knobs(2, KEEP, TOKENS)), tmp_path / "variant", onnx=False
-    )
+    place, tokens = make(name, tmp_path / "source"), TOKENS if name in SEEING else None
+    if tokens:
+        add_processor(place)
+    knobs = Knobs(None if ZOO[name].fixed else 2, KEPT.get(name, KEEP), tokens)
+    manifest = export_variant(make_plan(read_checkpoint(place), knobs), tmp_path / "variant", onnx=False)
     found = manifest["verification"]
     assert found["mode"] == "blockwise"
     assert found["static_vs_dynamic"]["picture"] == 0.0

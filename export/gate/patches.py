@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from export.gate.noise import Drawn, drawn_pictures, noise
 from export.gate.picture import drawn_picture
 from transform.architectures import lookup
-from transform.architectures.records import Pixels
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint
 from transform.errors import VerificationError
@@ -43,6 +43,15 @@ class Patches:
     values: torch.Tensor
     grids: torch.Tensor
 
+    @property
+    def inputs(self) -> Mapping[str, torch.Tensor]:
+        """Keyword arguments of a model."""
+        return {"pixel_values": self.values, "image_grid_thw": self.grids}
+
+    def counts(self, merge: int) -> tuple[int, ...]:
+        """Each picture's tokens."""
+        return tuple((self.grids.prod(-1) // merge**2).tolist())
+
     def up_to(self, tokens: int, merge: int) -> "Patches | None":
         """The first pictures, together of at most so many tokens; None where the first has more."""
         ends = self.grids.prod(-1).cumsum(0)
@@ -52,44 +61,48 @@ class Patches:
 
 @dataclass(frozen=True)
 class PatchProbe:
-    """The same prompt for both sides, each with its own pictures."""
+    """The same prompt for both sides, each with its own pictures as the model takes them."""
 
-    ours: Patches
-    theirs: Patches
+    ours: Mapping[str, torch.Tensor]
+    theirs: Mapping[str, torch.Tensor]
     ids: torch.Tensor  # [1, s + 1]: the last one is given by itself, with a cache
     token: int
 
-    def run(self, model: "PreTrainedModel", patches: Patches, caching: bool = True) -> dict[str, torch.Tensor]:
+    def run(
+        self, model: "PreTrainedModel", pictures: Mapping[str, torch.Tensor], caching: bool = True
+    ) -> dict[str, torch.Tensor]:
         """Logits of the prompt, and with a cache of one token behind it."""
         prompt, last = self.ids[:, :-1], self.ids[:, -1:]
         inner = [module for module in model.modules() if hasattr(module, "rope_deltas")]
         before = [module.rope_deltas for module in inner]
         kinds = {name: (prompt == self.token).int() for name in ("mm_token_type_ids", "moe_mm_token_type_ids")}
         taken = signature(model.forward).parameters
-        with torch.no_grad():
-            whole = model(
-                input_ids=prompt, pixel_values=patches.values, image_grid_thw=patches.grids, use_cache=caching,
-                **{name: value for name, value in kinds.items() if name in taken},
-            )  # fmt: skip
-            found = {"picture": whole.logits}
-            if caching:
-                found["picture_decode"] = model(input_ids=last, use_cache=True, **{CACHE: whole[CACHE]}).logits
+        kinds = {name: value for name, value in kinds.items() if name in taken}
+        try:
+            with torch.no_grad():
+                whole = model(input_ids=prompt, use_cache=caching, **pictures, **kinds)
+                found = {"picture": whole.logits}
+                if caching:
+                    found["picture_decode"] = model(input_ids=last, use_cache=True, **{CACHE: whole[CACHE]}).logits
+        except (RuntimeError, ValueError, TypeError, LookupError) as error:  # whatever transformers says of a config
+            raise VerificationError(
+                f"the gate shows pictures to the model, and PyTorch can't run it: "
+                f"{' '.join(str(error).split())[:200]}. Use --no-verify to export it unverified."
+            ) from error
         for module, deltas in zip(inner, before, strict=True):
             module.rope_deltas = deltas  # positions behind these pictures are no other prompt's
         return found
 
 
 def patch_probe(plan: Plan, written: Checkpoint) -> PatchProbe | None:
-    """Pictures for a variant and its twin; None for families whose pictures aren't known as patches.
+    """Pictures for a variant and its twin; None for families that aren't known to see any.
 
     Raises VerificationError where the processor doesn't keep the plan's budget, or the two sides' pictures differ.
     """
-    pixels = written.architecture.pixels
-    if pixels is None:
-        return None
-    budget, merge = plan.pictures.budget if plan.pictures else None, pixels.number(written.config, "merge")
-    if not budget and not can_prepare(written):
-        return drawn_probe(written, pixels)
+    pixels, budget = written.architecture.pixels, plan.pictures.budget if plan.pictures else None
+    if pixels is None or not (budget or can_prepare(written)):
+        return drawn_probe(written)
+    merge = pixels.number(written.config, "merge")
     static, dynamic = _prepared(written, None), _prepared(plan.source, budget)
     if not (torch.equal(static.values, dynamic.values) and torch.equal(static.grids, dynamic.grids)):
         raise VerificationError(
@@ -100,13 +113,14 @@ def patch_probe(plan: Plan, written: Checkpoint) -> PatchProbe | None:
         _check_counts(written, budget, static, merge)
     ours, theirs = static.up_to(MOST_TOKENS, merge), dynamic.up_to(MOST_TOKENS, merge)
     if ours is None or theirs is None:
-        return drawn_probe(written, pixels)
-    return _probe(written, pixels, ours, theirs)
+        return drawn_probe(written)
+    token = pixels.number(written.config, "token")
+    return PatchProbe(ours.inputs, theirs.inputs, _prompt(written, ours.counts(merge), token), token)
 
 
 def can_prepare(checkpoint: Checkpoint) -> bool:
     """Whether a checkpoint has a processor that transformers can load here."""
-    if not places(checkpoint):
+    if not (places(checkpoint) and checkpoint.architecture.has_tower(checkpoint.config)):
         return False
     try:
         _processor(checkpoint)
@@ -115,25 +129,29 @@ def can_prepare(checkpoint: Checkpoint) -> bool:
     return True
 
 
-def drawn_probe(checkpoint: Checkpoint, pixels: Pixels) -> PatchProbe:
-    """The same prompt every time, with pictures of noise: what golden outputs are computed from."""
-    patches = drawn_patches(*(pixels.number(checkpoint.config, name) for name in ("patch", "merge", "frames")))
-    return _probe(checkpoint, pixels, patches, patches)
+def drawn_probe(checkpoint: Checkpoint) -> PatchProbe | None:
+    """The same prompt every time, with pictures of noise: what golden outputs are computed from. None where nothing is
+    known of a family's pictures."""
+    pixels, shown, config = checkpoint.architecture.pixels, checkpoint.architecture.noise, checkpoint.config
+    if not checkpoint.architecture.has_tower(config):
+        return None
+    if pixels is not None:
+        patch, merge, frames, token = (pixels.number(config, name) for name in ("patch", "merge", "frames", "token"))
+        patches = drawn_patches(patch, merge, frames)
+        return _showing(checkpoint, Drawn(patches.inputs, patches.counts(merge)), token)
+    drawn, place = (drawn_pictures(shown, config), lookup(config, shown.token)) if shown else (None, None)
+    return _showing(checkpoint, drawn, place) if drawn is not None and type(place) is int else None
 
 
-def _probe(checkpoint: Checkpoint, pixels: Pixels, ours: Patches, theirs: Patches) -> PatchProbe:
-    merge, token = (pixels.number(checkpoint.config, name) for name in ("merge", "token"))
-    counts = (ours.grids.prod(-1) // merge**2).tolist()
-    return PatchProbe(ours, theirs, _prompt(checkpoint, counts, token), token)
+def _showing(checkpoint: Checkpoint, drawn: Drawn, token: int) -> PatchProbe:
+    return PatchProbe(drawn.inputs, drawn.inputs, _prompt(checkpoint, drawn.counts, token), token)
 
 
 def picture_logits(model: "PreTrainedModel", checkpoint: Checkpoint) -> dict[str, Array]:
-    """What a golden file has of pictures: the last logits [1, V] behind the drawn ones; nothing where they aren't
-    known as patches."""
-    if (pixels := checkpoint.architecture.pixels) is None:
-        return {}
-    probe = drawn_probe(checkpoint, pixels)
-    return {GOLDEN: probe.run(model, probe.ours, caching=False)["picture"][:, -1].numpy()}
+    """What a golden file has of pictures: the last logits [1, V] behind the drawn ones; nothing where there are
+    none."""
+    probe = drawn_probe(checkpoint)
+    return {} if probe is None else {GOLDEN: probe.run(model, probe.ours, caching=False)["picture"][:, -1].numpy()}
 
 
 def receiving(checkpoint: Checkpoint) -> int:
@@ -147,16 +165,14 @@ def receiving(checkpoint: Checkpoint) -> int:
 def drawn_patches(patch: int, merge: int, frames: int) -> Patches:
     """Pictures of GRIDS whose patches are noise, the same every time."""
     grids = [[1, rows * merge, columns * merge] for rows, columns in GRIDS]
-    generator = np.random.Generator(np.random.PCG64(0))
-    shape = (sum(rows * columns for _, rows, columns in grids), 3 * frames * patch**2)
-    values = generator.integers(0, 256, shape).astype(np.float32) / 127.5 - 1
-    return Patches(torch.from_numpy(values), torch.tensor(grids))
+    values = noise(sum(rows * columns for _, rows, columns in grids), 3 * frames * patch**2)
+    return Patches(values, torch.tensor(grids))
 
 
 def insist_on_pictures(model: "PreTrainedModel", probe: PatchProbe) -> None:
     """Raise VerificationError unless other pictures give other logits: else equal ones would prove nothing."""
-    other = Patches(-probe.ours.values, probe.ours.grids)
-    pairs = (probe.run(model, patches, caching=False)["picture"] for patches in (probe.ours, other))
+    other = {**probe.ours, "pixel_values": -probe.ours["pixel_values"]}
+    pairs = (probe.run(model, pictures, caching=False)["picture"] for pictures in (probe.ours, other))
     if torch.equal(*pairs):
         raise VerificationError(
             "other pictures must give other logits, the difference is 0: the model doesn't see them. "
@@ -189,7 +205,7 @@ def _prepared(checkpoint: Checkpoint, budget: PixelBudget | None) -> Patches:
 def _check_counts(written: Checkpoint, budget: PixelBudget, ours: Patches, merge: int) -> None:
     """The processor gives as many tokens as the plan counts: of the drawn pictures, and of many other sizes."""
     drawn = [budget.count(height, width) for width, height in SIZES]
-    if drawn != (found := (ours.grids.prod(-1) // merge**2).tolist()):
+    if drawn != (found := list(ours.counts(merge))):
         raise _miscounted(drawn, found)
     processor = _processor(written)
     for height, width in _sizes():
