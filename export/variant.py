@@ -174,5 +174,5 @@ def _write_graphs(plan: Plan, written: Checkpoint, static: StaticPlan | None, ra
     emit_graphs(written, stage, crops, plan.form, policy_in(vision) if vision else None, notes)
     if static:
         write_static(written, stage, static, plan.form, notes)
-    write_io(written, stage, vision, plan.form, static)
+    write_io(written, stage, plan.form, vision, static)
     write_genai_config(written, stage, plan.form)

@@ -12,7 +12,7 @@ from tests.support.released import release, released
 from tests.support.zoo import ZOO
 from transform.architectures import lookup
 from transform.architectures.read import known_model_types, read_architecture
-from transform.architectures.records import Architecture, Choice
+from transform.architectures.records import Architecture, TopK
 from transform.forms import FORMS
 
 PAGE = ROOT / "docs" / "models.md"
@@ -97,7 +97,7 @@ def _knobs(family: Architecture) -> Iterator[str]:
     yield ", ".join(
         (*(["k"] if free else []), "blocks", *(["vision tokens"] if family.images or family.pixels else []))
     )
-    if family.k is Choice.FIXED:
+    if family.k is TopK.FIXED:
         yield "k is built into its code"
     if family.pinned:
         yield "the first blocks, which receive pictures' features, stay"

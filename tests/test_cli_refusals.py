@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
+from export.command.output import Console, print_json
 from tests.support.command import knobcast
 from tests.support.paths import ROOT
 
@@ -163,6 +165,20 @@ def test_ctrl_c_says_that_nothing_was_written(molmo: Path, tmp_path: Path) -> No
     assert printed == ""
     assert said.endswith("interrupted; nothing was written\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_others_wrote_steers_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Names in manifests, files beside a variant, answers of a model."""
+    (tmp_path / "x\x1b]0;gotcha\x07\x1b[2Jy\x9b1m").mkdir()
+    done = knobcast("plan", next(tmp_path.iterdir()))
+    assert "x\ufffd]0;gotcha\ufffd\ufffd[2Jy\ufffd1m" in done.err
+    table = Table("a")
+    table.add_row("\x1b[2J")
+    Console().print(table, "\x1b[31m[bold]b[/bold]\r")
+    print_json({"a": "\x9b1m\x1b\x7f é"})
+    out = capsys.readouterr().out
+    assert not {"\x1b", "\x9b", "\x7f", "\r"} & set(out)
+    assert json.loads(out[out.index("{") :]) == {"a": "\x9b1m\x1b\x7f é"}
 
 
 def test_brackets_in_a_path_are_printed(molmo: Path, tmp_path: Path) -> None:

@@ -114,6 +114,9 @@ CHANGES: dict[str, tuple[str, dict[str, Any], str]] = {
     "a number that floats can't hold": ("glm4_moe", {"routed_scaling_factor": 10**400}, "must be a finite number"),
     "a part that floats can't hold": ("glm4_moe", {"rope_parameters": {"partial_rotary_factor": 1e308}}, "finite"),
     "a part of heads that are turned whole": ("qwen2_moe", {"partial_rotary_factor": 0.5}, "transformers turns whole"),
+    "a part of heads, in its parameters": (
+        "solar_open", {"rope_parameters": {"rope_theta": 1e6, "partial_rotary_factor": 0.5}}, "transformers turns whole"
+    ),
     "stretched by nothing": ("mixtral", {"rope_parameters": {"rope_type": "linear", "factor": 0}}, "must be above 0"),
     "stretched from nothing": (
         "mixtral", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 0}},

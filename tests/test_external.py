@@ -9,11 +9,12 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from export.derive import derive
+from export.derive import derive, load_graph
 from export.files.integrity import check_graph_bounds, external_tensors
 from export.layout.moved import plan_move, write_move
 from export.numpy_run import NumpySession
 from export.run.external import BITS, External, place_of
+from export.run.graph_facts import read_facts
 from export.run.session import open_session
 from tests.support.variants import write_variant
 from transform.errors import KnobcastError, VerificationError
@@ -158,6 +159,69 @@ def test_a_graph_that_is_none_is_refused(make: Callable[[Path], Any], tmp_path: 
     for use in (check_graph_bounds, lambda at: open_session(at / "text.onnx", {})):
         with pytest.raises(VerificationError, match=r"text\.onnx"):
             use(tmp_path)
+
+
+def node(kind: str, domain: str = "") -> bytes:
+    """A node in a graph or function, as protobuf writes it: both have their nodes in small fields."""
+    return onnx.helper.make_node(kind, ["x"], ["y"], domain=domain).SerializeToString()
+
+
+def many(field: int, message: bytes, count: int) -> bytes:
+    return (bytes([field << 3 | 2, len(message)]) + message) * count
+
+
+def of_graph(body: bytes) -> onnx.ModelProto:
+    model = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], []))
+    model.graph.MergeFromString(body)
+    return model
+
+
+def too_many_nodes() -> onnx.ModelProto:
+    return of_graph(many(1, node("Abs"), 200_001))
+
+
+def too_many_tensors() -> onnx.ModelProto:
+    return of_graph(many(1, node("Abs"), 1) + many(5, TensorProto(name="w", data_type=1).SerializeToString(), 100_001))
+
+
+def functions(*called: str) -> onnx.ModelProto:
+    """f0 calls what is named here, twice; each of the others the one before it."""
+    model = of_graph(many(1, node("f30", "bomb"), 1))
+    for number in range(31):
+        inner = onnx.helper.make_function("bomb", f"f{number}", ["x"], ["y"], [], [])
+        for kind in called if number == 0 else [f"f{number - 1}"] * 2:
+            inner.node.add(op_type=kind, domain="bomb" if kind.startswith("f") else "")
+        model.functions.append(inner)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (too_many_nodes, "at most 200,000 nodes"), (too_many_tensors, "at most 100,000 tensors"),
+        (lambda: functions("Abs", "Abs"), "at most 200,000 nodes, it has 2,147,483,648"),
+        (lambda: functions("f30"), "calls itself"),
+    ],
+)  # fmt: skip
+def test_a_graph_that_takes_minutes_to_open_is_refused_before(
+    make: Callable[[], onnx.ModelProto], said: str, tmp_path: Path
+) -> None:
+    """A few megabytes of nodes, or a few lines of functions that call each other."""
+    (tmp_path / "text.onnx").write_bytes(make().SerializeToString())
+    for use in (check_graph_bounds, lambda at: open_session(at / "text.onnx", {})):
+        with pytest.raises(VerificationError, match=said):
+            use(tmp_path)
+    with pytest.raises(KnobcastError, match=said):
+        load_graph(tmp_path / "text.onnx")
+
+
+def test_functions_count_as_what_they_hold(tmp_path: Path) -> None:
+    model = functions("Abs")
+    del model.functions[10:]
+    model.graph.node[0].op_type = "f9"
+    (tmp_path / "text.onnx").write_bytes(model.SerializeToString())
+    facts = read_facts(tmp_path / "text.onnx")
+    assert facts.operators == {"Abs", *(f"bomb::f{number}" for number in range(10))}
 
 
 def test_what_the_format_leaves_out_is_the_whole_file(tmp_path: Path) -> None:

@@ -50,6 +50,10 @@ def other(name: str, make: Callable[[Any], Any]) -> Callable[[Arrays], Arrays]:
     return lambda arrays: {**arrays, name: np.ascontiguousarray(make(arrays[name]))}
 
 
+def longer(logits: Any) -> Arrays:
+    return {"ids": np.ones((1, 525), np.int64), "logits": np.ones((1, 525, logits.shape[2]), np.float32)}
+
+
 def without(name: str) -> Callable[[Arrays], Arrays]:
     return lambda arrays: {key: value for key, value in arrays.items() if key != name}
 
@@ -82,7 +86,8 @@ def test_values_that_are_not_finite_are_refused(copied: Path, name: str, value: 
         (other("ids", lambda ids: ids[:, :0]), "ids must be I64"),
         (other("ids", lambda ids: ids[0]), "ids must be I64"),
         (other("ids", lambda ids: ids[:, 1:]), r"logits must be F32 \[1, 17, V\]"),
-        (lambda a: {**a, "ids": a["ids"][:, :5].copy(), "logits": a["logits"][:, :5].copy()}, "ids must be 6 to 4,096"),
+        (lambda a: {**a, "ids": a["ids"][:, :5].copy(), "logits": a["logits"][:, :5].copy()}, "ids must be 6 to 524"),
+        (lambda a: {**a, **longer(a["logits"])}, "ids must be 6 to 524 tokens, there are 525"),
         (other("logits", lambda logits: logits.astype(np.float16)), "logits must be F32"),
         (other("logits", lambda logits: logits[:, :, :0]), "logits must be F32"),
         (other("image.logits", lambda logits: logits[:, 1:]), "image.logits must be F32"),

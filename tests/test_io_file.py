@@ -66,6 +66,11 @@ WRONG: list[tuple[str, tuple[Any, ...]]] = [
     ("vision.rule", ("x", {}, None)),
     ("session_options", ("x", [], {"a": 1}, GONE, None, {"a": "x" * 10**6}, {"x" * 10**6: "a"})),
     ("vision_session_options", ("x", [], {"a": 1}, {"a": "x" * 10**6})),
+    ("session_options", tuple({key: "/tmp/x"} for key in (
+        "session.optimized_model_filepath", "session.enable_profiling", "ep.context_file_path",
+        "session.collect_node_memory_stats_to_file", "session.model_external_initializers_file_folder_path",
+    ))),
+    ("vision_session_options", ({"session.moe_expert_counter_state_file": "/tmp/x"},)),
     ("model_type", (GONE, 5, "", "a b", "[red]", "x" * 1000)),
     ("form", (5, "x", [], {})),
     ("top_k", (4, "x", [-1], ["4"], GONE)),

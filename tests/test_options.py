@@ -10,13 +10,13 @@ from typing import Annotated, Any
 
 import pytest
 import typer
-from rich.console import Console
 from typer.testing import CliRunner
 
 from export.command.family import _show_result as show_family
 from export.command.groups import flat, said
 from export.command.main import app
 from export.command.once import CommandLineError, joined
+from export.command.output import Console
 from export.command.score_files import show_result
 from importance.metrics import METRICS
 from importance.search import STRATEGIES

@@ -2,10 +2,8 @@
 
 import json
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,37 +14,19 @@ from export.publish.repository import Repository
 from export.publish.targets import open_target
 from tests.support.command import knobcast
 from tests.support.published import variant
+from tests.support.servers import Answer, serving
 from transform.errors import KnobcastError, PublishError
 
 SHA = "0" * 64
 PLAIN = {"digest": f"sha256:{SHA}", "size": 1, "annotations": {"org.cncf.model.filepath": "a"}}
-Answers = Mapping[str, tuple[int, Mapping[str, str], bytes]]
+Answers = Mapping[str, Answer]
 
 
 @contextmanager
 def registry(answers: Answers) -> Iterator[str]:
     """host:port of a server that answers a method as it is told, whatever it is asked for."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def answer(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            status, headers, body = answers[self.command]
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(body)), **headers}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
-        do_GET = do_HEAD = do_POST = do_PUT = answer  # noqa: N815 -- its caller's words
-
-        def log_message(self, *_: object) -> None:
-            """Nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
+    with serving(lambda asked: answers[asked.partition(" ")[0]]) as host:
+        yield host
 
 
 @pytest.fixture(autouse=True)

@@ -258,6 +258,20 @@ def test_a_signature_travels_and_may_come_later(hub: HubStandIn, variant: Path, 
         assert content.version in receipt.reference
 
 
+def test_a_signature_stays_where_somebody_else_has_none(
+    hub: HubStandIn, variant: Path, other: Path, tmp_path: Path
+) -> None:
+    signed = shutil.copytree(variant, tmp_path / "signed")
+    (signed / "model.sig").write_text("one")
+    push(signed, "edge")
+    push(other)
+    content, receipt = push(variant, "edge")
+    assert names(_pull(receipt.reference, tmp_path / "out")) == names(signed)
+    assert hub.store.tree(NAME) == hub.store.tree(NAME, "edge") == hub.store.tree(NAME, content.version)
+    content, _ = push(other, "edge")
+    assert hub.store.tree(NAME) == hub.store.tree(NAME, "edge") == files(content), "another version's goes"
+
+
 def test_a_pull_goes_on_where_it_was_killed(hub: HubStandIn, variant: Path, tmp_path: Path, impatient: None) -> None:
     push(variant)
     hub.faults.append(Fault("GET /storage/", "status", 500, spare=1))

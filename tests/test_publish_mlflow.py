@@ -323,9 +323,9 @@ def test_a_target_names_a_server_and_a_model(rest: str, why: str) -> None:
 @pytest.mark.parametrize("alias", ["latest", "v1", "V12", "a.b"])
 def test_mlflows_own_aliases_are_refused(variant: Path, alias: str) -> None:
     with pytest.raises(PublishError, match="MLflow's aliases"):
-        plan(open_mlflow("localhost/molmo"), variant, alias)
+        plan(MLflow("mlflow", "localhost", "molmo"), variant, alias)
 
 
 def test_a_push_makes_the_version_itself(variant: Path) -> None:
     with pytest.raises(PublishError, match="Leave that out"):
-        plan(open_mlflow("localhost/molmo/3"), variant)
+        plan(MLflow("mlflow", "localhost", "molmo", "3"), variant)

@@ -39,6 +39,16 @@ def to(registry: Registry, name: str = "team/molmoe") -> str:
     return f"oci://localhost:{registry.port}/{name}"
 
 
+def test_a_signature_stays_where_somebody_else_has_none(registry: Registry, folder: Path, tmp_path: Path) -> None:
+    signed = Path(shutil.copytree(folder / "k1", tmp_path / "signed"))
+    (signed / "model.sig").write_text("one")
+    _, first = push(open_target(to(registry)), read_content(signed), "edge")
+    moved, second = push(open_target(to(registry)), read_content(folder / "k1"), "edge")
+    assert (moved, second) == (0, first)
+    assert knobcast("pull", f"{to(registry)}:edge", tmp_path / "out").code == 0
+    assert names(tmp_path / "out") == names(signed)
+
+
 def test_a_version_goes_and_comes_back(registry: Registry, folder: Path, tmp_path: Path) -> None:
     for k in ("k1", "k2"):
         done = knobcast("push", folder / k, to(registry), "--alias", "edge-prod", "--json")

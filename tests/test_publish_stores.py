@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
+from export.publish import object_store
 from export.publish.content import Content, read_content
+from export.publish.publisher import pieces_of
 from export.publish.targets import open_target
 from tests.support.command import knobcast
 from tests.support.paths import ROOT
 from tests.support.published import names, push, variant
 from tests.support.registry import free_port, wait_for
-from transform.errors import PublishError
+from transform.errors import KnobcastError, PublishError
 
 MOTO = ROOT / ".venv-moto" / "bin" / "moto_server"
 
@@ -124,6 +126,28 @@ def test_a_push_that_was_cut_goes_on(
     assert again.present == frozenset(sent[1:])
     push(open_target(store), content, "edge")
     assert knobcast("pull", f"{store}/edge", tmp_path / "out").code == 0
+
+
+def test_a_file_that_fails_half_way_isnt_there(
+    store: str, contents: tuple[Content, Content], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing a file of fsspec puts there what came so far, as if it were all."""
+    if store.startswith("memory:"):
+        return  # whose files are there from their first byte
+    content = contents[0]
+    publisher: Any = open_target(store)
+
+    def cut(path: Path, tick: Any) -> Iterator[bytes]:
+        for piece in pieces_of(path, tick):
+            yield piece[: len(piece) // 2]
+            raise OSError("a bad sector")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(object_store, "pieces_of", cut)
+        with pytest.raises(KnobcastError, match="a bad sector"):
+            push(publisher, content)
+    assert publisher._sizes(publisher._at(content.version)) == {}
+    assert push(open_target(store), content)[0] == content.bytes
 
 
 def test_what_the_store_holds_is_read_back(

@@ -286,6 +286,10 @@ def test_traces_that_come_while_it_is_written_are_not_recorded(olmoe: Path, tmp_
     check_sums(tmp_path / "v")
 
 
+def twice(text: bytes) -> bytes:
+    return b"0" * 64 + text[64 : text.index(b"\n") + 1] + text
+
+
 def bad_byte(text: bytes) -> bytes:
     return text + b"\xff"
 
@@ -310,7 +314,7 @@ def nothing(_: bytes) -> bytes:
     return b""
 
 
-@pytest.mark.parametrize("damage", [bad_byte, bad_line, escape, absolute, hidden, nothing])
+@pytest.mark.parametrize("damage", [bad_byte, bad_line, escape, absolute, hidden, nothing, twice])
 def test_sums_that_are_none_are_refused(variant: Path, light: None, damage: Callable[[bytes], bytes]) -> None:
     from hashlib import sha256
 

@@ -15,6 +15,7 @@ from tests.support.command import knobcast
 from tests.support.variants import digests, read_json, record_sums, write_variant
 from transform.errors import KnobError, VerificationError, WriteError
 from transform.ownership import SIGNATURE, foreign_files
+from transform.progress import Progress
 
 model_signing = pytest.importorskip("model_signing", reason="no model-signing: `make test-all` installs it")
 pytestmark = pytest.mark.extra
@@ -47,11 +48,28 @@ def signed(made: Path, tmp_path: Path) -> Path:
 
 
 def test_a_signed_variant_is_one_still(signed: Path, ours: tuple[Path, Path]) -> None:
-    assert check_signature(signed, ours[1]) == len(list(signed.iterdir())) - 1
+    assert len(check_signature(signed, ours[1])) == len(list(signed.iterdir())) - 1
     assert check_files(signed)["files"] == len(list(signed.iterdir())) - 3  # sums, manifest, signature
     assert foreign_files(signed) == []
     (signed / ".DS_Store").touch()  # what systems leave is nobody's
     check_signature(signed, ours[1])
+
+
+def test_files_are_read_once(signed: Path, ours: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    from export.files import integrity
+
+    read: list[str] = []
+    real = integrity.sha256_file
+
+    def seen(path: Path, progress: Progress | None = None) -> str:
+        read.append(path.name)
+        return real(path, progress)
+
+    monkeypatch.setattr(integrity, "sha256_file", seen)
+    done = knobcast("verify", signed, "--level", "files", "--public-key", ours[1])
+    assert (done.code, read) == (0, []), "but by model-signing"
+    assert knobcast("verify", signed, "--level", "files").code == 0
+    assert "config.json" in read
 
 
 def test_signing_changes_nothing_else_and_asks_before_it_replaces(signed: Path, ours: tuple[Path, Path]) -> None:

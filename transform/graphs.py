@@ -32,6 +32,8 @@ def why_no_graphs(checkpoint: Checkpoint) -> str | None:
     of_settings = {key.partition(".")[0] for names in family.keys.values() for key in names}
     if keys := unread_keys(family.graph, of_settings, config):
         return f"{NONE_FOR_IT}: nothing reads {', '.join(keys)} of config.json"
+    if not checkpoint.has("embedding"):
+        return f"{NONE_FOR_IT}: there is no {checkpoint.name('embedding')}"
     layers, derived = checkpoint.settings.layers, KINDS in family.derived
     if reason := unfit(family.graph, config) or unsaid_windows(config, layers, family.window, family.switch, derived):
         return f"{NONE_FOR_IT}: {reason}"

@@ -4,10 +4,10 @@ Checkpoint and knobs in; the planned checkpoint, the vision policy, parameter co
 """
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from transform.agreement import OF_EXPERTS, check_experts, untied_head
 from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
 from transform.dtype import cast
@@ -22,6 +22,7 @@ from transform.packed_layout import Packing, activations_of, packed_bytes, packi
 from transform.picture_processor import PicturePlan, picture_warnings, plan_pictures
 from transform.plan_facts import PlanFacts, VisionFacts
 from transform.stack import is_stacked, stack_experts
+from transform.tokenizer_file import FILE as TOKENIZER
 from transform.tokenizer_file import tokenizer_warnings
 from transform.top_k import beyond_training, set_top_k
 from transform.write import written_bytes
@@ -29,7 +30,6 @@ from transform.write import written_bytes
 RESIZES = ("pad", "fill")  # those of `molmoe/preprocessing.py`, which needs numpy
 DEFAULT_POLICY = ("pad", "canvas")
 ADAPTER = "adapter_config.json"  # peft's
-OF_EXPERTS = re.compile(r"(^|\.)experts\.|(^|\.)block_sparse_moe\.(input|output)_linear\.")  # names of experts' tensors
 
 
 @dataclass(frozen=True)
@@ -230,6 +230,7 @@ def make_plan(source: Checkpoint, knobs: Knobs) -> Plan:
     None is not said. What isn't said about images stays as the source has it: a variant's budget is its variants' too.
     Where a budget is said, resize and rule that aren't are the usual ones.
     """
+    check_experts(source)
     own = own_policy(source) if knobs.tokens is None else (knobs.tokens, *DEFAULT_POLICY)
     tokens = own[0]
     resize = own[1] if knobs.resize is None else knobs.resize
@@ -270,7 +271,9 @@ def make_plan(source: Checkpoint, knobs: Knobs) -> Plan:
     else:
         pictures = _stock_pictures(source, knobs)
         warnings += picture_warnings(source, pictures) if pictures else []
-    warnings += tokenizer_warnings(source)
+    if TOKENIZER in source.side_files or why_no_graphs(source) is None:  # else nothing of ours runs the variant
+        warnings += tokenizer_warnings(source)
+    warnings += [untied_head(source)]
     if (source.path / ADAPTER).exists():
         warnings.append(
             f"{ADAPTER} lies beside the weights: the variant is made of the weights alone. If the adapter isn't merged "

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from export.command.once import joined
 from export.command.options import Json, Preprocess, Provider
-from export.command.output import print_json, remarks, show_warnings
+from export.command.output import Console, print_json, remarks, show_warnings
 from transform.errors import KnobcastError, KnobError, VerificationError, WriteError
 
 if TYPE_CHECKING:

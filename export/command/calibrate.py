@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from export.command.options import Json
-from export.command.output import print_json
+from export.command.output import Console, print_json
 from transform.errors import KnobError, WriteError
 
 if TYPE_CHECKING:

@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from export.command.once import joined
 from export.command.options import Drop, Json, K, Keep
-from export.command.output import print_json, say_note
+from export.command.output import Console, print_json, say_note
 from transform.strict_json import Record
 
 

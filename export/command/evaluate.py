@@ -3,10 +3,9 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from export.command.options import TASKS, Json, MaxNewTokens
-from export.command.output import print_json, remarks, say_note, show_warnings
+from export.command.output import Console, print_json, remarks, say_note, show_warnings
 from export.command.request import RunTimeRequest
 from export.command.sample_files import SampleFiles
 

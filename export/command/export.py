@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from rich.console import Console
-
 from export.command.options import Json
-from export.command.output import print_json, remarks, show_warnings
+from export.command.output import Console, print_json, remarks, show_warnings
 from export.command.request import Graphs, Request, Target
 from export.command.usage import Usage
 from transform.errors import KnobError

@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from export.command.bars import progress_bars
 from export.command.groups import said
-from export.command.output import print_json, remarks, show_warnings
+from export.command.output import Console, print_json, remarks, show_warnings
 from export.command.request import Graphs, Request, Target
 from export.command.show import ranking_words, show_next
 from export.family.family import export_family, member_name, plan_family, plan_member

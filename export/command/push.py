@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from export.command.options import Json
-from export.command.output import print_json, remarks, say_note
+from export.command.output import Console, print_json, remarks, say_note
 from export.publish.publisher import Transfer
 from transform.strict_json import Record
 
@@ -36,10 +35,12 @@ def push(
     """Publish a variant: only what the registry lacks moves, and what was written is read back."""
     from export.command.bars import progress_bars
     from export.publish.content import read_content
-    from export.publish.publisher import publish
+    from export.publish.publisher import check_alias, publish
     from export.publish.targets import open_target
 
     publisher = open_target(to, public)
+    if alias is not None:
+        check_alias(alias)  # before files are read, which may take minutes
     transfer = publisher.plan(read_content(directory, lambda step: say_note(f"… {step}")), alias)
     record = transfer.as_dict()
     if not dry_run:

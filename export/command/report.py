@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from export.command.options import Json
-from export.command.output import print_json
+from export.command.output import Console, print_json
 
 
 def report(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from export.command.options import Json, Preprocess, Provider
-from export.command.output import print_json, say_note
+from export.command.output import print_json, say_note, tame
 from transform.errors import KnobcastError
 from transform.progress import Say
 
@@ -39,7 +39,7 @@ def run(
         with suppress(KnobcastError):  # a remark alone: what runs doesn't need the family's record
             names = ", ".join(member.name for member in read_family(directory).members)
             say_note(f"this runs the family's own graph, text.onnx, with all of the model; --member takes {names}")
-    stream: Say | None = None if as_json else lambda piece: print(piece, end="", flush=True)
+    stream: Say | None = None if as_json else lambda piece: print(tame(piece), end="", flush=True)
     given = answer(
         directory, image, prompt, max_new_tokens, stream=stream,
         provider=place.provider, threads=place.threads, member=place.member, preprocess=place.preprocess,

@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, cast
 
-from rich.console import Console
 from rich.markup import escape
 
+from export.command.output import Console
 from transform.errors import ScoresError
 
 if TYPE_CHECKING:

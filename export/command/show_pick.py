@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
+from export.command.output import Console
 from export.sweep.constraints import BYTES, DECODE, LATENCY, MEMORY, PREFILL, Constraint
 from export.sweep.table import Point, Table
 

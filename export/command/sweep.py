@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from export.command.options import TASKS, Json, MaxNewTokens, Model, Provider, Revision, Scores
-from export.command.output import print_json, remarks, say_note, show_warnings, stderr
+from export.command.output import Console, print_json, remarks, say_note, show_warnings, stderr
 from export.command.sample_files import SampleFiles
 from transform.errors import KnobError
 
@@ -74,7 +73,8 @@ class Swept:
                     "--scores choose which blocks stay, and the grid keeps all. Give blocks=N, or leave them out."
                 )
             return None
-        return find_scores(self.source.path, self.scores, layers, lambda: model_digest(self.source))
+        family = self.source.architecture.model_type
+        return find_scores(self.source.path, self.scores, layers, lambda: model_digest(self.source), family)
 
     @cached_property
     def settings(self) -> "tuple[Planned, ...]":

@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from export.command.options import Json
-from export.command.output import print_json
+from export.command.output import Console, print_json
 from transform.errors import KnobError
 from transform.knobs import parse_tokens
 from transform.strict_json import Record

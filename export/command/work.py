@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from export.command.options import Json
-from export.command.output import print_json, remarks, say_note, stderr
+from export.command.output import Console, print_json, remarks, say_note, stderr
 from export.command.score_files import show_result
 from importance.atomic import sweep_staged
 from importance.store import job_folder

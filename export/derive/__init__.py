@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from export.run.graph_facts import read_facts
 from transform.errors import CheckpointError, VerificationError
 from transform.progress import Say
 from transform.strict_json import Record
@@ -103,6 +104,10 @@ def load_graph(path: Path) -> Any:
         raise CheckpointError(f"{path.name}: not an ONNX file ({str(error)[:100]}). Give a decoder's graph.") from error
     if not model.graph.node:
         raise CheckpointError(f"{path.name}: an ONNX graph without operators. Give a decoder's graph.")
+    try:
+        read_facts(path)
+    except VerificationError as error:  # more nodes than can be taken apart in time
+        raise CheckpointError(str(error)) from error
     return model
 
 

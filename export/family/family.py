@@ -6,14 +6,14 @@ Vision and embedding graphs depend on neither, and are shared. `plan_member` giv
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.family.grid import parse_grid
 from export.files.check import check_members
-from export.files.integrity import check_graph_bounds, unreplaced
+from export.files.integrity import NONE, check_graph_bounds, unreplaced
 from export.files.manifest import provenance_of
 from export.files.provenance import Provenance
 from export.files.verification import SKIPPED, Verification
@@ -58,7 +58,8 @@ def plan_family(
     settings = parse_grid(grid, source.settings.layers)
     found = None
     if any(setting.blocks < source.settings.layers for setting in settings):
-        found = find_scores(source.path, scores, source.settings.layers, lambda: model_digest(source))
+        family = source.architecture.model_type
+        found = find_scores(source.path, scores, source.settings.layers, lambda: model_digest(source), family)
     elif scores is not None:
         raise KnobError("--scores choose which blocks stay, and the grid keeps all. Give blocks=N, or leave them out.")
     base = make_plan(source, knobs)
@@ -202,18 +203,18 @@ def _card(family: Family) -> list[str]:
     ]
 
 
-def verify_family(directory: Path, say: Say = lambda _: None) -> Record:
+def verify_family(directory: Path, say: Say = lambda _: None, known: Mapping[str, str] = NONE) -> Record:
     """Check a family: as the variant it is, then every member against the directory's own weights in PyTorch."""
     with unreplaced(directory):
-        return _verify_family(directory, say)
+        return _verify_family(directory, say, known)
 
 
-def _verify_family(directory: Path, say: Say) -> Record:
+def _verify_family(directory: Path, say: Say, known: Mapping[str, str]) -> Record:
     from export.gate.verify import verify_directory
     from transform.load import align, load_model
 
     family = read_family(directory)
-    results = verify_directory(directory, say)
+    results = verify_directory(directory, say, known)
     quiet_transformers()
     check_members(directory, family)
     written = read_checkpoint(directory)

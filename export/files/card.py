@@ -178,6 +178,8 @@ def _verification(plan: Plan, verification: Verification | None) -> list[str]:
     lines = [f"Mode `{verification.mode}`. Fresh reload: 0 missing, 0 unexpected, 0 mismatched tensors."]
     if verification.graphs_computed_by:
         lines += [f"Graphs computed by {verification.graphs_computed_by}."]
+    if beyond := verification.windows_not_passed:
+        lines += [f"No sequence that was compared is longer than the windows of {', '.join(map(str, beyond))} tokens."]
     lines += [
         "",
         "| comparison | largest difference |",

@@ -48,23 +48,23 @@ def write_sums(directory: Path, progress: Progress | None = None, known: Mapping
     return sha256_file(directory / SUMS)
 
 
-def check_sums(directory: Path, progress: Progress | None = None) -> int:
+def check_sums(directory: Path, progress: Progress | None = None, known: Mapping[str, str] = NONE) -> int:
     """Compare every file with SHA256SUMS and that with the manifest; returns the number of files.
 
     Links are followed: the bytes count. Files that `derive` is adding meanwhile, or was when it was killed, are those
-    the manifest announces.
+    the manifest announces. `known`: sums of files that were just read whole.
     """
     for _ in range(_TRIES):
         before = read_json(directory / MANIFEST)
         try:
-            return _check_sums(directory, before, progress)
+            return _check_sums(directory, before, progress, known)
         except VerificationError:
             if read_json(directory / MANIFEST) == before:
                 raise
     raise VerificationError(f"{directory} was changed {_TRIES} times while it was read. Verify it again.")
 
 
-def _check_sums(directory: Path, manifest: Record, progress: Progress | None) -> int:
+def _check_sums(directory: Path, manifest: Record, progress: Progress | None, known: Mapping[str, str]) -> int:
     files = manifest.get("files")
     recorded = files.get("sha256sums") if isinstance(files, dict) else None
     if recorded == "not computed":
@@ -89,7 +89,7 @@ def _check_sums(directory: Path, manifest: Record, progress: Progress | None) ->
         if not path.is_file():
             raise VerificationError(f"{name} must be a file, or a link to one. Export the variant again.")
         try:
-            found = sha256_file(path, progress)
+            found = known.get(name) or sha256_file(path, progress)
         except OSError as error:
             raise VerificationError(f"{name}: cannot be read ({error.strerror}). Export the variant again.") from error
         if found not in (listed.get(name), added.get(name)):
@@ -117,6 +117,8 @@ def read_sums(directory: Path) -> tuple[str, dict[str, str]]:
             raise VerificationError(
                 f"{SUMS}: must hold lines of sums and plain file names, got {line[:80]!r}. Export the variant again."
             )
+        if match[2] in listed:
+            raise VerificationError(f"{SUMS}: must name each file once, {match[2]} is there twice. Export it again.")
         listed[match[2]] = match[1]
     return hashlib.sha256(data).hexdigest(), listed
 

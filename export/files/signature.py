@@ -50,8 +50,9 @@ def sign(directory: Path, private_key: Path, force: bool = False) -> Path:
     return target
 
 
-def check_signature(directory: Path, public_key: Path) -> int:
-    """Compare a variant's files with its signature, and that with the key; returns how many files are signed.
+def check_signature(directory: Path, public_key: Path) -> dict[str, str]:
+    """Compare a variant's files with its signature, and that with the key; returns the sums of the files, all of which
+    are signed.
 
     Raises VerificationError, and KnobError for what is no public key.
     """
@@ -80,7 +81,7 @@ def check_signature(directory: Path, public_key: Path) -> int:
             f"{SIGNATURE}: must cover every file of the variant, it leaves out {', '.join(left[:5])}. Have it signed "
             "again."
         )
-    return len(signed)
+    return signed
 
 
 def _signed(bundle: bytes) -> dict[str, str]:

@@ -12,7 +12,7 @@ from export.gate.golden import FILE
 from export.gate.image_probe import TEXT, ImageProbe
 from export.gate.patches import GOLDEN as PICTURE
 from export.gate.preprocess import has_preprocess
-from export.gate.probe import DECODE
+from export.gate.probe import BEYOND, DECODE, MOST_WINDOW
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError, VerificationError
@@ -34,6 +34,7 @@ _PICTURE = {
 }  # fmt: skip
 _PATCHES = {PICTURE: ("F32", "1V")}  # of stock models, where it was recorded
 BEHIND_ALL = "image.logits"  # a picture's hundreds of tokens would pass every block
+MOST = MOST_WINDOW + BEYOND + DECODE  # tokens: the longest prompt of a gate
 LEAST = DECODE + 2  # tokens: a prompt of two, which static graphs are given in two calls, and the steps
 
 
@@ -92,7 +93,7 @@ def _check_header(header: dict[str, tuple[str, tuple[int, ...]]], checkpoint: Ch
         if not fits or found != dtype or any(sizes.setdefault(x, n) != n for x, n in zip(letters, shape, strict=True)):
             spelled = ", ".join(str(sizes.get(letter, letter)) for letter in letters)
             raise _refused(f"{name} must be {dtype} [{spelled}], it is {found} {list(shape)}")
-    longest = checkpoint.settings.max_positions
+    longest = min(checkpoint.settings.max_positions, MOST)
     if "ids" in wanted and not LEAST <= sizes["s"] <= longest:
         raise _refused(f"ids must be {LEAST} to {longest:,} tokens, there are {sizes['s']:,}")
 

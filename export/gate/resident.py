@@ -79,7 +79,7 @@ def resident_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Veri
     write_golden(directory, golden)
     say("ONNX == PyTorch")
     compared = onnx_vs_torch(variant, graphs, probe) | check_graphs(graphs, golden, image, TOLERANCE)
-    rounded = check_activations(Graphs(directory), golden["ids"], golden["logits"])
+    rounded = check_activations(Graphs(directory), golden["ids"], golden["logits"], lambda: graphs)
     rounds = check_rounding(directory, golden["ids"], golden["logits"]) if plan.form.compute != "float32" else None
     fixed = {}
     if graphs.io.get("static"):

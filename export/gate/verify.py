@@ -1,9 +1,10 @@
 """`knobcast verify`: a variant checked on its own, at any time, against its sums and its recorded golden outputs."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from export.files.check import check_variant_files
-from export.files.integrity import unreplaced
+from export.files.integrity import NONE, unreplaced
 from export.files.verification import Verification
 from export.gate.activations import check_activations
 from export.gate.as_user import check_as_user, code_of_others
@@ -26,15 +27,15 @@ from transform.progress import Say
 from transform.strict_json import Record
 
 
-def verify_directory(directory: Path, say: Say = lambda _: None) -> Record:
+def verify_directory(directory: Path, say: Say = lambda _: None, known: Mapping[str, str] = NONE) -> Record:
     """Check a variant on its own: sums, facts, bounds, reload, golden outputs in PyTorch and through the graphs; one
-    block at a time where it doesn't fit into memory."""
+    block at a time where it doesn't fit into memory. `known`: as for `check_files`."""
     with unreplaced(directory):
-        return _verify_directory(directory, say)
+        return _verify_directory(directory, say, known)
 
 
-def _verify_directory(directory: Path, say: Say) -> Record:
-    manifest, checkpoint, results = check_variant_files(directory, say)
+def _verify_directory(directory: Path, say: Say, known: Mapping[str, str]) -> Record:
+    manifest, checkpoint, results = check_variant_files(directory, say, known)
     passed = Verification.parse(manifest.get("verification"))
     golden = load_golden(directory, checkpoint)
     sees, whole = checkpoint.architecture.modality.sees_images, passed is None or passed.mode == "resident"
@@ -73,7 +74,7 @@ def _verify_directory(directory: Path, say: Say) -> Record:
         say("ONNX == golden")
         graphs = checking_graphs(directory)
         results["onnx_vs_golden"] = check_graphs(graphs, golden, image, TOLERANCE)
-        if rounded := check_activations(Graphs(directory), golden["ids"], golden["logits"]):
+        if rounded := check_activations(Graphs(directory), golden["ids"], golden["logits"], lambda: graphs):
             results["int8_activations"] = rounded
         if has_preprocess(directory):
             results["preprocess_vs_golden"] = check_golden_picture(graphs, golden)

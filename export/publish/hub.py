@@ -21,6 +21,7 @@ from export.publish.publisher import (
     check_alias,
     check_owner,
     differs,
+    insist_on,
     listed_in,
     pieces_of,
     receive,
@@ -46,6 +47,7 @@ def open_hub(rest: str, public: bool = False) -> "Hub":
     match = _REST.fullmatch(rest)
     if match is None:
         raise PublishError(f"hf: must name a repository as OWNER/NAME, got {rest[:80]!r}. Give one, hf:team/small-k4.")
+    insist_on("huggingface_hub")
     return Hub(match["repository"], match["revision"], public)
 
 
@@ -96,7 +98,7 @@ class Hub:
             head = client.commit_of(content.version)
             listed = client.listing(head)
             missing = [item for item in content.items if item.path not in _same(content, listed)]
-            extra = listed.keys() - {item.path for item in content.items}
+            extra = _extra(content, listed)
             if missing or extra:
                 client.send(transfer, missing, extra, head, tick)
                 head = client.commit_of(content.version)
@@ -184,6 +186,12 @@ def _same(content: Content, listed: Mapping[str, "Listed"]) -> set[str]:
     }
 
 
+def _extra(content: Content, listed: Mapping[str, "Listed"]) -> set[str]:
+    """Paths that the content hasn't, but for a signature that somebody else gave to this very version."""
+    signed = {SIGNATURE} if MANIFEST in _same(content, listed) else set()
+    return listed.keys() - {item.path for item in content.items} - signed
+
+
 def _digest(content: Content, item: Item, file: "Listed") -> str:
     """Ours, of the kind that the Hub states: SHA-256 of a large file, else git's own, of small files alone."""
     if file.sha256 is not None:
@@ -206,7 +214,7 @@ def _check(client: "HubClient", content: Content, commit: str, branch: str) -> N
         ours, theirs = _digest(content, item, file), file.sha256 or file.oid
         if ours != theirs:
             raise differs(f"{client.repository}@{branch}: {item.path}", item.sha256, theirs)
-    if extra := sorted(listed.keys() - {item.path for item in content.items}):
+    if extra := sorted(_extra(content, listed)):
         raise PublishError(
             f"{client.repository}: {branch} must hold the variant alone, it also lists {extra[0]}. Push again."
         )

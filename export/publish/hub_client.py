@@ -23,7 +23,7 @@ from huggingface_hub.utils import _http, are_progress_bars_disabled, disable_pro
 
 from export.publish import patience
 from export.publish.content import Item
-from export.publish.hub_errors import HTTP, told
+from export.publish.hub_errors import HTTP, MISREAD, told
 from export.publish.publisher import Transfer
 from transform.progress import Progress
 from transform.strict_json import Record
@@ -211,7 +211,7 @@ def calm(repository: str) -> Iterator[HubClient]:
             for logger in loggers:
                 logger.setLevel(logging.CRITICAL)
             yield HubClient(repository)
-    except (HTTP, OSError, ValueError, RuntimeError) as error:
+    except (HTTP, OSError, ValueError, RuntimeError, *MISREAD) as error:
         raise told(error, repository) from None  # its text may hold addresses with signatures
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -1,6 +1,7 @@
 """What the Hub answers, or doesn't → one sentence: what it refuses and the way out, without secrets of addresses."""
 
 from collections.abc import Iterator, Mapping
+from json import JSONDecodeError
 from typing import cast
 
 from huggingface_hub.errors import (
@@ -15,6 +16,8 @@ from export.publish.publisher import scrubbed
 from transform.errors import PublishError
 
 HTTP = cast(type[Exception], HfHubHTTPError.__bases__[0])  # the root of httpx or httpx2, whichever this version uses
+
+MISREAD = (KeyError, TypeError, AttributeError, IndexError)  # the client's, at an answer that no Hub gives
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -41,9 +44,14 @@ def told(error: Exception, repository: str) -> PublishError:
             f"{repository}: the Hub can't be reached, or closed the connection ({type(lost).__name__}). Check the "
             "network and HF_ENDPOINT and run the command again: what arrived whole stays there."
         )
+    if isinstance(error, (*MISREAD, JSONDecodeError)):
+        return PublishError(
+            f"{repository}: the server must answer as the Hub does, it doesn't ({_brief(error)}). {_ENDPOINT}"
+        )
     return PublishError(f"{repository}: the Hub's client failed: {_brief(error)}. Run the command again.")
 
 
+_ENDPOINT = "Check HF_ENDPOINT."
 _WAYS_OUT: Mapping[int, str] = {
     403: "the credentials don't allow this. Use a token that may write there",
     429: "the Hub asks to slow down. Wait some minutes and run the command again: what arrived whole stays there",
@@ -64,6 +72,8 @@ def _refusal(error: HfHubHTTPError) -> str:
         return f"the repository has no such branch, tag or commit ({details}). Check the name behind the @."
     if isinstance(error, EntryNotFoundError):
         return f"a file isn't there ({details}): it holds no variant, or not a whole one. Check the name."
+    if status == 404:
+        return f"the server has no such page ({details}), so it may be no Hub. {_ENDPOINT}"
     if status >= 500:
         return f"the Hub fails ({details}). Run the command again later: what arrived whole stays there."
     return f"{_WAYS_OUT.get(status, 'the Hub refuses this. Check what it says')} ({details})."

@@ -21,6 +21,7 @@ from export.publish.publisher import (
     check_owner,
     differs,
     digest_of,
+    insist_on,
     listed_in,
     receive,
 )
@@ -64,6 +65,7 @@ def open_mlflow(rest: str, scheme: str = "mlflow") -> "MLflow":
             f"{scheme}: must name a server and a registered model, got {rest[:80]!r}. Give both, such as "
             f"{scheme}://localhost:5000/small."
         )
+    insist_on("mlflow")
     return MLflow(scheme, match["host"], match["name"], match["version"])
 
 

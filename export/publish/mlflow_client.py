@@ -45,7 +45,10 @@ class Registry:
 
     def model(self) -> RegisteredModel | None:
         """None: there is none of that name."""
-        return _found(lambda: self._client.get_registered_model(self.name))
+        found = _found(lambda: self._client.get_registered_model(self.name))
+        if found is not None and found.name != self.name:
+            raise PublishError(f"{self.url} must be an MLflow server, it answers otherwise. Check the address.")
+        return found
 
     def versions(self, digest: str | None = None) -> list[ModelVersion]:
         """Of the model, of a content where that is named; the newest first."""

@@ -11,9 +11,9 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, cast
 
 from export.files.integrity import is_plain
 from export.publish.content import Content, Item
@@ -65,6 +65,14 @@ class _Files(Protocol):
     def ls(self, path: str, detail: bool) -> Iterable[str]: ...
 
     def exists(self, path: str) -> bool: ...
+
+
+class _Begun(Protocol):
+    """What fsspec's own files are besides."""
+
+    closed: bool
+
+    def discard(self) -> None: ...
 
 
 def knows(scheme: str) -> bool:
@@ -251,10 +259,24 @@ class ObjectStore:
             Path(target).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(Path(target), write, force=True)
             return
-        with self._files.open(target, "wb", block_size=block) as file:
+        file = self._files.open(target, "wb", block_size=block)
+        try:
             write(file)
+        except BaseException:
+            _drop(file)
+            raise
+        file.close()
 
     def _pieces(self, path: str) -> Iterator[bytes]:
         with self._files.open(path, "rb", block_size=_BLOCK) as file:
             while piece := file.read(PIECE):
                 yield piece
+
+
+def _drop(file: BinaryIO) -> None:
+    """Forget what was written so far, which closing a file would put there as if it were all."""
+    begun = cast(_Begun, file)
+    with suppress(Exception):  # what stopped the writing may stop this
+        begun.discard()
+    with suppress(Exception):
+        begun.closed = True

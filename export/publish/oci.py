@@ -6,6 +6,8 @@ manifest, put when all its blobs are there; an alias is another tag on the same 
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from export.files.integrity import is_plain
@@ -25,6 +27,7 @@ from export.publish.publisher import (
 )
 from export.publish.repository import DIGEST, NAME, Repository, digest_of_bytes
 from transform.errors import PublishError
+from transform.ownership import MANIFEST, SIGNATURE
 from transform.progress import Progress
 from transform.strict_json import Record
 from transform.write import insist_on_space
@@ -80,6 +83,8 @@ class Oci:
             raise PublishError(f"a version's tag is made of its digest, got {self._named}. Give --alias instead.")
         if alias is not None:
             check_alias(alias)
+        self._repository.insist()
+        if alias is not None:
             self._check_alias(content, alias)
         present = {item.path for item in content.items if self._repository.has(_digest(item), item.size)}
         absent = [item for item in content.items if item.path not in present and item.size >= _LOOK_ELSEWHERE]
@@ -101,11 +106,12 @@ class Oci:
             if self._repository.upload(_digest(item), item.size, body.pieces, other):
                 sent.add(item.path)
         self._sent = frozenset(sent)
-        config = config_of(content)
+        whole = self._signed(content)
+        config = config_of(whole)
         name = digest_of_bytes(config)
         if not self._repository.has(name, len(config)):
             self._repository.upload(name, len(config), lambda at, end: (config[at:end],))
-        manifest = manifest_of(content, name, len(config))
+        manifest = manifest_of(whole, name, len(config))
         self._repository.put_manifest(content.version, manifest)
         return Receipt(f"{self.target}:{content.version}", digest_of_bytes(manifest))
 
@@ -132,12 +138,24 @@ class Oci:
             raise PublishError(f"{reference} names no version.{self._offered()}")
         found = self._repository.manifest(self._named)
         if found is None:
+            self._repository.insist()
             raise PublishError(f"{self.target} has no {self._named}.{self._offered()}")
         layers = list(_layers(found[1], reference))
         insist_on_space(sum(layer.size for layer in layers), into, "OUT")
         for layer in layers:
             pieces = self._repository.blob(_digest(layer), layer.size)
             receive(pieces, into / layer.path, layer.sha256, layer.size, tick)
+
+    def _signed(self, content: Content) -> Content:
+        """With the signature that this very version has there, where the content brings none."""
+        found = self._repository.manifest(content.version)
+        there: dict[str, Item] = {}
+        with suppress(PublishError):  # a tag that isn't ours is replaced
+            there = {layer.path: layer for layer in _layers(found[1] if found else {}, content.version)}
+        *others, manifest = content.items
+        if SIGNATURE not in there or there.get(MANIFEST) != manifest or SIGNATURE in {i.path for i in others}:
+            return content
+        return replace(content, items=(*others, there[SIGNATURE], manifest))
 
     def _manifest(self, receipt: Receipt, content: Content) -> bytes:
         found = self._repository.manifest(content.version)

@@ -12,6 +12,7 @@ optional are imported inside functions.
 
 import errno
 import hashlib
+import importlib.util
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from export.files.integrity import read_sums, sha256_file
 from export.publish.content import Content, Item, digest_in
 from transform.disk import full_disk, size_of
 from transform.errors import KnobcastError, PublishError, VerificationError
+from transform.extras import lacking
 from transform.ownership import MANIFEST, SUMS
 from transform.progress import Progress, Say
 from transform.regular_file import IrregularError, open_regular
@@ -135,6 +137,12 @@ def pull(publisher: Publisher, reference: str, out: Path, *, force: bool, say: S
     return {"reference": scrubbed(reference), "out": str(out), "digest": digest, "verification": "passed", **checked}
 
 
+def insist_on(package: str) -> None:
+    """Refuse where a client isn't installed: said before files are read, which may take minutes."""
+    if importlib.util.find_spec(package) is None:
+        raise PublishError(lacking(package))
+
+
 def check_alias(alias: str) -> None:
     """Refuse what isn't a valid tag, branch and file name everywhere, or looks like a version."""
     if not _ALIAS.fullmatch(alias) or ".." in alias or alias.endswith((".lock", ".")):
@@ -175,9 +183,7 @@ def regular(path: Path) -> BinaryIO:
 def receive(pieces: Iterable[bytes], path: Path, sha256: str | None, limit: int, tick: Progress) -> None:
     """Write pieces to a new file; raises PublishError if there are more than `limit` bytes or the digest differs."""
     digest, size = hashlib.sha256(), 0
-    with _room_for(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with _room_for(path), path.open("xb") as file:
+    with _room_for(path), _new(path) as file:
         for piece in pieces:
             size += len(piece)
             if size > limit:
@@ -189,6 +195,19 @@ def receive(pieces: Iterable[bytes], path: Path, sha256: str | None, limit: int,
             tick(len(piece))
     if sha256 is not None and digest.hexdigest() != sha256:
         raise differs(path.name, sha256, digest.hexdigest())
+
+
+def _new(path: Path) -> BinaryIO:
+    """A new file, whose name may come from anywhere: too long, or another file's where a folder must be."""
+    try:
+        with _room_for(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("xb")
+    except OSError as error:
+        raise PublishError(
+            f"{path.name[:80]}: no file can have this name here ({error.strerror}); nothing was written. "
+            "Pull another version, or choose another OUT."
+        ) from error
 
 
 @contextmanager

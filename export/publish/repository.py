@@ -39,6 +39,16 @@ class Repository:
         self.host = self._web.host
         self._scope = f"repository:{name}:pull,push"
 
+    def insist(self) -> None:
+        """Raise PublishError where nobody speaks the distribution API: to such a server every file is absent."""
+        found = self._web.ask("GET", f"{self._base}/v2/", self._scope)
+        kind = found.headers.get_content_type()
+        if found.status != 200 or kind == "text/html":
+            raise PublishError(
+                f"{self.host} must be an OCI registry, which answers 200 to GET /v2/, it answers {found.status} with "
+                f"{scrubbed(kind)}. Check the address."
+            )
+
     def has(self, digest: str, size: int, other: str | None = None) -> bool:
         """Whether this repository, or an`other` one, has a blob; PublishError where it is another one there."""
         scope = f"repository:{other}:pull" if other else self._scope

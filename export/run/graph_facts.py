@@ -4,8 +4,9 @@ The torch-free runner has no onnx, and onnxruntime's own messages come late and 
 reads the few fields of the ONNX protobuf that decide whether a graph can run; everything else is skipped.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from export.run.external import External, Place, check_external, place_of
@@ -14,7 +15,8 @@ from transform.regular_file import read_regular
 
 FLOAT, INT64, FLOAT16, BFLOAT16 = 1, 7, 10, 16
 # Field numbers of onnx.proto.
-_MODEL_GRAPH, _MODEL_METADATA, _MODEL_FUNCTION, _FUNCTION_NODE = 7, 14, 25, 7
+_MODEL_GRAPH, _MODEL_METADATA, _MODEL_FUNCTION = 7, 14, 25
+_FUNCTION_NAME, _FUNCTION_NODE, _FUNCTION_DOMAIN = 1, 7, 10
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_SPARSE = 1, 5, 11, 15
 _NODE_INPUT, _NODE_KIND, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 4, 5, 7
 _ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS = 6, 11
@@ -23,6 +25,8 @@ _SPARSE_TENSORS = (1, 2)  # values, indices
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL, _TENSOR_LOCATION = 1, 2, 8, 13, 14
 _LOCATION = b"location"
 _MOST_BYTES = 1 << 31  # what protobuf can hold
+_MOST_NODES = 200_000  # 48 blocks of 128 experts, each by itself, have 40 thousand; onnxruntime opens a million in 30 s
+_MOST_TENSORS = 100_000
 _MULTIPLIES = ("Gemm", "MatMul", "MoE")
 _CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
 MOE = "com.microsoft::MoE"
@@ -41,6 +45,9 @@ class Facts:
     external: list[External] = field(default_factory=list)  # tensors whose data is in other files
     sixteen_bit: bool = False  # some weights are stored in 16 bits
     inputs: list[str] = field(default_factory=list)
+    calls: Counter[str] = field(default_factory=Counter)  # operator -> nodes of it
+    nodes: int = 0  # as they stand
+    tensors: int = 0
 
     @property
     def device_only(self) -> bool:
@@ -63,9 +70,8 @@ def read_facts(path: Path) -> Facts:
         if len(graphs) != 1:
             raise ValueError(f"{len(graphs)} graphs")
         _read_graph(graphs[0], facts, set())
-        for value in (bytes_of(value) for number, value in parts if number == _MODEL_FUNCTION):
-            for node in (bytes_of(node) for number, node in fields(value) if number == _FUNCTION_NODE):
-                _read_node(node, facts, set())
+        functions = dict(_read_function(bytes_of(value), facts) for number, value in parts if number == _MODEL_FUNCTION)
+        _check_size(facts.calls, functions)
         values = [bytes_of(value) for number, value in fields(graphs[0]) if number == _GRAPH_INPUT]
         facts.inputs = [bytes_of(v).decode() for value in values for number, v in fields(value) if number == 1]
     except OSError as error:
@@ -156,6 +162,37 @@ def _read_graph(data: bytes, facts: Facts, outer: set[str]) -> None:
             _read_node(value, facts, narrow)
 
 
+def _read_function(data: bytes, facts: Facts) -> tuple[str, Counter[str]]:
+    """(what nodes call it, how often it calls what); its weights and operators are added to the facts."""
+    names = {_FUNCTION_NAME: "", _FUNCTION_DOMAIN: ""}
+    own = replace(facts, calls=Counter())
+    for number, value in fields(data):
+        if number in names:
+            names[number] = bytes_of(value).decode()
+        elif number == _FUNCTION_NODE:
+            _read_node(bytes_of(value), own, set())
+    facts.separate_gate, facts.sixteen_bit = own.separate_gate, own.sixteen_bit
+    facts.nodes, facts.tensors = own.nodes, own.tensors
+    name, domain = names.values()
+    return (f"{domain}::{name}" if domain else name), own.calls
+
+
+def _check_size(calls: Counter[str], functions: Mapping[str, Counter[str]]) -> None:
+    """Refuse more nodes than a runtime opens in seconds, functions put in their place: one may call another twice, and
+    that a third."""
+    sizes: dict[str, int] = {}
+
+    def size(of: Counter[str], inside: frozenset[str]) -> int:
+        for name in (of.keys() & functions.keys()) - sizes.keys():
+            if name in inside:
+                raise ValueError(f"the function {name[:80]!r} calls itself")
+            sizes[name] = size(functions[name], inside | {name})
+        return sum(count * sizes.get(name, 1) for name, count in of.items())
+
+    if (nodes := size(calls, frozenset())) > _MOST_NODES:
+        raise ValueError(f"it must have at most {_MOST_NODES:,} nodes, it has {min(nodes, 10**18):,}")
+
+
 def _read_tensor(data: bytes, facts: Facts, narrow: set[str]) -> None:
     name, kind, elsewhere = "", 0, False
     shape: list[int] = []
@@ -172,6 +209,9 @@ def _read_tensor(data: bytes, facts: Facts, narrow: set[str]) -> None:
         elif number == _TENSOR_EXTERNAL:
             entry = {n: bytes_of(v).decode() for n, v in fields(bytes_of(value))}
             entries.append((entry.get(1, ""), entry.get(2, "")))
+    facts.tensors += 1
+    if facts.tensors > _MOST_TENSORS:
+        raise ValueError(f"it must have at most {_MOST_TENSORS:,} tensors, it has more")
     if elsewhere or entries:
         facts.external.append(External(name, kind, tuple(shape), tuple(entries)))
     if kind == BFLOAT16:
@@ -209,7 +249,12 @@ def _read_node(data: bytes, facts: Facts, narrow: set[str]) -> None:
             for inner, tensor in fields(attribute):
                 if inner in _ATTRIBUTE_TENSORS:
                     _read_tensor(bytes_of(tensor), facts, set())
-    facts.operators.add(f"{domain}::{kind}" if domain else kind)
+    operator = f"{domain}::{kind}" if domain else kind
+    facts.nodes += 1
+    if facts.nodes > _MOST_NODES:
+        raise ValueError(f"it must have at most {_MOST_NODES:,} nodes, it has more")
+    facts.calls[operator] += 1
+    facts.operators.add(operator)
     if kind in _MULTIPLIES and not narrow.isdisjoint(inputs):
         facts.bfloat16.add(kind)
     if kind == "MoE" and len(inputs) > _FC3 and inputs[_FC3]:

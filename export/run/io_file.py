@@ -23,6 +23,8 @@ ROLES: tuple[Role, ...] = ("image_start", "image_end", "image_patch", "image_col
 LONGEST = 4096  # characters of an option; onnxruntime takes no longer ones
 _LARGEST = 1 << 31
 _MOST_CROPS = 1000  # of a picture: 65 thousand tokens
+_FILES = ("file", "path", "folder", "lib", "plugin", "prefix", "dump", "profil")  # parts of the names of such options
+_OPTIONS = f"session options, none of which names a file, strings of at most {LONGEST:,} characters"
 _DTYPES = ("float32", "float16", "int64", "uint8")
 Rule = tuple[str, Callable[[Any], bool], str]
 
@@ -127,8 +129,15 @@ def _is_id(value: Any) -> bool:
     return type(value) is int and 0 <= value < _LARGEST
 
 
+def names_a_file(option: str) -> bool:
+    """Whether an option has onnxruntime read, load or write what it names, as profiles and optimised models are."""
+    return any(word in option for word in _FILES)
+
+
 def _are_options(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(v, str) and len(k + v) <= LONGEST for k, v in value.items())
+    return isinstance(value, dict) and all(
+        isinstance(v, str) and len(k + v) <= LONGEST and not names_a_file(k) for k, v in value.items()
+    )
 
 
 def _are_special(value: Any) -> bool:
@@ -179,7 +188,7 @@ def _is_layers(value: Any) -> bool:
 
 
 _ALWAYS: tuple[Rule, ...] = (
-    ("session_options", _are_options, f"session options, strings of at most {LONGEST:,} characters"),
+    ("session_options", _are_options, _OPTIONS),
     ("layers", _is_count, "a number of blocks"),
     ("top_k", _is_layers, "experts per token, a list with one number per block, 0 where it has none"),
     ("max_positions", _is_count, "a number of tokens"),
@@ -191,7 +200,7 @@ _SEEING: tuple[Rule, ...] = (
     ("vision", _is_policy, "how pictures are cut: tokens, max_crops, resize, rule"),
 )
 _SOMETIMES: tuple[Rule, ...] = (
-    ("vision_session_options", _are_options, f"session options, strings of at most {LONGEST:,} characters"),
+    ("vision_session_options", _are_options, _OPTIONS),
     ("form", lambda value: isinstance(value, str) and value in NAMES, f"one of {', '.join(NAMES)}"),
     ("activations", lambda value: value in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"),
     ("graphs", _are_graphs, "graphs with inputs and outputs, each with name, dtype and shape"),

@@ -4,19 +4,18 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.faults.servers import CACHE, Served, end_all, lacking, serving
 from tests.faults.sound import added_to, published, swept
-from tests.support.registry import available, running
 from transform.source import DEFAULT
 
 
 @dataclass(frozen=True)
 class Campaign:
     """A command that changes `target`, a name in the folder of a run; `{m}` is the model, `{s}` that folder, `{p}` the
-    port of the registry that keeps its files below it."""
+    port of the server that keeps its files below it."""
 
     name: str
     command: str
@@ -27,9 +26,9 @@ class Campaign:
     goes_on: bool = False  # the same command completes it, without --force
 
     @property
-    def asks(self) -> bool:
-        """Whether a registry must run."""
-        return "{p}" in self.command
+    def server(self) -> str:
+        """The kind that must run, "" for none."""
+        return next((kind for kind in SERVED if f" {kind}:" in self.command), "")
 
     def arguments(self, model: Path, folder: Path, port: int | None, force: bool = False) -> list[str]:
         """For the command line."""
@@ -39,10 +38,14 @@ class Campaign:
 
 WORLDS = (
     "nothing", "variant", "derived", "laid out", "scored", "swept", "on a shelf", "in a store", "registered",
+    "on a hub", "tracked", "untracked",
 )  # fmt: skip
 QUICK = "--no-verify --out {s}/v"  # the gate only costs time: what it writes lies in the stage all the same
 GRID = "--family 'k=1,2 blocks=2,3'"
 OCI = "oci://localhost:{p}/molmoe"
+HUB = "hf:me/molmoe"
+MLFLOW = "mlflow://127.0.0.1:{p}/molmoe"
+SERVED = {"oci": (OCI, "registered"), "hf": (HUB, "on a hub"), "mlflow": (MLFLOW, "tracked")}
 SWEEP = "sweep {m} --data {m}/q.jsonl --max-new-tokens 2 --no-latency"  # times differ from run to run
 CAMPAIGNS = (
     Campaign("export", f"export {{m}} --k 2 --drop-blocks 1 {QUICK}", "v"),
@@ -68,9 +71,14 @@ CAMPAIGNS = (
         between=swept, goes_on=True,
     ),
     *(
-        Campaign(f"push {words}", f"push {{s}}/v {to} --alias edge", "shelf", world, ("v",), published, goes_on=True)
-        for to, shelf in (("dir:{s}/shelf", "on a shelf"), ("file://{s}/shelf", "in a store"), (OCI, "registered"))
-        for words, world in ((to.partition(":")[0], "variant"), (f"{to.partition(':')[0]}, another version", shelf))
+        Campaign(
+            f"push {words}", f"push {{s}}/v {to} --alias edge", "shelf", world, ("v", CACHE), published, goes_on=True
+        )
+        for to, shelf in (("dir:{s}/shelf", "on a shelf"), ("file://{s}/shelf", "in a store"), *SERVED.values())
+        for words, world in (
+            (to.partition(":")[0], "untracked" if to == MLFLOW else "variant"),
+            (f"{to.partition(':')[0]}, another version", shelf),
+        )
     ),
     *(
         Campaign(f"pull {source.partition(':')[0]}{force}", f"pull {source} {{s}}/{out}{force}", out, world, beside)
@@ -78,13 +86,15 @@ CAMPAIGNS = (
             ("dir:{s}/shelf/edge", "on a shelf"),
             ("file://{s}/shelf/edge", "in a store"),
             (f"{OCI}:edge", "registered"),
+            (f"{HUB}@edge", "on a hub"),
+            (f"{MLFLOW}/edge", "tracked"),
         )
-        for out, force, beside in (("out", "", ("v", "shelf")), ("v", " --force", ("shelf",)))
+        for out, force, beside in (("out", "", ("v", "shelf", CACHE)), ("v", " --force", ("shelf", CACHE)))
     ),
 )  # fmt: skip
 GATED = Campaign("export with its gate --force", "export {m} --k 1 --force --out {s}/v", "v", "variant")
 
-Run = Callable[[list[str]], None]
+Run = Callable[[list[str], Served | None], None]
 
 
 def make_model(place: Path) -> None:
@@ -106,26 +116,34 @@ def make_model(place: Path) -> None:
     (place / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
 
-def make_worlds(model: Path, place: Path, run: Run) -> dict[str, Path]:
-    """{name: a folder as it is before a command}."""
+def make_worlds(model: Path, place: Path, run: Run, asked: set[str]) -> dict[str, Path]:
+    """{name: a folder as it is before a command}; `asked`: the kinds of servers that are needed."""
     worlds = {name: place / name for name in WORLDS}
     worlds["nothing"].mkdir(parents=True)
     variant = worlds["variant"] / "v"
-    run(["export", str(model), "--k", "2", "--out", str(variant)])
+    run(["export", str(model), "--k", "2", "--out", str(variant)], None)
     shutil.copytree(worlds["variant"], worlds["derived"])
-    run(["derive", str(worlds["derived"] / "v" / "text.onnx"), "--k", "1"])
+    run(["derive", str(worlds["derived"] / "v" / "text.onnx"), "--k", "1"], None)
     shutil.copytree(worlds["variant"], worlds["laid out"])
-    run(["layout", str(variant), "--for", "triton", "--out", str(worlds["laid out"] / "l")])
+    run(["layout", str(variant), "--for", "triton", "--out", str(worlds["laid out"] / "l")], None)
     worlds["scored"].mkdir()
     (worlds["scored"] / "s.json").write_text(json.dumps({"0": 0.3, "1": 0.1, "2": 0.2}))
     worlds["swept"].mkdir()
     words = SWEEP.format(m=model).split()
-    run([*words, "--grid", "k=1 blocks=3", "--out", str(worlds["swept"] / "w")])
-    for name, to in (("on a shelf", "dir:{s}/shelf"), ("in a store", "file://{s}/shelf"), ("registered", OCI)):
+    run([*words, "--grid", "k=1 blocks=3", "--out", str(worlds["swept"] / "w")], None)
+    kinds = {place: kind for kind, (_, place) in SERVED.items()}
+    targets = [("dir:{s}/shelf", "on a shelf"), ("file://{s}/shelf", "in a store"), *SERVED.values()]
+    for to, name in targets:
         worlds[name].mkdir()
-        if to == OCI and not available():
+        kind = kinds.get(name, "")
+        if lacking(kind) or (kind and kind not in asked):
             continue
-        with running(worlds[name] / "shelf") if to == OCI else nullcontext() as registry:
-            run(["push", str(variant), to.format(s=worlds[name], p=registry and registry.port), "--alias", "edge"])
-        run(["export", str(model), "--k", "1", "--drop-blocks", "1", "--out", str(worlds[name] / "v")])
+        with serving(kind, worlds[name] / "shelf") as served:
+            if to == MLFLOW:
+                shutil.copytree(worlds["variant"], worlds["untracked"])
+                shutil.copytree(worlds[name] / "shelf", worlds["untracked"] / "shelf")
+            target = to.format(s=worlds[name], p=served and served.port)
+            run(["push", str(variant), target, "--alias", "edge"], served)
+        run(["export", str(model), "--k", "1", "--drop-blocks", "1", "--out", str(worlds[name] / "v")], None)
+    end_all()
     return worlds

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("kill.c")
@@ -32,11 +33,12 @@ def compiled(folder: Path) -> Path:
     return out
 
 
-def restart_under(library: Path, arguments: list[str]) -> None:
-    """This module's process again, with the library loaded first and one thread, so that it can fork."""
+def restart_under(library: Path, arguments: Sequence[str], module: str) -> None:
+    """A module's process again, with the library loaded first and one thread, so that it can fork."""
     quiet = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    quiet |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_DISABLE_TELEMETRY": "true"}
     environment = os.environ | quiet | {"LD_PRELOAD": str(library), "PYTHONHASHSEED": "0"}
-    os.execve(sys.executable, [sys.executable, "-m", "tests.faults.run", *arguments], environment)
+    os.execve(sys.executable, [sys.executable, "-m", module, *arguments], environment)
 
 
 WAYS = ("call", "torn", "interrupt", "error", "read-only")  # what happens at a call, as kill.c numbers it

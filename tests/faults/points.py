@@ -15,10 +15,10 @@ from pathlib import Path
 
 from tests.faults import library
 from tests.faults.campaigns import Campaign
-from tests.faults.sound import tags
-from tests.support.registry import Registry, running
+from tests.faults.servers import CACHE, Served, is_storage, named, prepare, serving
 
 Tree = dict[str, str]
+SHELF = "shelf"  # where a server has its files
 
 
 @dataclass(frozen=True)
@@ -72,31 +72,50 @@ class Result:
     problems: list[str] = field(default_factory=list)
 
 
-def run_command(
-    arguments: list[str], folder: Path, point: Point | None = None, registry: Registry | None = None
-) -> Ended:
+def run_command(arguments: list[str], folder: Path, point: Point | None = None, served: Served | None = None) -> Ended:
     """A command in a forked child of this warm process, its faults injected below `folder`, and where it talks to a
-    `registry`."""
-    log = folder.parent.parent / "printed"
+    server."""
+    return begin(arguments, folder, point, served).end(point, served)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A forked child, what it prints, where it says how many calls were counted, and when it began."""
+
+    pid: int
+    log: Path
+    pipe: int
+    start: float
+
+    def end(self, point: Point | None = None, served: Served | None = None) -> Ended:
+        """When it ends by itself, or is ended as a point says."""
+        if point is not None and point.seconds:
+            time.sleep(max(0.0, self.start + point.seconds - time.monotonic()))
+            if point.server and served:
+                served.end()
+            else:
+                os.kill(self.pid, signal.SIGKILL)
+        counted = os.read(self.pipe, 100)
+        os.close(self.pipe)
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return Ended(code, self.log.read_text("utf-8", "replace"), int(counted or 0), time.monotonic() - self.start)
+
+
+def begin(
+    arguments: list[str], folder: Path, point: Point | None, served: Served | None, name: str = "printed"
+) -> Begun:
+    """Start it; `name`: of the file beside the folder that has what it prints."""
+    log = folder.parent.parent / name
     read, write = os.pipe()
     start = time.monotonic()
     pid = os.fork()
     if pid == 0:
-        os._exit(_child(arguments, folder, point, log, write, registry is not None))
+        os._exit(_child(arguments, folder, point, log, write, served))
     os.close(write)
-    if point is not None and point.seconds:
-        time.sleep(max(0.0, start + point.seconds - time.monotonic()))
-        if point.server and registry:
-            registry.process.kill()
-        else:
-            os.kill(pid, signal.SIGKILL)
-    counted = os.read(read, 100)
-    os.close(read)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return Ended(code, log.read_text("utf-8", "replace"), int(counted or 0), time.monotonic() - start)
+    return Begun(pid, log, read, start)
 
 
-def _child(arguments: list[str], folder: Path, point: Point | None, log: Path, pipe: int, network: bool) -> int:
+def _child(arguments: list[str], folder: Path, point: Point | None, log: Path, pipe: int, served: Served | None) -> int:
     from export.command.main import main
 
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -105,7 +124,9 @@ def _child(arguments: list[str], folder: Path, point: Point | None, log: Path, p
     sys.argv = ["knobcast", *arguments]
     point = point or Point()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
-    library.arm(folder, point.call, point.way, point.space, network)
+    if served:
+        prepare(served, folder)
+    library.arm(folder, point.call, point.way, point.space, served is not None)
     try:
         main()
         code = 0
@@ -121,20 +142,23 @@ def _child(arguments: list[str], folder: Path, point: Point | None, log: Path, p
 
 
 def tree(folder: Path) -> Tree:
-    """{relative name: digest of a file, or what else it is}; of a registry its tags."""
+    """{relative name: digest of a file, or what else it is}; of a server what it names; nothing of the Hub client's
+    cache."""
     found, storages = {}, []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.name == "config.yml":
-            storages.append(path.parent)
+        if name == CACHE or name.startswith(f"{CACHE}/"):
+            continue
+        if path.is_dir() and is_storage(path):
+            storages.append(path)
         if path.is_symlink():
             found[name] = f"to {path.readlink()}"
         else:
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
     for storage in storages:
         found = {name: value for name, value in found.items() if not (folder / name).is_relative_to(storage)}
-        named = storage.relative_to(folder).as_posix()
-        found |= {f"{named}/{tag}": digest for tag, digest in tags(storage).items()}
+        place = storage.relative_to(folder).as_posix()
+        found |= {f"{place}/{name}": digest for name, digest in named(storage).items()}
     return found
 
 
@@ -167,8 +191,8 @@ class Bench:
         """Run it once; raises RuntimeError where that fails."""
         renew(world, folder)
         old = tree(folder)
-        with serving(campaign, folder) as registry:
-            ended = run_command(campaign.arguments(model, folder, port(registry)), folder, None, registry)
+        with serving(campaign.server, folder / SHELF) as served:
+            ended = run_command(campaign.arguments(model, folder, port(served)), folder, None, served)
         if ended.code:
             raise RuntimeError(f"{campaign.name}: fails by itself: {ended.printed[-2000:]}")
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -185,10 +209,8 @@ class Bench:
     def _tried(self, point: Point) -> Result:
         renew(self.world, self.folder)
         campaign, target = self.campaign, self.campaign.target
-        with serving(campaign, self.folder) as registry:
-            ended = run_command(
-                campaign.arguments(self.model, self.folder, port(registry)), self.folder, point, registry
-            )
+        with serving(campaign.server, self.folder / SHELF) as served:
+            ended = run_command(campaign.arguments(self.model, self.folder, port(served)), self.folder, point, served)
         result = Result(campaign.name, point, ended.code == -signal.SIGKILL)
         left = tree(self.folder)
         states = {name: shown(part(whole, target)) for name, whole in (("new", self.new), ("old", self.old))}
@@ -210,9 +232,9 @@ class Bench:
             self._check_failure(ended, result)
         if point.disk:
             subprocess.run(["mount", "-o", "remount,size=1g", str(self.folder.parent)], check=True)
-        with serving(campaign, self.folder) as registry:
-            words = campaign.arguments(self.model, self.folder, port(registry), force=result.state == "new")
-            again = run_command(words, self.folder, None, registry)
+        with serving(campaign.server, self.folder / SHELF) as served:
+            words = campaign.arguments(self.model, self.folder, port(served), force=result.state == "new")
+            again = run_command(words, self.folder, None, served)
         if again.code:
             result.problems.append(f"the run after it fails: {again.printed.strip()[-300:]}")
         elif (after := tree(self.folder)) != self.new:
@@ -225,7 +247,8 @@ class Bench:
         if ended.code not in (0, 1):
             result.problems.append(f"exit code {ended.code}: {ended.printed.strip()[-200:]}")
         told = "free" in ended.printed or "full" in ended.printed
-        if ended.code == 1 and not told and not self.campaign.asks:  # a registry says what it likes
+        theirs = self.campaign.server and self.campaign.goes_on  # whose disk it is: it says what it likes
+        if ended.code == 1 and not told and not theirs:
             result.problems.append(f"refused in other words: {ended.printed.strip()[-200:]}")
         hidden = [name for name in left if "/." in f"/{name}" and name not in self.old | self.new]
         if hidden:
@@ -264,16 +287,6 @@ def renew(world: Path, folder: Path) -> None:
     shutil.copytree(world, folder, symlinks=True)
 
 
-@contextmanager
-def serving(campaign: Campaign, folder: Path) -> Iterator[Registry | None]:
-    """The registry that a campaign asks, with its files in the folder."""
-    if not campaign.asks:
-        yield None
-        return
-    with running(folder / "shelf") as registry:
-        yield registry
-
-
-def port(registry: Registry | None) -> int | None:
-    """Where it listens."""
-    return registry.port if registry else None
+def port(served: Served | None) -> int | None:
+    """Where a server listens."""
+    return served.port if served else None

@@ -21,13 +21,14 @@ from export.publish import web
 from tests.faults import library
 from tests.faults.campaigns import CAMPAIGNS, GATED, make_model, make_worlds
 from tests.faults.points import Bench, Point, Result, can_mount, run_command
-from tests.support.registry import ABSENT, available
+from tests.faults.servers import Served, end_all, lacking
+from tests.faults.servers import warm as warm_clients
 
 TORN, TIMES, FULL, MOUNTED, GATE_TIMES, FAILING = 10, 8, 10, 6, 8, 6  # per campaign
 
 # kinds of points: columns of the table
 KINDS = {
-    "call": "calls", "torn": "in their middle", "time": "times", "server": "the registry's end", "interrupt": "Ctrl-C",
+    "call": "calls", "torn": "in their middle", "time": "times", "server": "the server's end", "interrupt": "Ctrl-C",
     "error": "I/O error", "read-only": "read-only", "disk": "full: quota", "mounted": "full: tmpfs",
 }  # fmt: skip
 
@@ -45,10 +46,11 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     loaded = Path(os.environ.get("LD_PRELOAD", ""))
     if loaded.name != "kill.so":
-        library.restart_under(library.compiled(Path(tempfile.mkdtemp(prefix="faults-"))), list(arguments))
+        library.restart_under(library.compiled(Path(tempfile.mkdtemp(prefix="faults-"))), arguments, "tests.faults.run")
     try:
         results = list(campaign_results(loaded.parent, options))
     finally:
+        end_all()
         shutil.rmtree(loaded.parent)
     print(table(results))
     if options.json:
@@ -66,18 +68,19 @@ def campaign_results(home: Path, options: argparse.Namespace) -> Iterator[Result
     model, folder = home / "model", home / "run" / "folder"
     (home / "run").mkdir()
 
-    def run(command: list[str]) -> None:
-        ended = run_command(command, folder)
+    def run(command: list[str], served: Served | None) -> None:
+        ended = run_command(command, folder, None, served)
         if ended.code:
             raise RuntimeError(ended.printed)
 
     make_model(model)
-    worlds = make_worlds(model, home / "worlds", run)
     draw = random.Random(options.seed)
     chosen = [campaign for campaign in (*CAMPAIGNS, GATED) if options.only in campaign.name]
-    if not available() and any(campaign.asks for campaign in chosen):
-        print(f"{ABSENT}; the campaigns that ask a registry are left out", file=sys.stderr)
-        chosen = [campaign for campaign in chosen if not campaign.asks]
+    for kind in sorted({campaign.server for campaign in chosen}):
+        if reason := lacking(kind):
+            print(f"{reason}; the campaigns that ask one are left out", file=sys.stderr)
+            chosen = [campaign for campaign in chosen if campaign.server != kind]
+    worlds = make_worlds(model, home / "worlds", run, {campaign.server for campaign in chosen})
     if options.points is not None:
         chosen = [campaign for campaign in chosen if campaign is not GATED]
     for number, campaign in enumerate(chosen):
@@ -100,13 +103,13 @@ def every_point(bench: Bench, draw: random.Random) -> list[Point]:
     points += [Point(call=draw.randint(1, bench.calls), way="torn") for _ in range(TORN)]
     points += [Point(call=draw.randint(1, bench.calls), way=w) for w in ("interrupt", "error") for _ in range(FAILING)]
     points += [Point(call=1, way="read-only")]
-    writes = not (bench.campaign.asks and bench.campaign.goes_on)  # else it is the registry that does
+    writes = not (bench.campaign.server and bench.campaign.goes_on)  # else it is the server that does
     if writes:
         points += [Point(space=int(bench.size * draw.random() ** 2)) for _ in range(FULL - 1)] + [Point(space=0)]
     if can_mount(bench.folder.parent):
         mounted = MOUNTED if writes else MOUNTED + FULL
         points += [Point(disk=4096 + int(bench.size * draw.random() ** 2)) for _ in range(mounted)]
-    if bench.campaign.asks:
+    if bench.campaign.server:
         points += [replace(point, server=True) for point in times(bench, draw, TIMES)]
     return points + times(bench, draw, TIMES)
 
@@ -127,6 +130,7 @@ def warm() -> None:
 
     torch.set_num_threads(1)
     web.WAITS = (0.05,) * len(web.WAITS)  # what lasts is known sooner
+    warm_clients()
 
 
 def table(results: Sequence[Result]) -> str:

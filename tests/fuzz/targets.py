@@ -25,6 +25,7 @@ from export.run.io_file import read_io
 from importance.choose import choose_blocks
 from importance.readers.read import read_samples
 from tests.fuzz.answers import answer_targets
+from tests.fuzz.families import family_targets
 from tests.fuzz.mutate import Mutate, in_bytes, in_header, in_json, in_lines, in_protobuf
 from tests.fuzz.records import record_targets
 from tests.fuzz.target import Target, put
@@ -83,6 +84,7 @@ def targets(folder: Path) -> tuple[Target, ...]:
         ),
         *record_targets(folder / "records", text),
         *answer_targets(folder / "answers"),
+        *family_targets(folder / "families"),
     )
 
 

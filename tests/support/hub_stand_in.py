@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,8 +27,10 @@ from transform.strict_json import Record
 
 SIGNATURE = "signature=secret-of-the-storage"
 TOKEN = "hf_aTokenThatNobodyMaySee"
+HUB_FILE = "hub.pickle"  # what a stand-in keeps besides blobs
 _LARGE = (".safetensors", ".onnx", ".data", ".npz")  # as the Hub's own .gitattributes says of new repositories
 _PIECE = 1 << 20
+_SAVING = threading.Lock()
 
 
 @dataclass
@@ -41,6 +44,7 @@ class HubStandIn:
     received: dict[str, int] = field(default_factory=dict)  # blob -> bytes of it that arrived
     faults: list[Fault] = field(default_factory=list)
     xet: Path | None = None  # the folder of its Xet storage
+    kept: Path | None = None  # the file that says what it has, where it outlives the process
 
     def fault(self, request: str, kind: str) -> Fault | None:
         return strike(self.faults, request, kind)
@@ -116,6 +120,9 @@ class _Handler(BaseHTTPRequestHandler):
         if not self.taken:
             for _ in self._pieces():
                 pass
+        if self.hub.kept and refused is None and self.command in ("POST", "PUT"):
+            with _SAVING:  # before anybody is told
+                self.hub.store.save(self.hub.kept)
         body = json.dumps(value).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -369,12 +376,13 @@ _ROUTES: tuple[tuple[str, Callable[..., None]], ...] = (
 
 
 @contextmanager
-def hub_stand_in(folder: Path) -> Iterator[HubStandIn]:
-    """A stand-in on a free port of this machine that keeps its blobs in `folder`."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+def hub_stand_in(folder: Path, port: int = 0, kept: Path | None = None) -> Iterator[HubStandIn]:
+    """A stand-in on a port of this machine, 0: a free one, that keeps its blobs in `folder`, all else in a file."""
+    server = ThreadingHTTPServer(("127.0.0.1", port), _Handler)
     server.daemon_threads = True
     port = server.server_address[1]
-    hub = HubStandIn(f"http://127.0.0.1:{port}", f"http://localhost:{port}", Store(folder))
+    store = Store.load(kept, folder) if kept else Store(folder)
+    hub = HubStandIn(f"http://127.0.0.1:{port}", f"http://localhost:{port}", store, kept=kept)
     server.RequestHandlerClass = type("Handler", (_Handler,), {"hub": hub})
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
@@ -384,3 +392,10 @@ def hub_stand_in(folder: Path) -> Iterator[HubStandIn]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+if __name__ == "__main__":  # FOLDER PORT: until it is killed
+    place = Path(sys.argv[1])
+    (place / "blobs").mkdir(parents=True, exist_ok=True)
+    with hub_stand_in(place / "blobs", int(sys.argv[2]), place / HUB_FILE):
+        threading.Event().wait()

@@ -5,6 +5,7 @@ Not the Hub: as much of its model as its client sees. `hub_stand_in.py` speaks H
 
 import hashlib
 import json
+import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,6 +84,17 @@ class Store:
 
     def blob(self, sha256: str) -> Path:
         return self.folder / sha256
+
+    def save(self, file: Path) -> None:
+        """Everything but the blobs, whole or not at all."""
+        written = file.with_suffix(".part")
+        written.write_bytes(pickle.dumps(self.repositories))
+        written.replace(file)
+
+    @classmethod
+    def load(cls, file: Path, folder: Path) -> "Store":
+        """What `save` wrote; an empty one where there is nothing."""
+        return cls(folder, pickle.loads(file.read_bytes()) if file.exists() else {})
 
     def tree(self, name: str, revision: str = "main") -> dict[str, str]:
         """What tests look at: path -> SHA-256 of the content, of all files but `.gitattributes`."""

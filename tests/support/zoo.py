@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 BLOCKS = 6
 CORE = ("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss", "glm4_moe", "granitemoe", "ernie4_5_moe", "qwen3_vl_moe")
 EXPERTS, K = 8, 4
+KS = (None, K // 2, 1)
 SIZES = {
     "vocab_size": 212, "hidden_size": 48, "num_hidden_layers": BLOCKS, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.12,
@@ -309,6 +310,7 @@ ZOO: Mapping[str, Animal] = {
          "low_res_image_start_token_id": 203, "frame_start_token_id": 204, "frame_end_token_id": 205},
         boundary=0, fixed=True,
     ),
+    "olmoe": Animal("OlmoeForCausalLM", _text(**THIN, **NAMED, clip_qkv=0.9, norm_topk_prob=True)),
     "llama": Animal("LlamaForCausalLM", _text(**DENSE, **HEADS), fixed=True),
     "qwen2": Animal(
         "Qwen2ForCausalLM", _text(**DENSE, use_sliding_window=True, sliding_window=7, max_window_layers=3), boundary=2,
@@ -316,6 +318,13 @@ ZOO: Mapping[str, Animal] = {
     ),
     "qwen3": Animal("Qwen3ForCausalLM", _text(**DENSE, **HEADS) | TIED, fixed=True),
 }  # fmt: skip
+
+
+def cases(boundary: int | None, blocks: int = BLOCKS) -> dict[str, tuple[int, ...]]:
+    """Cases of dropped blocks -> the blocks that stay."""
+    dropped = {"none": (), "first": (0,), "middle": (blocks // 2,), "last two": (blocks - 2, blocks - 1)}
+    dropped |= {} if boundary is None else {"boundary": (boundary,)}
+    return {case: tuple(i for i in range(blocks) if i not in out) for case, out in dropped.items()}
 
 
 def make(name: str, directory: Path) -> Path:

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from transform.architectures.read import known_model_types as known_model_types
 from transform.architectures.read import read_architecture
 from transform.architectures.records import Architecture as Architecture
-from transform.architectures.records import Choice as Choice
 from transform.architectures.records import Prompt as Prompt
 from transform.architectures.records import QkNorm as QkNorm
 from transform.architectures.records import Special as Special
+from transform.architectures.records import TopK as TopK
 from transform.architectures.records import beyond_the_model as beyond_the_model
 from transform.architectures.settings import Settings as Settings
 from transform.architectures.values import imported as imported

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from transform.architectures.graph_facts import GraphWords
 from transform.architectures.settings import MOST, Settings, read_settings
 from transform.architectures.values import lookup, shown
-from transform.architectures.vocabulary import ROUTED, depth_of, sparse_blocks
+from transform.architectures.vocabulary import ROUTED, TOP_K, check_block_entries, depth_of, sparse_blocks
 from transform.errors import CheckpointError
 from transform.modality import IMAGE, TEXT, Modality
 
@@ -22,7 +22,7 @@ class QkNorm(StrEnum):
     NONE = "none"
 
 
-class Choice(StrEnum):
+class TopK(StrEnum):
     """Whether k can be chosen, or is built into the model's code."""
 
     FREE = "free"
@@ -217,7 +217,7 @@ class Architecture:
     pinned: str | None = None  # key of a list: so many first blocks get something by their place, and stay
     last: Mapping[str, str] = field(default_factory=dict)  # list per block -> what the last block must have there
     routed: str = ROUTED  # list per block of which those have experts that are sparse or moe there
-    k: Choice = Choice.FREE
+    k: TopK = TopK.FREE
     singles: tuple[str, ...] = ()  # lists of the config that may be as long as there are blocks, and have none's values
     window: str | None = None  # key of a window that all blocks have where no list says which
     switch: str | None = None  # key that must be true for windows; false where it is absent
@@ -247,6 +247,7 @@ class Architecture:
     def settings(self, config: Mapping[str, object]) -> Settings:
         """Read the decoder's numbers from the config; a missing, mistyped or impossible one is an error."""
         text = self.text_of(config)
+        check_block_entries(text)
         layers = min(depth_of(text, self.depth_key), MOST["layers"])  # more are refused below, before a list is made
         sparse = sparse_blocks(text, layers, self.routed)
         return read_settings(text, self.model_type, self.keys, self.defaults, sparse, self.window, self.switch)
@@ -267,9 +268,9 @@ class Architecture:
         return dict(config) | {str(self.text): dict(text)}
 
     def top_k_keys(self, config: Mapping[str, object]) -> tuple[str, ...]:
-        """What this config calls k: all its spellings that are there, or the family's usual one."""
+        """What this config calls k: all spellings that are there, read by transformers or not; else the usual one."""
         text = self.text_of(config)
-        return tuple(key for key in self.keys["top_k"] if text.get(key) is not None) or (self.top_k_key,)
+        return tuple(key for key in TOP_K if text.get(key) is not None) or (self.top_k_key,)
 
 
 def beyond_the_model(family: Architecture, layers: int) -> Callable[[str], bool]:
