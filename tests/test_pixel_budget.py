@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from transformers.models.ernie4_5_vl_moe.image_processing_pil_ernie4_5_vl_moe import smart_resize as ernie
 from transformers.models.glm4v.image_processing_pil_glm4v import smart_resize as glm
+from transformers.models.glm46v.image_processing_pil_glm46v import smart_resize as later_glm
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as qwen
 
 from transform.architectures.records import Fit
@@ -21,15 +22,17 @@ def by_area(function: Callable[..., tuple[int, int]]) -> Resize:
     return lambda of, height, width: function(height, width, of.side, of.shortest_edge, of.longest_edge)
 
 
-def by_clip(of: PixelBudget, height: int, width: int) -> tuple[int, int]:
-    sides: tuple[int, int] = glm(of.frames, height, width, of.frames, of.side, of.shortest_edge, of.longest_edge)
-    return sides
+def by_clip(function: Callable[..., tuple[int, int]]) -> Resize:
+    return lambda of, height, width: function(
+        of.frames, height, width, of.frames, of.side, of.shortest_edge, of.longest_edge
+    )
 
 
 KINDS = (
     pytest.param(by_area(qwen), 32, Fit.AREA, 1, id="qwen"),
     pytest.param(by_area(ernie), 28, Fit.AREA, 1, id="ernie"),
-    pytest.param(by_clip, 28, Fit.CLIP, 2, id="glm"),
+    pytest.param(by_clip(glm), 28, Fit.CLIP, 2, id="glm"),
+    pytest.param(by_clip(later_glm), 28, Fit.CLIP, 2, id="later glm"),
 )
 
 

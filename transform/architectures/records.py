@@ -261,6 +261,11 @@ class Architecture:
         """Whether a stock model's config describes a vision tower; a text model saved alone has none."""
         return isinstance(config.get("vision_config"), Mapping)
 
+    def is_shown_pictures(self, config: Mapping[str, object]) -> bool:
+        """Whether a model of this config takes pictures, by our own code or as a stock model that is known to."""
+        stock = self.pixels is not None or self.noise is not None
+        return self.modality.sees_images or (stock and self.has_tower(config))
+
     def with_text(self, config: Mapping[str, object], text: Mapping[str, object]) -> dict[str, object]:
         """The whole config with another one of the decoder."""
         if self.text_of(config) is config:
