@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 import export.gate.choose
 from export.gate.compare import exactly_equal
-from export.gate.patches import drawn_probe, insist_on_pictures, patch_probe
+from export.gate.picture_probe import drawn_probe, insist_on_pictures, picture_probe
 from export.gate.verify import verify_directory
 from export.variant import export_variant, write
 from tests.support.processors import FILE, add_processor
@@ -59,7 +59,7 @@ def test_a_variant_sees_what_the_source_does_with_the_knobs(
     plan: Plan, variant: Checkpoint, twin: PreTrainedModel
 ) -> None:
     """The static processor and the static model, the processor's size and the model's knobs at run time."""
-    probe, model = patch_probe(plan, variant), load_model(variant.path)
+    probe, model = picture_probe(plan, variant), load_model(variant.path)
     assert probe is not None
     assert plan.pictures is not None
     counts = (probe.ours["image_grid_thw"].prod(-1) // 4).tolist()
@@ -93,13 +93,13 @@ def test_a_processor_that_does_not_keep_the_budget_is_found(plan: Plan, variant:
     try:
         write_json(path, before | {"size": {"shortest_edge": 64 * 40, "longest_edge": 64 * 50}})
         with pytest.raises(VerificationError, match="must prepare pictures as the source's"):
-            patch_probe(plan, variant)
+            picture_probe(plan, variant)
     finally:
         write_json(path, before)
 
 
 def test_a_model_that_sees_nothing_is_found(source: Path, plan: Plan, variant: Checkpoint) -> None:
-    probe, model = patch_probe(plan, variant), load_model(source)
+    probe, model = picture_probe(plan, variant), load_model(source)
     assert probe is not None
     with torch.no_grad():
         for name, parameter in model.named_parameters():

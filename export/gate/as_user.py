@@ -14,7 +14,8 @@ from importlib import import_module
 from pathlib import Path
 
 from export.files.verification import UserReport
-from export.gate.patches import MOST_TOKENS, can_prepare, receiving
+from export.gate.patches import can_prepare
+from export.gate.picture_probe import MOST_TOKENS, receiving
 from export.gate.tolerance import LEAST_SCALE
 from transform.architectures.vocabulary import attending
 from transform.checkpoint import Checkpoint

@@ -10,7 +10,7 @@ import numpy as np
 
 from export.gate.golden import FILE
 from export.gate.image_probe import TEXT, ImageProbe
-from export.gate.patches import GOLDEN as PICTURE
+from export.gate.picture_probe import GOLDEN as PICTURE
 from export.gate.preprocess import has_preprocess
 from export.gate.probe import BEYOND, DECODE, MOST_WINDOW
 from transform.arrays import Array

@@ -1,39 +1,31 @@
-"""Pictures of stock models as the gate feeds them: patches of grids, by the variant's own processor where there is one.
+"""Pictures of stock models as patches of grids, by transformers' processor with the files of a variant and its source.
 
-A static side takes what transformers' processor makes of drawn pictures with the files of the variant; its twin what
-the source's makes with the same bounds set at run time. Where no processor lies beside the weights, patches are drawn.
+A static side takes what the processor makes of drawn pictures with the files of the variant; its twin what the source's
+makes with the same bounds set at run time. Patches of noise are for where there is no processor.
 """
 
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from inspect import signature
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
-from export.gate.noise import Drawn, drawn_pictures, noise
+from export.gate.noise import noise
 from export.gate.picture import drawn_picture
-from transform.architectures import lookup
-from transform.arrays import Array
+from transform.architectures.records import Pixels
 from transform.checkpoint import Checkpoint
 from transform.errors import VerificationError
-from transform.molmoe.compatibility import CACHE
 from transform.picture_processor import places
 from transform.pixel_budget import MOST_ASPECT, PixelBudget
 from transform.plan import Plan
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
     from transformers.image_processing_utils import BaseImageProcessor
 
 SIZES = ((150, 110), (97, 40), (31, 90))  # width and height in pixels: wide, wider, tall
 GRIDS = ((2, 3), (5, 1), (1, 4))  # rows and columns in tokens of pictures that are drawn as patches
 COUNTED = 300  # sizes of pictures whose tokens are counted, here and by the processor
-MOST_TOKENS = 1024  # of a prompt's pictures: a budget of thousands would pass every block
-GOLDEN = "picture.logits"
-TEXT = 3  # tokens before, between and behind pictures
 
 
 @dataclass(frozen=True)
@@ -59,107 +51,34 @@ class Patches:
         return Patches(self.values[: int(ends[count - 1])], self.grids[:count]) if count else None
 
 
-@dataclass(frozen=True)
-class PatchProbe:
-    """The same prompt for both sides, each with its own pictures as the model takes them."""
-
-    ours: Mapping[str, torch.Tensor]
-    theirs: Mapping[str, torch.Tensor]
-    ids: torch.Tensor  # [1, s + 1]: the last one is given by itself, with a cache
-    token: int
-
-    def run(
-        self, model: "PreTrainedModel", pictures: Mapping[str, torch.Tensor], caching: bool = True
-    ) -> dict[str, torch.Tensor]:
-        """Logits of the prompt, and with a cache of one token behind it."""
-        prompt, last = self.ids[:, :-1], self.ids[:, -1:]
-        inner = [module for module in model.modules() if hasattr(module, "rope_deltas")]
-        before = [module.rope_deltas for module in inner]
-        kinds = {name: (prompt == self.token).int() for name in ("mm_token_type_ids", "moe_mm_token_type_ids")}
-        taken = signature(model.forward).parameters
-        kinds = {name: value for name, value in kinds.items() if name in taken}
-        try:
-            with torch.no_grad():
-                whole = model(input_ids=prompt, use_cache=caching, **pictures, **kinds)
-                found = {"picture": whole.logits}
-                if caching:
-                    found["picture_decode"] = model(input_ids=last, use_cache=True, **{CACHE: whole[CACHE]}).logits
-        except (RuntimeError, ValueError, TypeError, LookupError) as error:  # whatever transformers says of a config
-            raise VerificationError(
-                f"the gate shows pictures to the model, and PyTorch can't run it: "
-                f"{' '.join(str(error).split())[:200]}. Use --no-verify to export it unverified."
-            ) from error
-        for module, deltas in zip(inner, before, strict=True):
-            module.rope_deltas = deltas  # positions behind these pictures are no other prompt's
-        return found
-
-
-def patch_probe(plan: Plan, written: Checkpoint) -> PatchProbe | None:
-    """Pictures for a variant and its twin; None for families that aren't known to see any.
+def prepared(plan: Plan, written: Checkpoint, pixels: Pixels) -> tuple[Patches, Patches] | None:
+    """The drawn pictures for a variant and for its twin; None where no budget was said and no processor can be used.
 
     Raises VerificationError where the processor doesn't keep the plan's budget, or the two sides' pictures differ.
     """
-    pixels, budget = written.architecture.pixels, plan.pictures.budget if plan.pictures else None
-    if pixels is None or not (budget or can_prepare(written)):
-        return drawn_probe(written)
-    merge = pixels.number(written.config, "merge")
-    static, dynamic = _prepared(written, None), _prepared(plan.source, budget)
-    if not (torch.equal(static.values, dynamic.values) and torch.equal(static.grids, dynamic.grids)):
+    budget = plan.pictures.budget if plan.pictures else None
+    if not (budget or can_prepare(written)):
+        return None
+    ours, theirs = _prepared(written, None), _prepared(plan.source, budget)
+    if not (torch.equal(ours.values, theirs.values) and torch.equal(ours.grids, theirs.grids)):
         raise VerificationError(
             "the variant's processor must prepare pictures as the source's with the same bounds at run time, "
-            f"their grids are {static.grids.tolist()} and {dynamic.grids.tolist()}. No variant was written."
+            f"their grids are {ours.grids.tolist()} and {theirs.grids.tolist()}. No variant was written."
         )
     if budget:
-        _check_counts(written, budget, static, merge)
-    ours, theirs = static.up_to(MOST_TOKENS, merge), dynamic.up_to(MOST_TOKENS, merge)
-    if ours is None or theirs is None:
-        return drawn_probe(written)
-    token = pixels.number(written.config, "token")
-    return PatchProbe(ours.inputs, theirs.inputs, _prompt(written, ours.counts(merge), token), token)
+        _check_counts(written, budget, ours, pixels.number(written.config, "merge"))
+    return ours, theirs
 
 
 def can_prepare(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint has a processor that transformers can load here."""
+    """Whether a checkpoint has a processor that transformers can use here."""
     if not (places(checkpoint) and checkpoint.architecture.has_tower(checkpoint.config)):
         return False
     try:
-        _processor(checkpoint)
+        _prepared(checkpoint, None)
     except VerificationError:
         return False
     return True
-
-
-def drawn_probe(checkpoint: Checkpoint) -> PatchProbe | None:
-    """The same prompt every time, with pictures of noise: what golden outputs are computed from. None where nothing is
-    known of a family's pictures."""
-    pixels, shown, config = checkpoint.architecture.pixels, checkpoint.architecture.noise, checkpoint.config
-    if not checkpoint.architecture.has_tower(config):
-        return None
-    if pixels is not None:
-        patch, merge, frames, token = (pixels.number(config, name) for name in ("patch", "merge", "frames", "token"))
-        patches = drawn_patches(patch, merge, frames)
-        return _showing(checkpoint, Drawn(patches.inputs, patches.counts(merge)), token)
-    drawn, place = (drawn_pictures(shown, config), lookup(config, shown.token)) if shown else (None, None)
-    return _showing(checkpoint, drawn, place) if drawn is not None and type(place) is int else None
-
-
-def _showing(checkpoint: Checkpoint, drawn: Drawn, token: int) -> PatchProbe:
-    return PatchProbe(drawn.inputs, drawn.inputs, _prompt(checkpoint, drawn.counts, token), token)
-
-
-def picture_logits(model: "PreTrainedModel", checkpoint: Checkpoint) -> dict[str, Array]:
-    """What a golden file has of pictures: the last logits [1, V] behind the drawn ones; nothing where there are
-    none."""
-    probe = drawn_probe(checkpoint)
-    return {} if probe is None else {GOLDEN: probe.run(model, probe.ours, caching=False)["picture"][:, -1].numpy()}
-
-
-def receiving(checkpoint: Checkpoint) -> int:
-    """How many first blocks it takes to see pictures as all blocks do: those that receive features by their place, or
-    one."""
-    key = checkpoint.architecture.pinned
-    receivers = lookup(checkpoint.config, key) if key else None
-    return max(1, len(receivers)) if isinstance(receivers, list) else 1
 
 
 def drawn_patches(patch: int, merge: int, frames: int) -> Patches:
@@ -169,27 +88,20 @@ def drawn_patches(patch: int, merge: int, frames: int) -> Patches:
     return Patches(values, torch.tensor(grids))
 
 
-def insist_on_pictures(model: "PreTrainedModel", probe: PatchProbe) -> None:
-    """Raise VerificationError unless other pictures give other logits: else equal ones would prove nothing."""
-    other = {**probe.ours, "pixel_values": -probe.ours["pixel_values"]}
-    pairs = (probe.run(model, pictures, caching=False)["picture"] for pictures in (probe.ours, other))
-    if torch.equal(*pairs):
-        raise VerificationError(
-            "other pictures must give other logits, the difference is 0: the model doesn't see them. "
-            "No variant was written: please report this with the model's config.json."
-        )
-
-
 def _processor(checkpoint: Checkpoint) -> "BaseImageProcessor":
     from transformers import AutoImageProcessor
 
     try:
         return AutoImageProcessor.from_pretrained(str(checkpoint.path), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, ImportError, TypeError) as error:
-        raise VerificationError(
-            "the gate prepares pictures by transformers' processor, which can't be loaded: "
-            f"{' '.join(str(error).split())[:200]}. Restore the processor's file, or use --no-verify."
-        ) from error
+        raise _unusable(error) from error
+
+
+def _unusable(error: Exception) -> VerificationError:
+    return VerificationError(
+        "the gate prepares pictures by transformers' processor, which can't be used: "
+        f"{' '.join(str(error).split())[:200]}. Restore the processor's file, or use --no-verify."
+    )
 
 
 def _prepared(checkpoint: Checkpoint, budget: PixelBudget | None) -> Patches:
@@ -198,8 +110,11 @@ def _prepared(checkpoint: Checkpoint, budget: PixelBudget | None) -> Patches:
         "shortest_edge": budget.shortest_edge, "longest_edge": budget.longest_edge,
     }}  # fmt: skip
     images = [drawn_picture(*size) for size in SIZES]
-    found = _processor(checkpoint)(images=images, return_tensors="pt", **bounds)
-    return Patches(found["pixel_values"], found["image_grid_thw"])
+    try:
+        found = _processor(checkpoint)(images=images, return_tensors="pt", **bounds)
+        return Patches(found["pixel_values"], found["image_grid_thw"])
+    except (RuntimeError, ValueError, TypeError, LookupError) as error:  # whatever it says of its settings
+        raise _unusable(error) from error
 
 
 def _check_counts(written: Checkpoint, budget: PixelBudget, ours: Patches, merge: int) -> None:
@@ -225,23 +140,3 @@ def _miscounted(wanted: object, found: object, of: str = " tokens") -> Verificat
         f"the processor must give the tokens that the plan counts: {wanted}{of} by the plan, {found} by transformers. "
         "No variant was written: please report this with the processor's file."
     )
-
-
-def _prompt(checkpoint: Checkpoint, counts: Iterable[int], token: int) -> torch.Tensor:
-    """[1, s + 1]: text, and behind it each picture's places and more text, none of it with a meaning of its own."""
-    taken = {value for value in _numbers(checkpoint.config) if value < checkpoint.settings.vocab}
-    generator = np.random.Generator(np.random.PCG64(0))
-    plain = [i for i in generator.integers(0, checkpoint.settings.vocab, 400).tolist() if i not in taken]
-    ids = plain[:TEXT]
-    for n, count in enumerate(counts, 1):
-        ids += [token] * count + plain[n * TEXT : (n + 1) * TEXT]
-    return torch.tensor([[*ids, plain[-1]]])
-
-
-def _numbers(config: Mapping[str, object]) -> Iterable[int]:
-    """The ids of tokens that a config names."""
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value)
-        elif "token" in key and type(value) is int:
-            yield value

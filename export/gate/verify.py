@@ -14,8 +14,8 @@ from export.gate.golden import FILE as GOLDEN
 from export.gate.golden import check_graphs, check_torch, compare
 from export.gate.golden_file import BEHIND_ALL, load_golden, with_golden_ids
 from export.gate.image_probe import image_probe
-from export.gate.patches import GOLDEN as PICTURE
-from export.gate.patches import picture_logits
+from export.gate.picture_probe import GOLDEN as PICTURE
+from export.gate.picture_probe import picture_logits
 from export.gate.preprocess import check_golden_picture, has_preprocess
 from export.gate.static import check_static_text
 from export.gate.verify_blocks import verify_blocks
