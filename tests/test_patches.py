@@ -10,10 +10,11 @@ import torch
 from transformers import PreTrainedModel
 
 import export.gate.choose
+from export.files.facts import check_facts
 from export.gate.compare import exactly_equal
 from export.gate.picture_probe import drawn_probe, insist_on_pictures, picture_probe
 from export.gate.verify import verify_directory
-from export.variant import export_variant, write
+from export.variant import export_variant, seal, write
 from tests.support.processors import FILE, add_processor
 from tests.support.stock_models import logits, looked_at
 from tests.support.stock_models import one_thread as one_thread
@@ -107,6 +108,24 @@ def test_a_model_that_sees_nothing_is_found(source: Path, plan: Plan, variant: C
                 parameter.zero_()
     with pytest.raises(VerificationError, match="other pictures must give other logits"):
         insist_on_pictures(model, probe)
+
+
+def test_the_manifest_says_what_the_processor_holds(plan: Plan, variant: Checkpoint) -> None:
+    path, manifest = variant.path / FILE, seal(plan, variant, None, onnx=False)
+    assert check_facts(manifest, variant) > 10
+    card = (variant.path / "README.md").read_text()
+    assert f"Images: budget {TOKENS} tokens of 8×8 pixels; 54 to 72 for a picture up to 5:1" in card
+    with pytest.raises(VerificationError, match=r"pixels is .* it says"):
+        check_facts(manifest | {"pixels": manifest["pixels"] | {"most": 71}}, variant)
+    with pytest.raises(VerificationError, match="pixels"):
+        check_facts({key: value for key, value in manifest.items() if key != "pixels"}, variant)
+    before = read_json(path)
+    try:
+        write_json(path, before | {"size": {"shortest_edge": 64 * 54, "longest_edge": 64 * 73}})
+        with pytest.raises(VerificationError, match=r"pixels: preprocessor_config\.json: size must be a budget"):
+            check_facts(manifest, variant)
+    finally:
+        write_json(path, before)
 
 
 @pytest.mark.extra
