@@ -4,7 +4,7 @@ Checkpoint and knobs in; the planned checkpoint, the vision policy, parameter co
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from transform.agreement import OF_EXPERTS, check_experts, untied_head
@@ -288,9 +288,9 @@ def _stock_pictures(source: Checkpoint, knobs: Knobs) -> PicturePlan | None:
     """The budget of a model whose pictures are its own processor's; raises KnobError for what such a model can't be
     told."""
     said = {"tokens": knobs.tokens, "resize": knobs.resize, "rule": knobs.rule}
-    family, given = source.architecture, [name for name, value in said.items() if value is not None]
-    if given and family.pixels is None:
-        seeing = isinstance(source.config.get("vision_config"), Mapping)
+    family, seeing = source.architecture, source.architecture.has_tower(source.config)
+    pixels, given = family.pixels if seeing else None, [name for name, value in said.items() if value is not None]
+    if given and pixels is None:
         lacking = "nothing is known here of how their processor counts tokens" if seeing else "see no images"
         raise KnobError(
             f"tokens, resize and rule are about images, and {family.model_type!r} models "
@@ -301,14 +301,14 @@ def _stock_pictures(source: Checkpoint, knobs: Knobs) -> PicturePlan | None:
             f"resize and rule are about tilings, and the processor of {family.model_type!r} models has none, it keeps "
             f"a picture's aspect: got {', '.join(tilings)}. Leave them out."
         )
-    if knobs.tokens is None or family.pixels is None:
+    if knobs.tokens is None or pixels is None:
         return None
     if isinstance(knobs.tokens, str):
         raise KnobError(
             f"tokens of {family.model_type!r} models must be a whole number, tiers are of tilings, got "
             f"{knobs.tokens!r}. Give for example 256."
         )
-    return plan_pictures(source, family.pixels, knobs.tokens)
+    return plan_pictures(source, pixels, knobs.tokens)
 
 
 def form_of(checkpoint: Checkpoint) -> Form:

@@ -91,6 +91,11 @@ def settings_of(grid: Grid, source: Checkpoint, ranking: Source | None) -> tuple
     pairs = k_and_blocks(axes, source.settings.layers)
     sees = source.architecture.modality.sees_images
     if "tokens" in axes and not sees:
+        if source.architecture.pixels is not None:
+            raise KnobError(
+                f"tokens= is an axis where graphs see pictures, and {source.architecture.model_type!r} models have "
+                f"none, got {','.join(axes['tokens'])[:40]}. Leave tokens= out; a budget is set by export --tokens."
+            )
         raise KnobError(
             f"tokens= is about images, and {source.architecture.model_type!r} models see none, got "
             f"{','.join(axes['tokens'])[:40]}. Leave tokens= out."
