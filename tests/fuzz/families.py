@@ -1,7 +1,8 @@
-"""Checkpoints of every family: a config or a table of tensors changed, then read and planned."""
+"""Checkpoints of every family: a config or a table of tensors changed, then read and planned, or made a graph of."""
 
 from pathlib import Path
 
+from export.graph.decoder import text_graph
 from tests.fuzz.mutate import in_header, in_json
 from tests.fuzz.target import Target, of_rows, put
 from tests.support.zoo import ZOO, make
@@ -30,7 +31,14 @@ def family_targets(folder: Path) -> tuple[Target, ...]:
         put(places[name] / CONFIG, configs[name])
         return _planned(put(shards[name], data).parent, knobs[name])
 
+    def drawn(name: str, data: bytes) -> object:
+        put(shards[name], whole[name])
+        plan = make_plan(read_checkpoint(put(places[name] / CONFIG, data).parent), knobs[name])
+        return plan.no_graphs or text_graph(plan.target, plan.form)
+
+    emitted = {name: config for name, config in configs.items() if not isinstance(drawn(name, config), str)}
     return (
+        of_rows("graph of a family", emitted, lambda _: in_json, drawn),
         of_rows("config of a family", configs, lambda _: in_json, configured),
         of_rows("tensors of a family", whole, lambda _: in_header, tabled),
     )
