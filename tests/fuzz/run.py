@@ -38,9 +38,10 @@ def replay(path: Path, known: Sequence[Target]) -> str | None:
 
 
 def chosen(known: Sequence[Target], only: Sequence[str]) -> list[Target]:
-    """Those whose name begins with one of the words, or is one that ends in `$`; all without any word."""
+    """Those whose name begins with a word, or is one that ends in `$`, in the words' order; all without any word."""
     words = [word for text in only for word in text.split(",") if word]
-    return [t for t in known if not words or any(f"{t.name}$".startswith(word) for word in words)]
+    found = {t.name: t for word in words for t in known if f"{t.name}$".startswith(word)}
+    return list(found.values()) if words else list(known)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -33,7 +33,8 @@ def windows_of(
     for key, size in zip(keys, sizes, strict=True):
         if type(size) is int and size > MOST:
             raise CheckpointError(
-                f"config.json: {key} must be at most {MOST:,} tokens, got {shown(size)}. Restore the original config.json."
+                f"config.json: {key} must be at most {MOST:,} tokens, got {shown(size)}. Restore the original "
+                "config.json."
             )
     return tuple(size if type(size) is int and size > 0 else None for size in sizes)
 
