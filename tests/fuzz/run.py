@@ -14,6 +14,8 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
+import transformers
+
 from tests.fuzz.apart import fuzz_apart, limit_memory
 from tests.fuzz.attempts import Found, Limit, attempt
 from tests.fuzz.target import Target
@@ -56,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.runs is not None and given.minutes is not None:
         parser.error("--runs and --minutes are two limits: give one")
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as folder:
         known = targets(Path(folder))
         if given.replay is not None:
