@@ -22,7 +22,7 @@ from export.run.io_file import read_io
 from importance.choose import choose_blocks
 from importance.readers.read import read_samples
 from tests.fuzz.answers import answer_targets
-from tests.fuzz.families import family_targets
+from tests.fuzz.families import family_targets, quantised_targets
 from tests.fuzz.hub import hub_targets
 from tests.fuzz.measurements import measurement_targets
 from tests.fuzz.mlflow_answers import mlflow_targets
@@ -32,6 +32,7 @@ from tests.fuzz.running import running_targets
 from tests.fuzz.sweeps import sweep_targets
 from tests.fuzz.target import Target, put
 from tests.support.data_sets import ANNOTATIONS, QUESTIONS
+from tests.support.foreign_graphs import write_foreign
 from tests.support.models import save_source
 from tests.support.paths import FIXTURES
 from tests.support.pictures import noise_png
@@ -69,6 +70,12 @@ def targets(folder: Path) -> tuple[Target, ...]:
         _graph("verify", _copied(text, folder / "verify"), "text.onnx", lambda at: check_graph_bounds(at.parent)),
         _graph("derive", _copied(text, folder / "derive"), "text.onnx", lambda at: _operated(at, [0])),
         _graph("derive k", _copied(seeing, folder / "derive-k"), "text.onnx", lambda at: _operated(at)),
+        Target(
+            "derive, foreign",
+            (write_foreign(folder / "foreign.onnx", [2, 2]).read_bytes(),),
+            in_protobuf,
+            lambda data: _operated(put(folder / "foreign.onnx", data), [0]),
+        ),
         _graph("layout", _copied(seeing, folder / "layout"), "preprocess.onnx", _laid_out),
         _file("io.json", seeing, "io.json", in_json, read_io),
         Target(
@@ -80,6 +87,7 @@ def targets(folder: Path) -> tuple[Target, ...]:
         *record_targets(folder / "records", text),
         *answer_targets(folder / "answers"),
         *family_targets(folder / "families"),
+        *quantised_targets(folder / "quantised"),
         *running_targets(folder / "running", text, seeing),
         *hub_targets(folder / "hub"),
         *mlflow_targets(folder / "mlflow"),
