@@ -83,6 +83,10 @@ def plain_errors() -> Iterator[None]:
             sys.exit(130)
         if isinstance(error, ModuleNotFoundError) and (said := missing(error)):
             _refuse(said)
+        if isinstance(error, MemoryError):
+            _refuse(
+                "a process must have the memory that model and graphs ask for, this hasn't. Free some or allow more."
+            )
         if not isinstance(error, ValueError):
             raise
         # the travelling files have errors of their own; importing them takes longer than most commands
