@@ -20,10 +20,13 @@ from export.run.static_plan import StaticPlan
 from importance.choose import Source
 from transform.checkpoint import OF_A_MACHINE, Checkpoint
 from transform.errors import KnobError, WriteError
+from transform.image_settings import PREPROCESSOR, PROCESSOR
 from transform.packed import write_packed
+from transform.picture_processor import write_budget
 from transform.plan import Plan
 from transform.progress import Progress, Say
 from transform.read import read_checkpoint
+from transform.side_files import VIDEO
 from transform.special_tokens import check_special_tokens
 from transform.stage import check_target, staged
 from transform.strict_json import Record
@@ -99,6 +102,8 @@ def write(
         write_checkpoint(travelling(plan), stage, progress)
     if plan.vision:
         _write_code(plan, stage)
+    if plan.pictures:
+        write_budget(stage, plan.pictures)
     written = read_checkpoint(stage)
     if onnx:
         say("graphs")
@@ -141,7 +146,7 @@ def travelling(plan: Plan) -> Checkpoint:
     images = plan.target.architecture.images
     if images:
         config["auto_map"] = dict(import_module(images.code).AUTO_MAP)
-    side = tuple(n for n in plan.target.side_files if n not in ("preprocessor_config.json", "processor_config.json"))
+    side = tuple(name for name in plan.target.side_files if name not in (PREPROCESSOR, PROCESSOR, VIDEO))
     return replace(plan.target, config=config, side_files=side if images else plan.target.side_files)
 
 
@@ -153,7 +158,7 @@ def _write_code(plan: Plan, stage: Path) -> None:
     for name in code.TRAVELLING_FILES:
         shutil.copyfile(Path(code.__path__[0]) / name, stage / name)
     policy = code.processor_config(vision.tokens, vision.resize, vision.rule, vision.max_crops)
-    write_json(stage / "processor_config.json", policy)
+    write_json(stage / PROCESSOR, policy)
 
 
 def _write_graphs(plan: Plan, written: Checkpoint, static: StaticPlan | None, ranking: Source | None) -> None:
@@ -169,5 +174,5 @@ def _write_graphs(plan: Plan, written: Checkpoint, static: StaticPlan | None, ra
     emit_graphs(written, stage, crops, plan.form, policy_in(vision) if vision else None, notes)
     if static:
         write_static(written, stage, static, plan.form, notes)
-    write_io(written, stage, vision, plan.form, static)
+    write_io(written, stage, plan.form, vision, static)
     write_genai_config(written, stage, plan.form)

@@ -6,16 +6,18 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from importance.around import Around, around
 from importance.suited import insist_on_suited
 from transform.runtime import find_decoder
 
 
 class Blocks(Protocol):
-    """A decoder in parts. model: the whole, at least without its blocks; agreed: what `self_check.py` has proven of it;
-    bytes_read: from the checkpoint, so far."""
+    """A decoder in parts. model: the whole, at least without its blocks; around: what it does around them; agreed: what
+    `self_check.py` has proven of it; bytes_read: from the checkpoint, so far."""
 
     model: nn.Module
     layers: int
+    around: Around
     bytes_read: int
     agreed: set[str]
 
@@ -23,7 +25,7 @@ class Blocks(Protocol):
         """A block with its weights, for the length of a `with`."""
 
     def head(self) -> AbstractContextManager[Callable[[Tensor], Tensor]]:
-        """Final norm and output head: [U, d] -> logits [U, V]."""
+        """Final norm, output head and what the model makes of its logits: [U, d] -> [U, V]."""
 
     def rotary(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin for positions [B, S]."""
@@ -41,6 +43,7 @@ class ResidentBlocks:
         insist_on_suited(model)
         self.model, self.decoder = model, find_decoder(model)
         self.layers = len(self.decoder.layers)
+        self.around = around(getattr(self.decoder, "config", None), self.layers)
         self.agreed: set[str] = set()
 
     def block(self, index: int) -> AbstractContextManager[nn.Module]:
@@ -49,7 +52,8 @@ class ResidentBlocks:
 
     def head(self) -> AbstractContextManager[Callable[[Tensor], Tensor]]:
         """The model's own."""
-        return nullcontext(lambda hidden: self.model.get_output_embeddings()(self.decoder.norm(hidden)))
+        own = self.model.get_output_embeddings()
+        return nullcontext(lambda hidden: self.around.leaving(own(self.decoder.norm(hidden))))
 
     def rotary(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """The decoder's own."""

@@ -8,7 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from importance.presets import load_preset, preset_names
-from importance.scores import PREFIX, Scores, check_model, file_digest, label, model_digest, parse_scores, read_object
+from importance.scores import (
+    PREFIX,
+    Scores,
+    check_model,
+    file_digest,
+    label,
+    model_digest,
+    parse_scores,
+    presets_for,
+    read_object,
+)
 from importance.search.top_k import keep_top_k
 from importance.sets import BlockSets, parse_sets
 from transform.checkpoint import Checkpoint
@@ -19,21 +29,23 @@ Source = Scores | BlockSets
 
 
 def find_scores(
-    model_dir: Path | None, option: str | Path | None, layers: int, digest: Callable[[], str] | None = None
-) -> Source:
+    model_dir: Path | None, option: str | Path | None, layers: int, digest: Callable[[], str] | None = None,
+    model_type: str | None = None,
+) -> Source:  # fmt: skip
     """What decides which blocks go: the file or `preset:NAME` asked for, else `scores.json` beside the model.
 
     A file holds scores or, under `sets`, whole sets of blocks. `digest` computes the model's `model_digest`; it is
-    called only where there is a file to compare with.
+    called only where there is a file to compare with. `model_type`: the family, which a preset must be of.
     """
     if option is not None and str(option).startswith(PREFIX):
-        return replace(load_preset(str(option), layers), file_digest=file_digest(str(option)))
+        return replace(load_preset(str(option), layers, model_type), file_digest=file_digest(str(option)))
     path = Path(option) if option is not None else model_dir / SCORES if model_dir else None
     if path is None or (option is None and not path.is_file()):
+        fitting = preset_names() if model_type is None else presets_for(model_type, layers)
+        presets = f"or --scores preset:NAME ({', '.join(fitting)})" if fitting else "(`knobcast score` measures one)"
         raise ScoresError(
             f"a number of blocks needs scores that say which to drop; there is no {SCORES} beside the model. "
-            f"Give --scores FILE or --scores preset:NAME ({', '.join(preset_names())}), or name the blocks with "
-            "--keep-blocks or --drop-blocks."
+            f"Give --scores FILE {presets}, or name the blocks with --keep-blocks or --drop-blocks."
         )
     raw = read_object(path)
     found: Source = (parse_sets if "sets" in raw else parse_scores)(raw, label(path), layers)
@@ -88,7 +100,9 @@ def choose_blocks(
 def _find(model: Checkpoint | int, option: str | Path | None) -> Source:
     if isinstance(model, int):
         return find_scores(None, option, model)
-    return find_scores(model.path, option, model.settings.layers, lambda: model_digest(model))
+    return find_scores(
+        model.path, option, model.settings.layers, lambda: model_digest(model), model.architecture.model_type
+    )
 
 
 def _indices(named: Sequence[int], layers: int, flag: str) -> set[int]:

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from importance.around import Masks
 from importance.blocks import Blocks
-from importance.calling import Memory, ScoringError, additive, at_k, call
+from importance.calling import Memory, ScoringError, at_k, call
 from importance.chunks import Chunk
 from importance.configurations import Config
 from importance.self_check import insist_on_agreement
@@ -107,7 +108,8 @@ class Engine:
                 )
         ks = {k for config in (self.full, *self._configs) for k in config}
         everything = list(range(len(self._configs)))
-        states = (State(i, chunk, chunk.hidden, list(everything)) for i, chunk in enumerate(chunks))
+        enter = self.blocks.around.entering
+        states = (State(i, chunk, enter(chunk.hidden), list(everything)) for i, chunk in enumerate(chunks))
         for frontier in self._passes(states, together):
             insist_on_agreement(self.blocks, frontier[0].chunk, ks, self.remember)
             self._walk(0, frontier, read, self.live_bytes)
@@ -174,13 +176,14 @@ class Engine:
         for (number, k), group in waiting.items():
             step = max(1, self._stack(group[0]) // group[0].chunk.tokens)
             if number not in places:
-                places[number] = self._places(group[0])
+                places[number] = self._places(level, group[0])
             for start in range(0, len(group), step):
                 self._call(level, block, k, group[start : start + step], places[number])
 
-    def _places(self, state: State) -> "_Places":
+    def _places(self, level: int, state: State) -> "_Places":
         chunk = state.chunk
-        mask = additive(chunk.allowed, state.hidden.dtype)
+        masks = Masks(chunk.allowed, chunk.positions, chunk.positions, state.hidden.dtype)
+        mask = masks.of(self.blocks.around.windows[level])
         return _Places(mask, chunk.positions, self.blocks.rotary(state.hidden, chunk.positions))
 
     def _stack(self, state: State) -> int:
@@ -250,15 +253,19 @@ def _bytes(states: Sequence[State]) -> int:
 
 
 def extend(
-    blocks: Blocks, past: Sequence[Past], hidden: Tensor, positions: Tensor, mask: Tensor
+    blocks: Blocks, past: Sequence[Past], hidden: Tensor, positions: Tensor, allowed: Tensor, keys: Tensor
 ) -> tuple[Tensor, tuple[Past, ...]]:
-    """New tokens [1, n, d] behind what `past` remembers: logits [n, V], and the longer past. mask: [1, 1, n, all]."""
-    rotary = blocks.rotary(hidden, positions)
+    """New tokens [1, n, d], as embedded, behind what `past` remembers: logits [n, V], and the longer past.
+
+    allowed: [1, n, all], whom they see; keys [1, all]: the positions of all tokens, theirs at the end.
+    """
+    hidden = blocks.around.entering(hidden)
+    rotary, masks = blocks.rotary(hidden, positions), Masks(allowed, positions, keys, hidden.dtype)
     longer = []
     for entry in past:
         memory = Memory((entry.keys, entry.values))
         with blocks.block(entry.block) as block, at_k(block, entry.k):
-            hidden = call(block, hidden, mask, positions, rotary, memory)
+            hidden = call(block, hidden, masks.of(blocks.around.windows[entry.block]), positions, rotary, memory)
         longer.append(Past(entry.block, entry.k, memory.keys, memory.values))
     with blocks.head() as head:
         return head(hidden[0]), tuple(longer)

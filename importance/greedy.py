@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from importance.blocks import Blocks
-from importance.calling import additive
 from importance.chunks import Candidate
 from importance.engine import State, extend
 
@@ -70,6 +69,7 @@ def _decode(
 ) -> None:
     chunk, past, device = state.chunk, state.past, state.hidden.device
     going = list(answers)
+    keys = chunk.positions[:1]
     owners = torch.empty(0, dtype=torch.long, device=device)  # of each appended token: its sample
     lengths = {answer.sample: 0 for answer in answers}  # tokens appended so far
     while going:
@@ -81,7 +81,8 @@ def _decode(
         ids = torch.tensor([[answer.made[-1] for answer in going]], device=device)
         hidden = model.get_input_embeddings()(ids).to(state.hidden)
         positions = (chunk.positions[0, places] + 1 + steps)[None]
-        logits, past = extend(blocks, past, hidden, positions, additive(allowed[None], hidden.dtype))
+        keys = torch.cat((keys, positions), 1)
+        logits, past = extend(blocks, past, hidden, positions, allowed[None], keys)
         following = []
         for answer, token in zip(going, logits.argmax(-1).tolist(), strict=True):
             lengths[answer.sample] += 1

@@ -151,6 +151,12 @@ def preset_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in PRESETS.glob("*.json")))
 
 
+def presets_for(model_type: str, layers: int) -> tuple[str, ...]:
+    """Those that speak of the blocks of such a model."""
+    stored = {name: read_object(PREFIX + name) for name in preset_names()}
+    return tuple(name for name, raw in stored.items() if (raw["model_type"], raw["layers"]) == (model_type, layers))
+
+
 def label(source: str | Path) -> str:
     """How messages call a source: `preset:NAME` or the file's name."""
     return str(source) if str(source).startswith(PREFIX) else Path(source).name

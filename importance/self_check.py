@@ -11,13 +11,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from importance.around import Masks
 from importance.blocks import Blocks
-from importance.calling import Memory, ScoringError, additive, at_k, call, runnable
+from importance.calling import Memory, ScoringError, at_k, call, runnable
 from importance.chunks import PADDING, Chunk
 from importance.suited import INSTEAD
 from transform.choices import find_choices, find_decoder
 
 LENGTH = 64  # tokens compared; shorter sequences are repeated up to here
+MOST_WINDOW, BEYOND = 512, 8  # windows up to here are outgrown, by so many tokens
 # Of the largest logit, in float32. Right: 0 in every family tried; a soft cap, the mildest wrong one: 1.7e-2.
 TOLERANCE = 1e-4
 _LOGITS, _K = "logits", "k"
@@ -32,7 +34,7 @@ def insist_on_agreement(blocks: Blocks, chunk: Chunk, ks: Iterable[int], remembe
     others = set(ks) - {0}
     if blocks.agreed >= {_LOGITS, _K} or (_LOGITS in blocks.agreed and len(others) < 2):
         return
-    hidden = _sequence(chunk, find_decoder(blocks.model))
+    hidden = _sequence(chunk, blocks)
     with _eager(blocks):
         with runnable(), _as_scored(blocks):
             theirs, count = blocks.plain(hidden)
@@ -45,21 +47,27 @@ def insist_on_agreement(blocks: Blocks, chunk: Chunk, ks: Iterable[int], remembe
             blocks.agreed.add(_K)
 
 
-def _sequence(chunk: Chunk, decoder: nn.Module) -> Tensor:
-    """[1, n, d]: the longest plain sequence of the chunk's first row, cut or repeated to LENGTH tokens."""
+def _sequence(chunk: Chunk, blocks: Blocks) -> Tensor:
+    """[1, n, d]: the longest plain sequence of the chunk's first row, cut or repeated to LENGTH tokens, or to more than
+    any window of up to MOST_WINDOW."""
+    decoder = find_decoder(blocks.model)
     seen = chunk.allowed[0].sum(-1).masked_fill(chunk.modality[0] == PADDING, -1)
     hidden = chunk.hidden[:1, chunk.allowed[0, int(seen.argmax())]]
-    wanted = min(LENGTH, getattr(decoder.config, "max_position_embeddings", None) or LENGTH)
+    windows = [window for window in blocks.around.windows if window is not None and window <= MOST_WINDOW]
+    wanted = max([LENGTH, *(window + BEYOND for window in windows)])
+    wanted = min(wanted, getattr(decoder.config, "max_position_embeddings", None) or wanted)
     return hidden.repeat(1, -(-wanted // hidden.shape[1]), 1)[:, :wanted]
 
 
 def _called(blocks: Blocks, hidden: Tensor, count: int, remember: bool) -> Tensor:
     """Logits [n, V] through the first `count` blocks."""
     with _as_scored(blocks):
-        places = _places(blocks, hidden)
+        masks, positions, rotary = _places(blocks, hidden)
+        hidden = blocks.around.entering(hidden)
         for index in range(count):
+            mask = masks.of(blocks.around.windows[index])
             with blocks.block(index) as block:
-                hidden = call(block, hidden, *places, Memory() if remember else None)
+                hidden = call(block, hidden, mask, positions, rotary, Memory() if remember else None)
         with blocks.head() as head:
             return head(hidden[0])
 
@@ -91,7 +99,8 @@ def _compare(name: str, ours: Tensor, theirs: Tensor) -> None:
 
 def _k_is_heard(blocks: Blocks, hidden: Tensor, count: int, ks: set[int]) -> bool:
     """Whether another k of `ks` was tried, in the first block that has a router. Some have their number built in."""
-    places = _places(blocks, hidden)
+    masks, positions, rotary = _places(blocks, hidden)
+    mask = masks.of(None)
     for index in range(count):
         with blocks.block(index) as block:
             choices = find_choices(block)
@@ -100,8 +109,8 @@ def _k_is_heard(blocks: Blocks, hidden: Tensor, count: int, ks: set[int]) -> boo
             if not choices or other is None:
                 continue
             with at_k(block, other):
-                changed = call(block, hidden, *places)
-            if torch.equal(changed, call(block, hidden, *places)):
+                changed = call(block, hidden, mask, positions, rotary)
+            if torch.equal(changed, call(block, hidden, mask, positions, rotary)):
                 raise ScoringError(
                     f"scoring sets how many experts a token gets: {type(block).__name__} gives the same for {other} as "
                     f"for its own {own}, {type(choices[0].router).__name__} has its number built in. Leave k at {own}."
@@ -110,12 +119,12 @@ def _k_is_heard(blocks: Blocks, hidden: Tensor, count: int, ks: set[int]) -> boo
     return False
 
 
-def _places(blocks: Blocks, hidden: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Mask, positions and cos/sin of one sequence."""
+def _places(blocks: Blocks, hidden: Tensor) -> tuple[Masks, Tensor, tuple[Tensor, Tensor]]:
+    """Masks, positions and cos/sin of one sequence."""
     size = hidden.shape[1]
     positions = torch.arange(size, device=hidden.device)[None]
     allowed = torch.ones(1, size, size, dtype=torch.bool, device=hidden.device).tril()
-    return additive(allowed, hidden.dtype), positions, blocks.rotary(hidden, positions)
+    return Masks(allowed, positions, positions, hidden.dtype), positions, blocks.rotary(hidden, positions)
 
 
 @contextmanager

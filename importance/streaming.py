@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig
 
+from importance.around import around
 from importance.calling import ScoringError
 from importance.suited import insist_on_suited
 from transform.architectures.vocabulary import PER_BLOCK
@@ -36,6 +37,7 @@ class StreamedBlocks:
             ) from error
         self._config = _whole_config(checkpoint)
         insist_on_suited(self.model, self._config)
+        self.around = around(self._config, self.layers)
         self.agreed: set[str] = set()
         self._block = _empty_block(checkpoint)
         self._held: int | None = None
@@ -50,8 +52,8 @@ class StreamedBlocks:
 
     def head(self) -> AbstractContextManager[Callable[[Tensor], Tensor]]:
         """Norm and head stay in memory."""
-        decoder = find_decoder(self.model)
-        return nullcontext(lambda hidden: self.model.get_output_embeddings()(decoder.norm(hidden)))
+        decoder, own = find_decoder(self.model), self.model.get_output_embeddings()
+        return nullcontext(lambda hidden: self.around.leaving(own(decoder.norm(hidden))))
 
     def rotary(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """The decoder's own."""

@@ -40,9 +40,10 @@ EMIT = """
 import json, re, sys, time
 from pathlib import Path
 from export.graph.emit import emit_graphs
+from transform.forms import REFERENCE
 from transform.read import read_checkpoint
 directory = Path(sys.argv[1])
-files = emit_graphs(read_checkpoint(directory), directory, None)
+files = emit_graphs(read_checkpoint(directory), directory, None, REFERENCE)
 print(json.dumps({
     "processor_seconds": time.process_time(),
     "peak_bytes": int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024,

@@ -26,13 +26,14 @@ from export.files.genai import write_genai_config
 from export.files.io_spec import write_io
 from export.files.manifest import provenance_of
 from export.graph.emit import emit_graphs
+from transform.forms import REFERENCE
 from transform.read import read_checkpoint
 directory, grid, scores = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 checkpoint = read_checkpoint(directory)
 base, members = plan_family(checkpoint, grid, scores=scores)
-emit_graphs(checkpoint, directory, None)
-write_io(checkpoint, directory, base.vision.as_dict())
-write_genai_config(checkpoint, directory)
+emit_graphs(checkpoint, directory, None, REFERENCE)
+write_io(checkpoint, directory, REFERENCE, base.vision.as_dict())
+write_genai_config(checkpoint, directory, REFERENCE)
 family = write_members(base, members, checkpoint, provenance_of(base, None))
 seconds = time.perf_counter() - start
 peak = re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]

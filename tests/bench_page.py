@@ -19,7 +19,8 @@ HEAD = """# What was measured
 
 Times are medians of interleaved runs, with files synced on both sides; memory is that of the whole process. Ratios are
 to a baseline that took turns with it. "Full size" is a synthetic checkpoint with the names and shapes of MolmoE-1B and
-random weights. The same for programs: [bench.json](bench.json).
+random weights. A row is measured again when what it measures changes (`--only NAME`), so not all are of one day. The
+same for programs: [bench.json](bench.json).
 """
 ABOUT = {
     "drop_4_of_16": (
@@ -40,6 +41,25 @@ ABOUT = {
         "What one block does behind its attention, in bfloat16, one thread.",
     ),
     "families_experts_int4": ("The same, `int4` form", "Over the same weights, quantised."),
+    "families_plan": (
+        "Planning a larger layout",
+        "`knobcast plan` of Qwen3-30B-A3B, 18,867 tensors in bfloat16, from its headers; the baseline is MolmoE-1B's, "
+        "3,573. Whole processes, the best of each.",
+    ),
+    "families_drop_12_of_48": (
+        "Dropping 12 of 48 blocks of a larger layout",
+        "Qwen3-30B-A3B with all blocks and experts, each narrower, so that it has 6 GB in 16 files: a tensor for each "
+        "matrix of an expert, as released. The baseline is `cp` and `sync` of the bytes that stay.",
+    ),
+    "families_drop_12_of_48_slabs": (
+        "The same in slabs",
+        "The experts of a block in two arrays, as transformers 5 writes them.",
+    ),
+    "families_data_files": (
+        "What one more family takes",
+        "Lines of its data file, all parts being known; MolmoE's, which lists the tensors of its vision tower, isn't "
+        "counted.",
+    ),
     "sweep_16_blocks": (
         "Scoring all 16 blocks one by one",
         "An OLMoE in memory; the baseline runs the whole model once for each dropped block.",
@@ -67,6 +87,12 @@ ABOUT = {
         "`knobcast verify --level files` of a variant in the page cache: sums, facts, ranges; the baseline is a "
         "process that calls `hashlib.file_digest` on the same files, one after the other, as `verify` does.",
     ),
+    "push_oci": (
+        "What a second push moves",
+        "Variants of an OLMoE of 1.2 GB into Debian's `docker-registry`, k = 8 first: parts of a variant's bytes in "
+        "the bodies of requests, and what the registry's storage grows by.",
+    ),
+    "push_memory": ("Memory of a push", "A variant with a file of 2 GiB, into each kind of target."),
     "pick": ("Choosing a setting", "`knobcast pick` on a finished sweep, beside `knobcast --help`; processor time."),
     "report": ("A sweep as one page", "`knobcast report`: bytes of the page, processor time without and with plots."),
     "family_full_size": ("25 settings in one directory", "What `--family` adds to copying full-size weights."),
@@ -191,6 +217,15 @@ WORDS = [
     (r"\w+_loses_to_decoder", "fewer than with the decoder alone", ""),
     (r"\w+_interval", "plus or minus", ""),
     ("peak_mb", "peak memory", "MiB"),
+    ("torch_imports", "processes that import PyTorch", ""),
+    ("median_lines", "lines, median", ""),
+    ("most_lines", "lines, at most", ""),
+    (r"another_k_(sent|stored)", r"another k, \1", "%"),
+    ("another_k_beside_sent", "another k into a neighbouring repository, sent", "%"),
+    (r"member_(sent|stored)", r"one member more of a family, \1", "%"),
+    ("depth_planned", "12 of 16 blocks, to be sent by the plan", "%"),
+    ("depth_sent", "12 of 16 blocks, sent", "%"),
+    (r"push_(\w+)_peak_mb", r"`\1:`", "MiB"),
     ("peak_anonymous_mb", "peak memory without mapped files", "MiB"),
     ("verify_seconds", "`verify`", "s"),
     ("verify_peak_anonymous_mb", "`verify`, peak memory without mapped files", "MiB"),
@@ -252,7 +287,7 @@ WORDS = [
     ("onnxruntime", "version of onnxruntime", ""),
     ("page_kb", "the page", "kB"),
     ("seconds_with_plots", "the same with all plots as files", "s"),
-    ("(workloads|cases|tensors|sets|settings|questions|calls|members|blocks|note|skipped)", r"\1", ""),
+    ("(families|workloads|cases|tensors|sets|settings|questions|calls|members|blocks|note|skipped)", r"\1", ""),
 ]
 
 
@@ -299,6 +334,8 @@ def _value(value: Value, unit: str) -> str:
         return value
     if unit == "B":
         return f"{value / 1e9:.2f} GB"
+    if unit == "%":
+        return f"{100 * value:.3g} %"
     if isinstance(value, float) and 0 < abs(value) < 1e-3:
         number = f"{value:.1e}"
     elif value == int(value) or value >= 1000:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from export.variant import export_variant
+from tests.support.noise import synthetic_olmoe
 from tests.support.paths import ROOT
 from tests.support.variants import record_sums
 from transform.knobs import Knobs
@@ -27,8 +28,6 @@ for name in sys.argv[1:]:
 
 def bench_verify(work: Path, width: int, expert: int, runs: int) -> dict[str, Any]:
     """An OLMoE variant with all its graphs whose sums were recorded; read once before, so that no disk is timed."""
-    from tests.bench import synthetic_olmoe
-
     synthetic_olmoe(work / "summed", width, expert)
     out = work / "verified"
     export_variant(make_plan(read_checkpoint(work / "summed"), Knobs(4)), out, verify=False)

@@ -5,90 +5,39 @@ Prompts are longer than any window; PyTorch has the weights as the form stores t
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from export.derive import derive, load_graph
 from export.derive.check import check_derived
 from export.derive.surgery import operate
-from export.gate.probe import MIN_MARGIN, MOST_WINDOW, PROMPT, MarginWatch, prompt_length
+from export.gate.checking import checking_graphs
+from export.gate.compare import find_probe, onnx_vs_torch, windows_not_passed
+from export.gate.far import far_windows
+from export.gate.probe import MOST_WINDOW, PROMPT, prompt_length
 from export.gate.verify import verify_directory
 from export.graph.decoder import text_graph
 from export.graph.static import plan_static
 from export.variant import export_variant
-from tests.support.decoders import DECODERS, DENSE, EXPERTS, VOCABULARY, WINDOW, K, write_decoder
+from tests.support.compared import TOLERANCE, check, ids_and_masks, loaded
+from tests.support.decoders import DECODERS, DENSE, EXPERTS, GENAI, K, write_decoder
 from tests.support.graphs import empty_cache, session, step
-from tests.support.models import torch_logits
 from tests.support.variants import write_variant
-from transform.architectures.graph_facts import DecoderGraph, Routing, Scaling, Turn
-from transform.arrays import Array
+from transform.architectures import Settings, architecture_named, known_model_types
+from transform.architectures.graph_facts import DecoderGraph, Scaling, Turn
 from transform.checkpoint import Checkpoint
 from transform.errors import VerificationError
-from transform.forms import NAMES, form_named
+from transform.forms import NAMES, REFERENCE, form_named
 from transform.knobs import Knobs
-from transform.load import load_model
 from transform.plan import make_plan
 from transform.read import read_checkpoint
 from transform.runtime import moe_top_k
 from transform.top_k import set_top_k
-
-LENGTH = 4 * WINDOW + 3
-CUTS = (0, 9, 10, 15, LENGTH)  # an empty cache, one token, several, many
-TOLERANCE = 1e-5
-Masks = tuple[tuple[str, Array], ...]
-
-
-def ids_and_masks(seed: int = 0) -> tuple[Array, Masks]:
-    """[2, s] ids, and masks that pad a row on the left, on the right."""
-    ids = np.random.default_rng(seed).integers(3, VOCABULARY - 2, (2, LENGTH))
-    left, right = np.ones_like(ids), np.ones_like(ids)
-    left[0, :7] = right[1, -5:] = 0
-    return ids, (("left", left), ("right", right))
-
-
-def decidable(theirs: Any, routing: Routing) -> int:
-    """The first seed of ids whose every expert choice float32 can decide."""
-    for seed in range(20):
-        ids, masks = ids_and_masks(seed)
-        with MarginWatch(theirs, routing) as watch:
-            torch_logits(theirs, ids, np.ones_like(ids))
-            for _, mask in masks:
-                watch.mask = torch.from_numpy(mask)
-                torch_logits(theirs, ids, mask)
-        if watch.smallest >= MIN_MARGIN:
-            return seed
-    raise AssertionError("no seed has clear choices")
-
-
-def check(text: Any, theirs: Any, routing: Routing) -> None:
-    """A session against a model, in every way of calling."""
-    ids, masks = ids_and_masks(decidable(theirs, routing))
-    whole = torch_logits(theirs, ids, np.ones_like(ids))
-    room = TOLERANCE * max(1.0, float(np.abs(whole).max()))
-    logits, _ = step(text, {"input_ids": ids}, np.ones_like(ids), empty_cache(text, 2))
-    np.testing.assert_allclose(logits, whole, rtol=0, atol=room, err_msg="prefill")
-    cache = empty_cache(text, 2)
-    for start, stop in pairwise(CUTS):
-        logits, cache = step(text, {"input_ids": ids[:, start:stop]}, np.ones((2, stop), np.int64), cache)
-        np.testing.assert_allclose(logits, whole[:, start:stop], rtol=0, atol=room, err_msg=f"{start} to {stop}")
-    for side, mask in masks:
-        logits, _ = step(text, {"input_ids": np.where(mask == 1, ids, -1)}, mask, empty_cache(text, 2))
-        assert np.isfinite(logits).all()
-        expected = torch_logits(theirs, ids, mask)
-        np.testing.assert_allclose(logits[mask == 1], expected[mask == 1], rtol=0, atol=room, err_msg=side)
-
-
-def loaded(variant: Path, form: str) -> Any:
-    """The variant by transformers' own class, or with its codes as the values they stand for."""
-    if form.startswith("int"):
-        return load_model(variant)
-    return AutoModelForCausalLM.from_pretrained(variant, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 @pytest.mark.parametrize("form", ["cpu", "int4"])
@@ -122,7 +71,7 @@ def test_graphs_equal_transformers_at_every_k(name: str, form: str, stored: torc
 
 @pytest.mark.extra
 @pytest.mark.parametrize("form", NAMES)
-@pytest.mark.parametrize("name", ["qwen3_moe", "mixtral", "glm4_moe", "flex_olmo"])
+@pytest.mark.parametrize("name", ["qwen3_moe", "mixtral", "glm4_moe", "ernie4_5_moe", "flex_olmo"])
 def test_slabs_equal_a_tensor_per_expert(name: str, form: str, tmp_path: Path) -> None:
     """As transformers holds experts in memory: what is read is what is there."""
     write_decoder(name, tmp_path / "source", torch.bfloat16, save_original_format=False)
@@ -204,7 +153,7 @@ def test_each_fact_shows(what: str, tmp_path: Path) -> None:
     logits = []
     (tmp_path / "io.json").write_text('{"form": "cpu", "session_options": {}}')
     for seen in (checkpoint, change(checkpoint)):
-        text_graph(seen).write(tmp_path / "text.onnx")
+        text_graph(seen, REFERENCE).write(tmp_path / "text.onnx")
         text = session(tmp_path, "text.onnx")
         logits.append(step(text, {"input_ids": ids}, np.ones_like(ids), empty_cache(text, 2))[0])
     assert np.abs(logits[0] - logits[1]).max() > 100 * TOLERANCE * np.abs(logits[0]).max()
@@ -239,23 +188,79 @@ def test_the_gate_proves_dense_and_other_blocks_one_by_one(monkeypatch: pytest.M
     assert verified["other_k"]["difference"] > 0
 
 
+def test_every_family_with_graphs_is_run_by_genai() -> None:
+    """`test_onnx_genai.py` has a row of each."""
+    with_graphs = {name for name in known_model_types() if architecture_named(name).graph is not None}
+    assert set(GENAI) == with_graphs
+
+
 def test_probes_are_longer_than_windows() -> None:
     assert prompt_length((None, None)) == PROMPT
     assert prompt_length((None, 128, 7)) > 128
     assert prompt_length((MOST_WINDOW + 1,)) == PROMPT
 
 
+@pytest.mark.parametrize(("name", "form"), [("mixtral", "cpu"), ("qwen2", "int4"), ("gpt_oss", "cpu")])
+def test_one_key_more_beyond_a_long_window_is_noticed(name: str, form: str, tmp_path: Path) -> None:
+    """Windows of thousands are passed by a cache that holds anything; one place too far or too near is an error."""
+    long = MOST_WINDOW + 88
+    source = write_decoder(name, tmp_path / "source", sliding_window=long, max_position_embeddings=1024)
+    variant = write_variant(source, tmp_path / "variant", form=form)
+    checkpoint, theirs = read_checkpoint(variant), loaded(variant, form)
+    probe = find_probe(theirs, checkpoint)
+    assert probe.prompt == PROMPT
+    measured = onnx_vs_torch(theirs, checking_graphs(variant), probe)
+    assert {"beyond_windows", "beyond_windows_alone"} < measured.keys()
+    for other in (long + 1, long - 1, None):
+        windows = tuple(None if window is None else other for window in checkpoint.settings.windows)
+        text_graph(with_settings(checkpoint, windows=windows), form_named(form)).write(variant / "text.onnx")
+        with pytest.raises(VerificationError, match="beyond_windows: the graphs must agree"):
+            onnx_vs_torch(theirs, checking_graphs(variant), probe)
+
+
+@pytest.mark.extra
+def test_windows_that_were_not_passed_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    source = write_decoder("mixtral", tmp_path / "source", sliding_window=600, max_position_embeddings=1024)
+    plan = make_plan(read_checkpoint(source), Knobs())
+    verified = export_variant(plan, tmp_path / "passed")["verification"]
+    assert "windows_not_passed" not in verified
+    assert {"beyond_windows", "beyond_windows_alone"} < verified["onnx_vs_torch"].keys()
+    monkeypatch.setattr("export.gate.far.MOST_BYTES", 0)
+    verified = export_variant(plan, tmp_path / "not")["verification"]
+    assert verified["windows_not_passed"] == (600,)
+    assert "longer than the windows of 600 tokens" in (tmp_path / "not" / "README.md").read_text()
+    assert verify_directory(tmp_path / "not")
+
+
+def test_what_no_sequence_outgrows_needs_no_probe() -> None:
+    settings = SimpleNamespace(windows=(None, 600, 4096), max_positions=4096, layers=3, kv_heads=2, head_dim=24)
+    assert far_windows(cast(Settings, settings), MOST_WINDOW) == (600,)
+    assert windows_not_passed(cast(Settings, settings), 3) is None
+    assert windows_not_passed(cast(Settings, settings), 10**6) == (600,)
+
+
+ALWAYS_DERIVED = {
+    ("qwen3_moe", "cpu"), ("gpt_oss", "cpu"), ("ernie4_5_moe", "cpu"), ("glm4_moe", "cpu"), ("glm4_moe", "int4")
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("name", "form"),
-    [("qwen3_moe", "cpu"), ("gpt_oss", "cpu"), ("ernie4_5_moe", "cpu"), ("glm4_moe", "cpu"), ("glm4_moe", "int4")],
+    [
+        pytest.param(name, form, marks=() if (name, form) in ALWAYS_DERIVED else pytest.mark.extra)
+        for name in DECODERS
+        for form in NAMES
+    ],
 )
 def test_derived_graphs_equal_those_that_are_exported(name: str, form: str, tmp_path: Path) -> None:
     """Blocks without experts, softmax behind the choice, scores at the chosen places, ranked groups, a fused operator
     that is told what was chosen."""
+    k = None if name in DENSE else 2
     variant = write_variant(write_decoder(name, tmp_path / "source"), tmp_path / "variant", form=form)
-    found = derive(variant / "text.onnx", 2, keep=[0, 1, 3], out=variant / "derived.onnx")
-    assert set(found["top_k"]) <= {0, 2}
-    other = write_variant(tmp_path / "source", tmp_path / "other", keep=[0, 1, 3], k=2, form=form)
+    found = derive(variant / "text.onnx", k, keep=[0, 1, 3], out=variant / "derived.onnx")
+    assert found["blocks_kept"] == [0, 1, 3]
+    assert k is None or set(found["top_k"]) <= {0, 2}
+    other = write_variant(tmp_path / "source", tmp_path / "other", keep=[0, 1, 3], k=k, form=form)
     ids, _ = ids_and_masks()
     logits = []
     for directory, file in ((variant, "derived.onnx"), (other, "text.onnx")):

@@ -35,7 +35,7 @@ from tests.support.variants import write_variant
 from transform.arrays import Array
 from transform.depth import drop_blocks
 from transform.errors import CheckpointError, KnobError, VerificationError, WriteError
-from transform.forms import form_named
+from transform.forms import REFERENCE, form_named
 from transform.knobs import Knobs
 from transform.plan import make_plan
 from transform.read import read_checkpoint
@@ -398,9 +398,10 @@ def test_graphs_of_fixed_sizes(molmo: Path, drop: list[int], tmp_path: Path) -> 
     """They are rewritten, but nobody here knows how to feed them: not run."""
     directory = write_variant(molmo, tmp_path / "variant")
     plan = StaticPlan(32, (Prefill(None, 16),))
-    sources = write_decoders(read_checkpoint(directory), directory, plan)
+    sources = write_decoders(read_checkpoint(directory), directory, plan, REFERENCE)
     keep = [i for i in range(4) if i not in drop]
-    write_decoders(set_top_k(drop_blocks(read_checkpoint(directory), keep), 2), directory, plan, prefix="direct-")
+    fewer = set_top_k(drop_blocks(read_checkpoint(directory), keep), 2)
+    write_decoders(fewer, directory, plan, REFERENCE, prefix="direct-")
     for source in sources:
         made = derive(source, 2, drop=drop or None)
         assert made["verification"]["run"].startswith("not run: the cache input")

@@ -28,6 +28,7 @@ from tests.support.safetensors_file import write_raw
 from tests.support.variants import write_variant
 from transform.arrays import Array
 from transform.experts import experts_of
+from transform.forms import REFERENCE
 from transform.read import read_checkpoint
 from transform.strict_json import Record
 from transform.top_k import set_top_k
@@ -119,7 +120,7 @@ def opened(path: Path) -> Any:
 def block_results(directory: Path, k: int, rows: Sequence[int], block: int = 1) -> list[Array]:
     """The experts of one block on so many tokens."""
     checkpoint = set_top_k(read_checkpoint(directory), k)
-    g = Graph("experts")
+    g = Graph("experts", REFERENCE)
     x = g.input("x", FLOAT, ["n", WIDTH])
     g.output("y", mixture(g, checkpoint, block, x), FLOAT, ["n", WIDTH])
     g.write(directory / "block.onnx")
@@ -138,7 +139,7 @@ def test_the_number_of_nodes_does_not_grow_with_the_experts(order: str, tmp_path
     for experts in (12, 24):
         directory = save_source(tmp_path / str(experts), torch.bfloat16, num_experts=experts)
         rewrite(directory, CUTS[order][0])
-        text_graph(read_checkpoint(directory)).write(directory / "text.onnx")
+        text_graph(read_checkpoint(directory), REFERENCE).write(directory / "text.onnx")
         found.append(kinds(directory / "text.onnx"))
     assert found[0] == found[1]
     assert found[0]["Loop"] == 3
@@ -147,7 +148,7 @@ def test_the_number_of_nodes_does_not_grow_with_the_experts(order: str, tmp_path
 
 @pytest.mark.parametrize("k", [6, 3, 1])
 def test_logits_equal_transformers(cut: Path, k: int) -> None:
-    text_graph(set_top_k(read_checkpoint(cut), k)).write(cut / "text.onnx")
+    text_graph(set_top_k(read_checkpoint(cut), k), REFERENCE).write(cut / "text.onnx")
     assert check_graph_bounds(cut)["text.onnx"] > 10
     onnx.checker.check_model(str(cut / "text.onnx"), full_check=True)
     model = load_stored(cut)
@@ -186,7 +187,7 @@ def test_experts_of_several_types_have_nodes_of_their_own(tmp_path: Path) -> Non
     directory = rewrite(save_source(tmp_path / "source", torch.bfloat16), CUTS["as saved"][0], widen)
     checkpoint = read_checkpoint(directory)
     assert [find_spans(experts_of(checkpoint, i)) is None for i in range(3)] == [False, True, False]
-    text_graph(checkpoint).write(directory / "text.onnx")
+    text_graph(checkpoint, REFERENCE).write(directory / "text.onnx")
     found = kinds(directory / "text.onnx")
     assert (found["Loop"], found["If"]) == (2, EXPERTS)
     ids, text = random_ids(1, 9), opened(directory / "text.onnx")
@@ -209,5 +210,5 @@ def test_derive(k: Any, drop: list[int], earlier: bool, tmp_path: Path, monkeypa
 
 
 def test_equal_input_gives_equal_bytes(cut: Path) -> None:
-    first, second = (text_graph(read_checkpoint(cut)).serialised() for _ in range(2))
+    first, second = (text_graph(read_checkpoint(cut), REFERENCE).serialised() for _ in range(2))
     assert first == second

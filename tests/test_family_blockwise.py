@@ -21,7 +21,7 @@ from tests.support.families import NAMES, write_family, write_scores
 from tests.support.variants import read_json, record_sums
 from transform.checkpoint import Checkpoint
 from transform.errors import VerificationError
-from transform.forms import REFERENCE, Form
+from transform.forms import Form
 from transform.read import read_checkpoint
 from transform.top_k import set_top_k
 
@@ -121,7 +121,7 @@ def test_one_block_that_is_wrong_for_one_k_is_found(
     right = export.graph.decoder.text_graph
     wanted = read_checkpoint(molmo).tensor("attention.norm", 2)
 
-    def wrong(checkpoint: Checkpoint, form: Form = REFERENCE) -> Any:
+    def wrong(checkpoint: Checkpoint, form: Form) -> Any:
         k = list(checkpoint.settings.top_k)
         for i in range(checkpoint.settings.layers):
             norm = checkpoint.tensor("attention.norm", i)

@@ -73,6 +73,17 @@ def test_a_comparison_would_be_seen(source: str) -> None:
     assert list(comparisons(source))
 
 
+def test_a_form_is_said_by_whoever_calls() -> None:
+    """A usual one would hide from a caller that there are others."""
+    found = []
+    for path in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.arguments):
+                named = {about(default) for default in (*node.defaults, *node.kw_defaults) if default is not None}
+                found += [str(path.relative_to(ROOT))] if "REFERENCE" in named else []
+    assert found == []
+
+
 @pytest.mark.parametrize(
     "source", ['job["provider"] != "cpu"', 'self.device == "cuda"', 'f(form="cpu")', "form.bits == 4"]
 )

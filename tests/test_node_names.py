@@ -18,6 +18,7 @@ from export.layout.moved import plan_move, write_move
 from export.run.static_plan import Prefill, StaticPlan
 from tests.support.foreign_graphs import write_foreign
 from tests.support.variants import write_variant
+from transform.forms import REFERENCE
 from transform.read import read_checkpoint
 
 
@@ -46,7 +47,7 @@ def narrow(molmo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_emitted_graphs(narrow: Path) -> None:
     static = StaticPlan(24, (Prefill(None, 8),))
-    paths = [*narrow.glob("*.onnx"), *write_static(read_checkpoint(narrow), narrow, static)]
+    paths = [*narrow.glob("*.onnx"), *write_static(read_checkpoint(narrow), narrow, static, REFERENCE)]
     assert len(paths) >= 5
     assert any(node.op_type == "Loop" for node in load(narrow / "text.onnx").graph.node)
     for path in paths:

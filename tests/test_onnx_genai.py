@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
-from transformers import AutoModelForCausalLM
 
 from export.graph.decoder import text_graph
 from export.run.bound import Bound
 from export.run.graphs import Graphs
+from tests.support.compared import loaded
 from tests.support.decoders import DECODERS, DENSE, END_OF_TEXT, VOCABULARY, write_decoder
 from tests.support.models import BLOCKWISE, random_ids, save_source
 from tests.support.molmo_parity import crops_of, kept_features, knobs_of
@@ -21,6 +21,7 @@ from tests.support.paths import FIXTURES, PROGRAMS, ROOT
 from tests.support.variants import write_variant
 from transform.arrays import Array
 from transform.depth import drop_blocks
+from transform.forms import REFERENCE
 from transform.read import read_checkpoint
 from transform.top_k import set_top_k
 
@@ -85,7 +86,7 @@ def test_a_familys_member_with_an_image(case: str, tmp_path: Path) -> None:
     """The overlay names another decoder over the same vision and embedding graphs."""
     family, knobs = write_variant(FIXTURES, tmp_path / "family"), CASES["variants"]["k2_keep013"]
     member = set_top_k(drop_blocks(read_checkpoint(family), knobs["keep_blocks"]), knobs["top_k"])
-    text_graph(member).write(family / "text-k2-b3.onnx")
+    text_graph(member, REFERENCE).write(family / "text-k2-b3.onnx")
     overlay = tmp_path / "overlay.json"
     changed = {"filename": "text-k2-b3.onnx", "num_hidden_layers": len(knobs["keep_blocks"])}
     overlay.write_text(json.dumps({"model": {"decoder": changed}}))
@@ -131,14 +132,21 @@ def test_olmoe_variant_generates_as_transformers(dtype: torch.dtype, tmp_path: P
     assert generate(variant, {"input_ids": ids.numpy()}, 24, 95) == expected
 
 
+@pytest.mark.parametrize("form", ["cpu", "int4", "int8"])
 @pytest.mark.parametrize("name", DECODERS)
-def test_every_family_generates_as_transformers(name: str, tmp_path: Path) -> None:
+def test_every_family_generates_as_transformers(name: str, form: str, tmp_path: Path) -> None:
     """Beyond any window; grouped heads of a width of their own, sinks, tied heads, slabs."""
     source = write_decoder(name, tmp_path / "source", torch.bfloat16)
-    variant = write_variant(source, tmp_path / "variant", k=None if name in DENSE else 3)
-    model = AutoModelForCausalLM.from_pretrained(variant, dtype=torch.float32).eval()
+    variant = write_variant(source, tmp_path / "variant", k=None if name in DENSE else 3, form=form)
+    model = loaded(variant, form)
     ids = torch.from_numpy(np.random.default_rng(5).integers(3, VOCABULARY - 2, (1, 12)))
     with torch.no_grad():
         theirs = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False)
     expected = until_end(theirs[0, 12:].tolist(), END_OF_TEXT)
-    assert generate(variant, {"input_ids": ids.numpy()}, 24, END_OF_TEXT) == expected
+    assert len(expected) > 8  # else the prompt tests nothing
+    overlay = None
+    if form == "int8":  # kernels for repacked 8-bit weights round activations
+        overlay = tmp_path / "overlay.json"
+        exact = {"session_options": {"session.disable_prepacking": "1"}}
+        overlay.write_text(json.dumps({"model": {"decoder": exact}}))
+    assert generate(variant, {"input_ids": ids.numpy()}, 24, END_OF_TEXT, overlay) == expected

@@ -21,6 +21,7 @@ from tests.support.molmo_parity import VARIANTS, crops_of, formula_crops, kept_f
 from tests.support.paths import FIXTURES
 from tests.support.variants import retell, write_variant
 from transform.arrays import Array
+from transform.forms import REFERENCE
 from transform.read import read_checkpoint
 
 CASES = json.loads((FIXTURES / "parity_cases.json").read_text())
@@ -234,7 +235,9 @@ def test_every_weight_of_the_graphs_lies_in_the_checkpoint(variants: dict[str, P
 
 
 def test_same_checkpoint_same_bytes(variants: dict[str, Path], tmp_path: Path) -> None:
-    again = emit_graphs(read_checkpoint(variants["k4212"]), tmp_path_graphs(variants["k4212"], tmp_path), None)
+    again = emit_graphs(
+        read_checkpoint(variants["k4212"]), tmp_path_graphs(variants["k4212"], tmp_path), None, REFERENCE
+    )
     for path in again:
         first = Path(shutil.copyfile(variants["k4212"] / path.name, tmp_path / "first.onnx"))
         retell(first, {}, keep=False)  # `emit_graphs` was told nothing to say

@@ -17,6 +17,7 @@ from export.run.static import StaticGraphs
 from export.variant import export_variant
 from tests.support.graphs import empty_cache, step
 from tests.support.variants import write_variant
+from transform.forms import REFERENCE
 from transform.knobs import Knobs
 from transform.plan import make_plan
 from transform.read import read_checkpoint
@@ -79,7 +80,7 @@ def test_results_are_those_of_planned_buffers(narrow: Path) -> None:
 def test_one_node_tells_which_experts_are_used(narrow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where experts can't be taken by a number, the conditions of a block's branches come from one Split."""
     monkeypatch.setattr(expert_loop, "MOST_SPANS", 0)
-    nodes = text_graph(read_checkpoint(narrow)).model().graph.node
+    nodes = text_graph(read_checkpoint(narrow), REFERENCE).model().graph.node
     maker = {name: node for node in nodes for name in node.output}
     settings = read_checkpoint(narrow).settings
     makers = [maker[node.input[0]] for node in nodes if node.op_type == "If"]

@@ -10,7 +10,7 @@ import pytest
 from export.publish import oci
 from export.publish.content import digest_in, read_content
 from export.publish.directory import Directory
-from export.publish.publisher import check_alias, plainly, scrubbed
+from export.publish.publisher import check_alias, plainly, receive, scrubbed
 from export.publish.targets import SCHEMES, open_target
 from export.publish.web import LONGEST_WAIT, PassingError, steadily
 from tests.support.command import knobcast
@@ -245,6 +245,14 @@ def test_every_scheme_is_in_the_documentation_of_targets() -> None:
     with pytest.raises(PublishError) as caught:
         open_target("nothing")
     assert all(scheme.example in str(caught.value) for scheme in SCHEMES.values())
+
+
+@pytest.mark.parametrize("path", ["a" * 256, "a" * 256 + "/b", "a.bin", "a.bin/b", "/".join(["a" * 200] * 30)])
+def test_a_name_that_no_folder_can_have_is_told(path: str, tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"first")
+    with pytest.raises(PublishError, match="no file can have this name"):
+        receive((b"second",), tmp_path / path, None, 100, lambda _: None)
+    assert (tmp_path / "a.bin").read_bytes() == b"first"
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from transform.architectures import architecture_named
 from transform.architectures.graph_facts import DecoderGraph, decoder_graph
 from transform.arrays import Array
 from transform.checkpoint import Tensor
+from transform.forms import REFERENCE
 from transform.runtime import find_routers
 
 TOKENS = 64
@@ -53,7 +54,7 @@ def test_routers_choose_and_weigh_as_transformers(name: str, k: int, tmp_path: P
             value.copy_(0.3 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1)))
         x = torch.randn(TOKENS, SIZES["hidden_size"], generator=torch.Generator().manual_seed(2))
         logits, weights, chosen = router(x)
-    g = Graph("router")
+    g = Graph("router", REFERENCE)
     given = g.input("logits", FLOAT, ["n", EXPERTS])
     bias = None if correction is None else stored(tmp_path / "bias.safetensors", correction.numpy().reshape(-1))
     ours = route(g, facts.routing, given, k, EXPERTS, bias)

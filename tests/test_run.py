@@ -26,6 +26,7 @@ from tests.support.paths import FIXTURES
 from tests.support.pictures import encoded, synthetic_image
 from tests.support.variants import add_member, write_variant
 from transform.errors import KnobError, VerificationError
+from transform.forms import REFERENCE
 from transform.molmoe.preprocessing import ImageError
 from transform.read import read_checkpoint
 from transform.special_tokens import image_token_ids
@@ -233,8 +234,8 @@ def test_text_only_model(olmoe: Path, tmp_path: Path) -> None:
     tokenizer.save(str(target / "tokenizer.json"))
     write_checkpoint(read_checkpoint(olmoe), target)
     written = read_checkpoint(target)
-    emit_graphs(written, target, None)
-    write_io(written, target)
+    emit_graphs(written, target, None, REFERENCE)
+    write_io(written, target, REFERENCE)
 
     runner = Runner(target)
     given = runner.answer(None, "ABCABD", max_new_tokens=12)

@@ -11,7 +11,15 @@ import pytest
 
 from importance.choose import choose_blocks, find_scores
 from importance.presets import BlockSets, load_preset, preset_names, resolve
-from importance.scores import Scores, model_digest, parse_scores, read_object, read_scores, write_scores
+from importance.scores import (
+    Scores,
+    model_digest,
+    parse_scores,
+    presets_for,
+    read_object,
+    read_scores,
+    write_scores,
+)
 from importance.sets import write_sets
 from transform.errors import KnobError, ScoresError, WriteError
 from transform.read import read_checkpoint
@@ -185,6 +193,17 @@ def test_every_preset_says_where_it_comes_from_and_how_sure_it_is(name: str) -> 
         assert {0, 15} <= set(kept)
     with pytest.raises(ScoresError, match="models of 16 blocks, this one has 4"):
         load_preset(name, 4)
+
+
+def test_presets_are_offered_and_taken_where_they_belong(olmoe: Path) -> None:
+    assert set(presets_for("molmo", 16)) == set(preset_names())
+    assert presets_for("molmo", 4) == presets_for("olmoe", 16) == ()
+    with pytest.raises(ScoresError, match="preset:vqa-nested must be of the model's own family: it is of 'molmo'"):
+        load_preset("vqa-nested", 16, "olmoe")
+    with pytest.raises(ScoresError, match=r"Give --scores FILE \(`knobcast score` measures one\), or name"):
+        choose_blocks(read_checkpoint(olmoe), blocks=3)
+    with pytest.raises(ScoresError, match=r"scores preset:NAME .*exp3-nested"):
+        choose_blocks(16, blocks=3)
 
 
 def test_published_sets_and_orders() -> None:

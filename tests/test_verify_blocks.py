@@ -22,6 +22,7 @@ from export.graph.static import plan_static
 from export.variant import export_variant
 from tests.support.variants import read_json, record_sums, retell
 from transform.errors import VerificationError
+from transform.forms import REFERENCE
 from transform.knobs import Knobs
 from transform.load import load_model
 from transform.plan import make_plan
@@ -169,7 +170,7 @@ def test_a_decoder_of_other_bytes_is_run_as_a_whole(copied: Path) -> None:
     record_sums(copied)
     assert verify_directory(copied, quiet)["onnx_vs_golden"].keys() == {"embeddings", "logits"}
     told = {entry.key: entry.value for entry in model.metadata_props}
-    text_graph(set_top_k(read_checkpoint(copied), 1)).write(copied / "text.onnx")
+    text_graph(set_top_k(read_checkpoint(copied), 1), REFERENCE).write(copied / "text.onnx")
     retell(copied / "text.onnx", told)
     record_sums(copied)
     with pytest.raises(VerificationError, match=r"text\.onnx: must agree with the golden outputs"):

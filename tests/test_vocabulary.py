@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from transform.architectures.vocabulary import select_blocks, sparse_blocks
+from transform.architectures.vocabulary import check_block_entries, select_blocks, sparse_blocks
 from transform.depth import drop_blocks
 from transform.errors import CheckpointError, KnobError
 from transform.read import read_checkpoint
@@ -70,6 +70,31 @@ def test_words_about_blocks_are_rewritten(
 def test_what_has_no_words_is_refused(said: Mapping[str, object], keep: tuple[int, ...], why: str) -> None:
     with pytest.raises(KnobError, match=why):
         select_blocks({DEPTH: 6, **said}, DEPTH, keep)
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"layer_types": ["a", {}]}, "layer_types lists a text or a number per block, got {}"),
+        ({"mlp_layer_types": [["sparse"]]}, "mlp_layer_types lists a text"),
+        ({"moe_layer_freq": [0, 1, []]}, "moe_layer_freq lists a text"),
+        ({"mlp_only_layers": [[0]]}, r"mlp_only_layers lists numbers of blocks, got \[0\]"),
+        ({"moe_layers": [1, "2"]}, "moe_layers lists numbers of blocks, got '2'"),
+        ({"per_layer_config": {"x": {}}}, "per_layer_config has numbers of blocks as keys, got 'x'"),
+    ],
+)
+def test_what_speaks_of_blocks_by_no_number_or_text_is_refused(said: Mapping[str, object], why: str) -> None:
+    with pytest.raises(CheckpointError, match=why):
+        check_block_entries(said)
+    check_block_entries({"layer_types": ["a", None], "num_experts_per_tok": [1, 2], "mlp_only_layers": [0, -1]})
+
+
+@pytest.mark.parametrize("shared", [-1, -9, 7])
+def test_a_tail_that_shares_with_nobody_is_refused(shared: int) -> None:
+    with pytest.raises(KnobError, match="can't be dropped"):
+        select_blocks({DEPTH: 6, "num_kv_shared_layers": shared, "layer_types": ["a"] * 6}, DEPTH, (0, 1))
+    with pytest.raises(CheckpointError, match="of b there is none"):
+        select_blocks({DEPTH: 3, "num_kv_shared_layers": 1, "layer_types": ["a", "a", "b"]}, DEPTH, (0, 2))
 
 
 def test_a_list_that_nobody_knows_stops_a_family_that_names_no_tensors(tmp_path: Path) -> None:

@@ -22,27 +22,18 @@ from transform.runtime import knobs_at_run_time
 CORE = ("qwen3_moe", "mixtral", "ernie4_5_moe")
 # Why the others are refused, in the words of the refusal.
 REFUSED = {
-    "mixtral": "sliding_window 9",
-    "qwen2_moe": "sliding_window 7",
     "qwen3_next": "has linear_attention",
     "qwen3_5_moe": "has linear_attention",
-    "gpt_oss": "sliding_window 5",
-    "dots1": "sliding_window 7",
-    "exaone_moe": "sliding_window 6",
     "minimax": "has linear_attention",
-    "granitemoe": "embedding_multiplier 1.5",
-    "granitemoeshared": "embedding_multiplier 1.5",
-    "granitemoe_swa": "sliding_window 6",
     "granitemoehybrid": "has linear_attention|embedding_multiplier",
     "lfm2_moe": "has no norm|has conv",
     "llama4_text": "attention_chunk_size 8",
-    "afmoe": "sliding_window 6",
-    "mimo_v2_flash": "sliding_window 6",
-    "cohere2_moe": "sliding_window 6",
+    "granitemoe_swa": "layer_rope_theta",
+    "mimo_v2_flash": "can't be called so",
+    "cohere2_moe": "logit_scale 0.0625",
     "nemotron_h": "has no norm|has linear_attention",
-    "gemma4": "sliding_window 6|hidden_size_per_layer_input",
+    "gemma4": "can't be called so|hidden_size_per_layer_input",
     "jamba": "has no norm|has linear_attention",
-    "qwen2": "sliding_window 7",
     "deepseek_v2": "can't be called so",
     "molmo2": "own logits|can't be called so",
 }
@@ -59,7 +50,7 @@ def test_logits_are_the_plain_models_or_the_family_is_refused(name: str, tmp_pat
     makers: tuple[Callable[[], Blocks], ...] = (
         lambda: ResidentBlocks(model), lambda: StreamedBlocks(read_checkpoint(source)),
     )  # fmt: skip
-    if reason := REFUSED.get(name.partition("-")[0] if name != "mixtral-fused" else name):
+    if reason := REFUSED.get(name.partition("-")[0]):
         for made in makers:
             with pytest.raises(ScoringError, match=reason):
                 _run(made(), full, chunk, [full])

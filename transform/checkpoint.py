@@ -156,8 +156,9 @@ class Checkpoint:
 
     @property
     def head(self) -> Tensor:
-        """The output matrix: a tensor of its own, or the embedding's where both are one."""
-        found = None if self.architecture.text_of(self.config).get("tie_word_embeddings") else self.find("head")
+        """The output matrix: a tensor of its own where one is stored, tied or not, for transformers ties only equal
+        ones; else the embedding's."""
+        found = self.find("head")
         return self.tensor("embedding") if found is None else found
 
     @cached_property

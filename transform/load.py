@@ -18,7 +18,7 @@ import transformers
 from transformers import CONFIG_MAPPING, GenerationConfig
 
 from transform.architectures import architecture_named, beyond_the_model, imported, lookup
-from transform.architectures.vocabulary import depth_of
+from transform.architectures.vocabulary import ONE_TABLE, depth_of
 from transform.arrays import Array
 from transform.checkpoint import OF_A_MACHINE, PACKED, Checkpoint
 from transform.depth import view_blocks, without_blocks
@@ -127,7 +127,9 @@ def plain_config(config: Mapping[str, object]) -> Record:
 
 def check_buildable(checkpoint: Checkpoint) -> None:
     """Raise CheckpointError where transformers refuses the config: before any work, on one block without memory."""
-    config = view_blocks(checkpoint, (0,)).config
+    family = checkpoint.architecture
+    one_table = family.text_of(checkpoint.config).get(ONE_TABLE)  # of all blocks: none can be looked at by itself
+    config = checkpoint.config if one_table else view_blocks(checkpoint, (0,)).config
     kind = model_class(config)
     with building(str(checkpoint.path)), torch.device("meta"):
         kind(kind.config_class.from_dict(plain_config(config)))

@@ -4,10 +4,10 @@ Checkpoint and knobs in; the planned checkpoint, the vision policy, parameter co
 """
 
 import math
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from transform.agreement import OF_EXPERTS, check_experts, untied_head
 from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
 from transform.dtype import cast
@@ -19,8 +19,10 @@ from transform.image_settings import max_crops, variant_policy
 from transform.knobs import DTYPES, Knobs, canonical_name, parse_tokens
 from transform.molmoe import tiling
 from transform.packed_layout import Packing, activations_of, packed_bytes, packing_for, packing_of
+from transform.picture_processor import PicturePlan, picture_warnings, plan_pictures
 from transform.plan_facts import PlanFacts, VisionFacts
 from transform.stack import is_stacked, stack_experts
+from transform.tokenizer_file import FILE as TOKENIZER
 from transform.tokenizer_file import tokenizer_warnings
 from transform.top_k import beyond_training, set_top_k
 from transform.write import written_bytes
@@ -28,7 +30,6 @@ from transform.write import written_bytes
 RESIZES = ("pad", "fill")  # those of `molmoe/preprocessing.py`, which needs numpy
 DEFAULT_POLICY = ("pad", "canvas")
 ADAPTER = "adapter_config.json"  # peft's
-OF_EXPERTS = re.compile(r"(^|\.)experts\.|(^|\.)block_sparse_moe\.(input|output)_linear\.")  # names of experts' tensors
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Plan:
     form: Form
     source_form: Form  # what the source's weights are for
     warnings: tuple[str, ...]
+    pictures: PicturePlan | None = None  # a stock model's, where a budget was said
 
     @property
     def name(self) -> str:
@@ -182,6 +184,8 @@ class Plan:
         }
         if reason := self.no_graphs:
             facts["graphs"] = reason
+        if self.pictures:
+            facts["pixels"] = self.pictures.as_dict()
         if self.left_out:
             facts["left_out"] = list(self.left_out)
         return facts
@@ -226,7 +230,7 @@ def make_plan(source: Checkpoint, knobs: Knobs) -> Plan:
     None is not said. What isn't said about images stays as the source has it: a variant's budget is its variants' too.
     Where a budget is said, resize and rule that aren't are the usual ones.
     """
-    said = {"tokens": knobs.tokens, "resize": knobs.resize, "rule": knobs.rule}
+    check_experts(source)
     own = own_policy(source) if knobs.tokens is None else (knobs.tokens, *DEFAULT_POLICY)
     tokens = own[0]
     resize = own[1] if knobs.resize is None else knobs.resize
@@ -258,24 +262,53 @@ def make_plan(source: Checkpoint, knobs: Knobs) -> Plan:
     target = cast(target, form.dtype(knobs.dtype))
     if form.stacked:
         target = stack_experts(target)
-    vision = None
+    vision, pictures = None, None
     if source.architecture.modality.sees_images:
         vision = plan_vision(source, tokens, resize, rule)
         if isinstance(tokens, int) and vision.crops is not None:
             warnings += [tiling.budget_warning(vision.crops)]
         warnings += [_too_long(source, vision)]
-    elif given := [name for name, value in said.items() if value is not None]:
-        raise KnobError(
-            f"tokens, resize and rule are about images, and {source.architecture.model_type!r} models see no images, "
-            f"got {', '.join(given)}. Leave them out."
-        )
-    warnings += tokenizer_warnings(source)
+    else:
+        pictures = _stock_pictures(source, knobs)
+        warnings += picture_warnings(source, pictures) if pictures else []
+    if TOKENIZER in source.side_files or why_no_graphs(source) is None:  # else nothing of ours runs the variant
+        warnings += tokenizer_warnings(source)
+    warnings += [untied_head(source)]
     if (source.path / ADAPTER).exists():
         warnings.append(
             f"{ADAPTER} lies beside the weights: the variant is made of the weights alone. If the adapter isn't merged "
             "into them, merge it first (peft's merge_and_unload)"
         )
-    return Plan(source, target, knobs, tuple(keep_blocks), vision, form, source_form, tuple(w for w in warnings if w))
+    return Plan(
+        source, target, knobs, tuple(keep_blocks), vision, form, source_form, tuple(w for w in warnings if w), pictures
+    )
+
+
+def _stock_pictures(source: Checkpoint, knobs: Knobs) -> PicturePlan | None:
+    """The budget of a model whose pictures are its own processor's; raises KnobError for what such a model can't be
+    told."""
+    said = {"tokens": knobs.tokens, "resize": knobs.resize, "rule": knobs.rule}
+    family, given = source.architecture, [name for name, value in said.items() if value is not None]
+    if given and family.pixels is None:
+        seeing = isinstance(source.config.get("vision_config"), Mapping)
+        lacking = "nothing is known here of how their processor counts tokens" if seeing else "see no images"
+        raise KnobError(
+            f"tokens, resize and rule are about images, and {family.model_type!r} models "
+            f"{'have a processor of their own: ' if seeing else ''}{lacking}, got {', '.join(given)}. Leave them out."
+        )
+    if tilings := [name for name in given if name != "tokens"]:
+        raise KnobError(
+            f"resize and rule are about tilings, and the processor of {family.model_type!r} models has none, it keeps "
+            f"a picture's aspect: got {', '.join(tilings)}. Leave them out."
+        )
+    if knobs.tokens is None or family.pixels is None:
+        return None
+    if isinstance(knobs.tokens, str):
+        raise KnobError(
+            f"tokens of {family.model_type!r} models must be a whole number, tiers are of tilings, got "
+            f"{knobs.tokens!r}. Give for example 256."
+        )
+    return plan_pictures(source, family.pixels, knobs.tokens)
 
 
 def form_of(checkpoint: Checkpoint) -> Form:

@@ -24,6 +24,21 @@ class VisionFacts(TypedDict):
     tilings: list[TilingFacts]
 
 
+class PixelFacts(TypedDict):
+    """A budget of tokens as a processor's bounds in pixels; `least` and `most` tokens of pictures up to `aspect`."""
+
+    tokens: int
+    least: int
+    most: int
+    aspect: int
+    kept_below_aspect: float  # no picture less narrow has more than `tokens`
+    most_of_any: int
+    token_side: int
+    shortest_edge: int
+    longest_edge: int
+    files: list[str]
+
+
 class SourceFacts(TypedDict):
     """Where the weights come from."""
 
@@ -49,7 +64,7 @@ class KnobFacts(TypedDict):
 
 
 class PlanFacts(TypedDict):
-    """All of it; `vision` None: no eyes."""
+    """All of it; `vision` None: no pictures are cut, by code of a variant's own."""
 
     name: str
     model_type: str
@@ -65,4 +80,5 @@ class PlanFacts(TypedDict):
     layout_digest: str
     warnings: list[str]
     graphs: NotRequired[str]  # why there are none
+    pixels: NotRequired[PixelFacts]  # of a stock model's processor, where a budget was said
     left_out: NotRequired[list[str]]  # of the source's tensors, and why

@@ -13,11 +13,12 @@ from transform.errors import CheckpointError
 from transform.regular_file import LFS_POINTER, IrregularError, open_regular
 
 TEMPLATES = "additional_chat_templates"  # a folder of .jinja files
+VIDEO = "video_preprocessor_config.json"
 NAMES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json",
-    "generation_config.json", "preprocessor_config.json", "processor_config.json", "chat_template.json",
-    "chat_template.jinja",
+    "generation_config.json", "preprocessor_config.json", "processor_config.json", VIDEO,
+    "chat_template.json", "chat_template.jinja",
 )  # fmt: skip
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\Z")  # what SHA256SUMS lists
 _LICENCE = re.compile(

@@ -7,7 +7,7 @@ the same k applied at run time. Per-block k over the blocks of *this* checkpoint
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from transform.architectures import Choice
+from transform.architectures import TopK
 from transform.architectures.vocabulary import reachable_experts
 from transform.checkpoint import Checkpoint
 from transform.errors import KnobError
@@ -31,7 +31,7 @@ class SetTopK(Pass):
                 f"{spelt_k(self.k if isinstance(self.k, tuple) else (self.k,))}. Leave k out, and drop blocks instead."
             )
         top_k = self._top_k(source)
-        if architecture.k is Choice.FIXED and top_k != settings.top_k:
+        if architecture.k is TopK.FIXED and top_k != settings.top_k:
             raise KnobError(
                 f"the k of {architecture.model_type!r} models is built into their code and can't be chosen, got "
                 f"{spelt_k(top_k)}. Leave k out, and drop blocks instead."

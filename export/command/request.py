@@ -72,7 +72,8 @@ class RunTimeRequest:
         blocks, layers = parse_count(self.blocks, "--blocks"), self.source.settings.layers
         if blocks is None or self.keep_blocks or self.drop_blocks or not 1 <= blocks < layers:
             return None
-        return find_scores(self.source.path, self.scores, layers, lambda: model_digest(self.source))
+        family = self.source.architecture.model_type
+        return find_scores(self.source.path, self.scores, layers, lambda: model_digest(self.source), family)
 
     @cached_property
     def plan(self) -> "Plan":

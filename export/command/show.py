@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from export.files.card_pictures import pixel_words
 from export.files.verification import Verification
 from importance.choose import Source
 from importance.scores import Scores
 from transform.forms import ROUNDED, Form
 from transform.knobs import k_words
 from transform.plan import Plan
-from transform.plan_facts import VisionFacts
+from transform.plan_facts import PixelFacts, VisionFacts
 from transform.strict_json import Record
 
 _MANY_TILINGS = 8
@@ -40,6 +41,8 @@ def show_plan(plan: Plan, ranking: Source | None, console: Console) -> None:
     rows += [("left out", escape(line)) for line in plan.left_out]
     if facts["vision"]:
         rows += _vision_rows(facts["vision"])
+    if "pixels" in facts:
+        rows += _pixel_rows(facts["pixels"])
     table = Table(title=escape(facts["name"]), show_header=False, box=None, title_justify="left", pad_edge=False)
     for row in rows:
         table.add_row(*row)
@@ -95,6 +98,14 @@ def _vision_rows(vision: VisionFacts) -> list[tuple[str, str]]:
         real = f"{t['patch_tokens']} image patches, {t['image_tokens']} in the sequence"
         rows.append(("", f"{t['rows']}×{t['columns']}: {real}"))
     return rows
+
+
+def _pixel_rows(pixels: PixelFacts) -> list[tuple[str, str]]:
+    side, bounds = pixels["token_side"], f"{pixels['shortest_edge']:,} to {pixels['longest_edge']:,}"
+    return [
+        ("vision tokens", pixel_words(pixels)),
+        ("", f"size in {' and '.join(pixels['files'])}: {bounds} pixels, a token is {side}×{side}"),
+    ]
 
 
 def show_result(manifest: Record, target: Path, console: Console) -> None:

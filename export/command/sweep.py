@@ -73,7 +73,8 @@ class Swept:
                     "--scores choose which blocks stay, and the grid keeps all. Give blocks=N, or leave them out."
                 )
             return None
-        return find_scores(self.source.path, self.scores, layers, lambda: model_digest(self.source))
+        family = self.source.architecture.model_type
+        return find_scores(self.source.path, self.scores, layers, lambda: model_digest(self.source), family)
 
     @cached_property
     def settings(self) -> "tuple[Planned, ...]":

@@ -58,7 +58,8 @@ def plan_family(
     settings = parse_grid(grid, source.settings.layers)
     found = None
     if any(setting.blocks < source.settings.layers for setting in settings):
-        found = find_scores(source.path, scores, source.settings.layers, lambda: model_digest(source))
+        family = source.architecture.model_type
+        found = find_scores(source.path, scores, source.settings.layers, lambda: model_digest(source), family)
     elif scores is not None:
         raise KnobError("--scores choose which blocks stay, and the grid keeps all. Give blocks=N, or leave them out.")
     base = make_plan(source, knobs)

@@ -6,6 +6,7 @@ from pathlib import Path
 from export.files.card_graphs import graph_lines
 from export.files.card_measured import accuracy_lines, speed_lines
 from export.files.card_metadata import front_matter
+from export.files.card_pictures import pixel_lines, tiling_lines
 from export.files.card_use import use_lines
 from export.files.measured import Measured
 from export.files.source_card import SourceCard, read_source_card
@@ -16,7 +17,6 @@ from transform.checkpoint import Checkpoint
 from transform.errors import ScoresError
 from transform.knobs import k_words
 from transform.plan import Plan
-from transform.plan_facts import VisionFacts
 from transform.side_files import is_licence
 
 
@@ -57,7 +57,9 @@ def write_card(
         "",
     ]
     if facts["vision"]:
-        lines += _vision(facts["vision"])
+        lines += tiling_lines(facts["vision"])
+    if "pixels" in facts:
+        lines += pixel_lines(facts["pixels"])
     lines += ["## Accuracy", "", *accuracy_lines(measured), *_accuracy(plan, ranking), ""]
     if measured and measured.latency:
         lines += ["## Speed", "", *speed_lines(measured), ""]
@@ -73,10 +75,11 @@ def write_card(
 
 def _what(plan: Plan, verified: bool) -> list[str]:
     """What it was made of, and what it equals."""
+    sees = plan.vision or plan.pictures
     lines = [
         f"A fixed variant of {_source(plan)}, made by knobcast: fewer experts per token"
-        + (", fewer blocks or" if plan.vision else " or fewer blocks,"),
-        "fewer vision tokens, without masks or run-time switches." if plan.vision else "without masks or switches.",
+        + (", fewer blocks or" if sees else " or fewer blocks,"),
+        "fewer vision tokens, without masks or run-time switches." if sees else "without masks or switches.",
     ]
     if rounded := _rounded(plan):
         lines += [f"Its weights are the source's, {rounded}."]
@@ -132,24 +135,6 @@ def _list(values: list[int]) -> str:
     return ", ".join(map(str, values)) or "none"
 
 
-def _vision(vision: VisionFacts) -> list[str]:
-    tilings = vision["tilings"]
-    if vision["tokens"] is None:
-        return [f"Images: stock tiling, at most {vision['max_crops']} crops and the global view.", ""]
-    rows = [
-        f"| {t['rows']}×{t['columns']} | {t['nominal_tokens']} | {t['patch_tokens']} | {t['image_tokens']} |"
-        for t in tilings
-    ]
-    return [
-        f"Images: budget {vision['tokens']}, resize `{vision['resize']}`, tiling by the `{vision['rule']}` rule.",
-        "",
-        "| tiling (rows×columns) | nominal tokens | image-patch tokens | whole image stream |",
-        "|---|---|---|---|",
-        *rows,
-        "",
-    ]
-
-
 def _accuracy(plan: Plan, ranking: Source | None) -> list[str]:
     """What was measured of the knobs' cost, by what ranked the blocks or lies beside the source; how to measure it."""
     what = f"the knobs and {_alike(plan)} weights" if _rounded(plan) else "the knobs"
@@ -193,6 +178,8 @@ def _verification(plan: Plan, verification: Verification | None) -> list[str]:
     lines = [f"Mode `{verification.mode}`. Fresh reload: 0 missing, 0 unexpected, 0 mismatched tensors."]
     if verification.graphs_computed_by:
         lines += [f"Graphs computed by {verification.graphs_computed_by}."]
+    if beyond := verification.windows_not_passed:
+        lines += [f"No sequence that was compared is longer than the windows of {', '.join(map(str, beyond))} tokens."]
     lines += [
         "",
         "| comparison | largest difference |",

@@ -25,7 +25,8 @@ def graph_lines(directory: Path, plan: Plan, verification: Verification | None) 
         ]
         if verification and (found := verification.int8_activations):
             lines += [
-                f"On the gate's prompt its logits are {found['root_mean_square']:.2g} of their size away (root mean "
-                f"square; at most {found['relative_tolerance']:g}). The comparisons above are without this rounding."
+                f"At a typical position of the gate's prompt its logits are {found['typical']:.2g} of their size away "
+                f"(root mean square; at most {found['relative_tolerance']:g}), over all positions "
+                f"{found['root_mean_square']:.2g}. The comparisons above are without this rounding."
             ]
     return lines

@@ -19,6 +19,7 @@ from transform.knobs import DTYPES, canonical_name
 from transform.molmoe.tiling import BudgetError
 from transform.ownership import MANIFEST, SCHEMA
 from transform.packed_layout import activations_of
+from transform.picture_processor import written_budget
 from transform.plan import active_parameters, form_of, own_policy, parameters, plan_vision, weight_bytes
 from transform.strict_json import Record, read_json
 
@@ -135,6 +136,7 @@ def _vision(manifest: Record, checkpoint: Checkpoint) -> Iterator[Fact]:
     said = manifest["vision"]
     if not checkpoint.architecture.modality.sees_images:
         yield "vision", None, said
+        yield from _pixels(manifest, checkpoint)
         return
     policy = said["tokens"], said["resize"], said["rule"]
     if "processor_config.json" in checkpoint.side_files:
@@ -147,6 +149,20 @@ def _vision(manifest: Record, checkpoint: Checkpoint) -> Iterator[Fact]:
         yield "vision by io.json", read_json(checkpoint.path / IO).get("vision"), said
     if manifest["knobs"]["tokens"] is not None:
         yield "vision.tokens by knobs", manifest["knobs"]["tokens"], said["tokens"]
+
+
+def _pixels(manifest: Record, checkpoint: Checkpoint) -> Iterator[Fact]:
+    """A budget of tokens that a stock model's processor holds."""
+    said, pixels = manifest.get("pixels"), checkpoint.architecture.pixels
+    if said is None and manifest["knobs"]["tokens"] is None:
+        return
+    if pixels is None:
+        raise ValueError("pixels")
+    try:
+        yield "pixels", written_budget(checkpoint, pixels).as_dict(), said
+    except KnobcastError as error:
+        raise ValueError(f"pixels: {error}") from error
+    yield "pixels.tokens by knobs", manifest["knobs"]["tokens"], manifest["pixels"]["tokens"]
 
 
 def _derived(manifest: Record, checkpoint: Checkpoint) -> Iterator[Fact]:

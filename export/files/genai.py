@@ -10,12 +10,12 @@ from pathlib import Path
 from export.run.providers import cuda_options
 from export.run.session_options import SESSION_OPTIONS, session_options
 from transform.checkpoint import Checkpoint
-from transform.forms import REFERENCE, Form
+from transform.forms import Form
 from transform.special_tokens import begin_id, end_ids, image_token_ids
 from transform.write import write_json
 
 
-def genai_config(checkpoint: Checkpoint, directory: Path, form: Form = REFERENCE) -> dict[str, object]:
+def genai_config(checkpoint: Checkpoint, directory: Path, form: Form) -> dict[str, object]:
     """The content of genai_config.json for the graphs of a finished variant."""
     settings = checkpoint.settings
     modality = checkpoint.architecture.modality
@@ -74,7 +74,7 @@ def genai_config(checkpoint: Checkpoint, directory: Path, form: Form = REFERENCE
     return {"model": model, "search": search}
 
 
-def write_genai_config(checkpoint: Checkpoint, directory: Path, form: Form = REFERENCE) -> Path:
+def write_genai_config(checkpoint: Checkpoint, directory: Path, form: Form) -> Path:
     """Write genai_config.json beside the graphs."""
     path = directory / "genai_config.json"
     write_json(path, genai_config(checkpoint, directory, form))

@@ -17,7 +17,7 @@ from export.run.static_plan import StaticPlan
 from transform.architectures import Architecture
 from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError
-from transform.forms import REFERENCE, Form
+from transform.forms import Form
 from transform.molmoe.tiling import CROP
 from transform.packed_layout import activations_of
 from transform.special_tokens import begin_id, end_ids, image_token_ids
@@ -38,8 +38,8 @@ MOST_SIDE = 1 << 22  # pixels; up to here a side that keeps a pixel in exact ari
 def io_spec(
     checkpoint: Checkpoint,
     directory: Path,
+    form: Form,
     vision: Mapping[str, object] | None = None,
-    form: Form = REFERENCE,
     static: StaticPlan | None = None,
 ) -> Record:
     """The content of io.json for the graphs in `directory`; `vision` is the preprocessing policy of image models."""
@@ -84,13 +84,13 @@ def io_spec(
 def write_io(
     checkpoint: Checkpoint,
     directory: Path,
+    form: Form,
     vision: Mapping[str, object] | None = None,
-    form: Form = REFERENCE,
     static: StaticPlan | None = None,
 ) -> Path:
     """Write io.json beside the graphs."""
     path = directory / "io.json"
-    write_json(path, io_spec(checkpoint, directory, vision, form, static))
+    write_json(path, io_spec(checkpoint, directory, form, vision, static))
     return path
 
 

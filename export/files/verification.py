@@ -1,6 +1,6 @@
 """What a passed gate measured: one record for both gates and for a family's members, `verification` in their files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import NotRequired, TypedDict
 
@@ -65,6 +65,7 @@ class Verification:
     other_k: OtherK | None = None
     graph_ranges: Mapping[str, int] = field(default_factory=dict)  # graph file -> how many ranges of weights it reads
     onnx_vs_torch: Measured = field(default_factory=dict)
+    windows_not_passed: Sequence[int] | None = None  # longer than any sequence that was compared
     float16_rounding: float | None = None  # of the largest logit
     int8_activations: Measured = field(default_factory=dict)  # the graphs as users run them: a part of the logits
     static_vs_torch: Mapping[str, float | None] = field(default_factory=dict)  # None where float32 can't decide

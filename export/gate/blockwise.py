@@ -124,7 +124,8 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
             del block_graphs
             if rounds:
                 users = one_block_graphs(view, directory, plan.form, Graphs)
-                keep_largest(rounded, check_activations(users, probe.ids.numpy(), golden["logits"]))
+                exact = partial(one_block_graphs, view, directory, plan.form)
+                keep_largest(rounded, check_activations(users, probe.ids.numpy(), golden["logits"], exact))
                 del users
             release_memory()
         embeddings = None  # one block is enough to see that a picture reaches it

@@ -15,6 +15,8 @@ def run_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Verificat
 
     `written` is the variant as it was read from its directory. Raises VerificationError.
     """
+    from export.gate.compare import windows_not_passed
+
     quiet_transformers()
     computed, operators = None, None
     if onnx:
@@ -28,8 +30,13 @@ def run_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Verificat
             check_operators(plan.form, plan.target.settings, activations=plan.activations, kind=Kind.of(plan.target)),
         )
     with fitting_threads(plan.source):
+        at_once = plan.target.settings.layers
         if fits(plan.source):
             from export.gate.resident import resident_gate as gate
         else:
             from export.gate.blockwise import blockwise_gate as gate
-        return replace(gate(plan, written, onnx, say), graphs_computed_by=computed, operators=operators)
+
+            at_once = 1
+        found = gate(plan, written, onnx, say)
+        beyond = windows_not_passed(plan.target.settings, at_once) if onnx else None
+        return replace(found, graphs_computed_by=computed, operators=operators, windows_not_passed=beyond)

@@ -1,16 +1,29 @@
 """The gate's comparisons: what is fed to both sides, and how far they may differ."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import transformers
 
 from export.files.verification import OtherK
-from export.gate.probe import MIN_MARGIN, SEEDS, MarginWatch, TextProbe, prompt_length, routing_of, text_probe
+from export.gate.far import FarProbe, far_probe, far_windows, fits_in_memory
+from export.gate.probe import (
+    MIN_MARGIN,
+    MOST_WINDOW,
+    SEEDS,
+    MarginWatch,
+    TextProbe,
+    prompt_length,
+    routing_of,
+    text_probe,
+)
 from export.gate.tolerance import LEAST_SCALE, scale_of
 from export.run.bound import Bound
 from export.run.graphs import Graphs
-from transform.architectures import Choice
+from transform.architectures import Settings, TopK
+from transform.arrays import Array
 from transform.checkpoint import Checkpoint
 from transform.errors import VerificationError
 from transform.graphs import why_no_graphs
@@ -20,6 +33,7 @@ from transform.runtime import moe_top_k
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+BEYOND_WINDOWS = "beyond_windows"
 # Two float32 programs of the same arithmetic in another order: 4e-6 was seen at |logits| of 8.
 TOLERANCE = 1e-5
 
@@ -29,6 +43,8 @@ def find_probe(model: "PreTrainedModel", checkpoint: Checkpoint) -> TextProbe:
     settings, length = checkpoint.settings, prompt_length(checkpoint.settings.windows)
     if why_no_graphs(checkpoint):
         return text_probe(settings.vocab, SEEDS[0], length)
+    windows = far_windows(settings, MOST_WINDOW)
+    far = bool(windows) and fits_in_memory(settings, settings.layers, windows)
     for seed in SEEDS:
         probe = text_probe(settings.vocab, seed, length)
         try:
@@ -36,6 +52,10 @@ def find_probe(model: "PreTrainedModel", checkpoint: Checkpoint) -> TextProbe:
                 model(input_ids=probe.ids)
                 watch.mask = probe.mask
                 model(input_ids=probe.batch, attention_mask=probe.mask)
+                if far and watch.smallest >= MIN_MARGIN:
+                    beyond, watch.mask = far_probe(settings, windows, seed), None
+                    probe = replace(probe, far=beyond)
+                    _run_far(model, beyond)
         except RuntimeError as error:  # such as widths that torch's grouped matrix product can't take
             raise VerificationError(
                 f"the gate needs a model that PyTorch can run: {str(error).splitlines()[0][:200]}. "
@@ -47,6 +67,12 @@ def find_probe(model: "PreTrainedModel", checkpoint: Checkpoint) -> TextProbe:
         f"the gate needs a probe whose router margins are at least {MIN_MARGIN}, none of {len(SEEDS)} seeds has one: "
         "the routers choose between equal experts, so no two programs would agree. Check the checkpoint's routers."
     )
+
+
+def windows_not_passed(settings: Settings, layers: int) -> tuple[int, ...] | None:
+    """Windows that no probe of `layers` blocks reaches beyond; None: there are none."""
+    windows = far_windows(settings, MOST_WINDOW)
+    return windows if windows and not fits_in_memory(settings, layers, windows) else None
 
 
 @torch.no_grad()
@@ -69,11 +95,21 @@ def run_text(model: "PreTrainedModel", probe: TextProbe, caching: bool = True) -
         cache = step[CACHE]
         steps.append(step.logits)
     padded = model(input_ids=probe.batch, attention_mask=probe.mask).logits
-    return {
-        "prefill": prefill.logits,
-        "decode": torch.cat(steps, 1),
-        "padded": padded[probe.mask == 1],
-    }
+    found = {"prefill": prefill.logits, "decode": torch.cat(steps, 1), "padded": padded[probe.mask == 1]}
+    return found if probe.far is None else found | {BEYOND_WINDOWS: _run_far(model, probe.far)}
+
+
+def _run_far(model: "PreTrainedModel", far: FarProbe) -> torch.Tensor:
+    """Logits [2, s, V] behind a cache that is given."""
+    cache = transformers.DynamicCache()
+    for i, (keys, values) in enumerate(far.past):
+        cache.update(torch.from_numpy(keys), torch.from_numpy(values), i)
+    mask = torch.from_numpy(far.mask)
+    new = far.ids.shape[1]
+    positions = (mask.cumsum(1) - 1)[:, -new:]  # left to itself, the padded row would count from another place
+    given = {CACHE: cache, "attention_mask": mask, "position_ids": positions, "use_cache": True}
+    logits: torch.Tensor = model(input_ids=torch.from_numpy(far.ids), **given).logits
+    return logits
 
 
 def largest_difference(ours: torch.Tensor, theirs: torch.Tensor, what: str) -> float:
@@ -102,7 +138,7 @@ def other_k(model: "PreTrainedModel", target: Checkpoint, probe: TextProbe) -> O
     """The comparison can tell one k from another: changing it must change the result."""
     k = [value for value in target.settings.top_k if value]
     other = [value - 1 if value > 1 else value + 1 for value in k]
-    fixed = target.architecture.k is Choice.FIXED
+    fixed = target.architecture.k is TopK.FIXED
     if fixed or not other or max(other) > target.settings.experts:
         return {"k": None, "difference": None}  # one expert, none, or a number built in
     with torch.no_grad():
@@ -126,6 +162,10 @@ def onnx_vs_outputs(theirs: dict[str, torch.Tensor], graphs: Graphs, probe: Text
     """The same with what `run_text` gave."""
     ours = {name: torch.from_numpy(value) for name, value in graphs.run_text(probe).items()}
     pairs = {name: (ours[name], theirs[name]) for name in ours}
+    if probe.far:
+        both, alone = _far(graphs, probe.far)
+        pairs[BEYOND_WINDOWS] = both, theirs[BEYOND_WINDOWS]
+        pairs[f"{BEYOND_WINDOWS}_alone"] = alone, theirs[BEYOND_WINDOWS][1:, :1]
     if graphs.shares_cache:
         pairs["decode_in_place"] = (_in_place(graphs, probe), theirs["decode"])
         pairs["padded_in_two"] = (_in_two(graphs, probe), theirs["padded"])
@@ -148,6 +188,20 @@ def _in_two(graphs: Graphs, probe: TextProbe) -> torch.Tensor:
     first, cache = graphs.step(ids[:, :half], mask[:, :half], graphs.empty_cache(len(ids)))
     second, _ = graphs.step(ids[:, half:], mask, cache)
     return torch.from_numpy(np.concatenate([first, second], 1)[mask == 1])
+
+
+def _far(graphs: Graphs, far: FarProbe) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of both rows [2, s, V], and of the second one's first token [1, 1, V], which some graphs compute with
+    other operators."""
+    names, total = iter(graphs.empty_cache(2).items()), far.mask.shape[1]
+    past: dict[str, Array] = {}
+    for value in (part for pair in far.past for part in pair):  # keys and values of each block, as the graph lists them
+        name, empty = next(names)
+        past[name] = value.astype(empty.dtype, copy=False)
+    both, _ = graphs.step(far.ids, far.mask, past)
+    one = {name: np.ascontiguousarray(value[1:]) for name, value in past.items()}
+    alone, _ = graphs.step(far.ids[1:, :1], far.mask[1:, : total - far.ids.shape[1] + 1], one)
+    return torch.from_numpy(both), torch.from_numpy(alone)
 
 
 def check_close(pairs: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float]:

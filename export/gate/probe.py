@@ -3,7 +3,7 @@
 An expert choice is decided by the gap between the k-th and the next router probability. Where that gap is smaller
 than what float32 can tell apart, two correct programs may choose differently: such a probe proves nothing, so
 another seed is taken. Prompts are longer than the windows of blocks that attend to the last tokens alone, or such a
-window would prove nothing either.
+window would prove nothing either; what lies beyond longer windows is `far.py`'s.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
+from export.gate.far import FarProbe
 from transform.architectures.graph_facts import Routing, Scores
 from transform.checkpoint import Checkpoint
 from transform.graphs import why_no_graphs
@@ -20,7 +21,7 @@ from transform.runtime import find_routers
 
 PROMPT, DECODE = 14, 4
 BEYOND = 8  # tokens of a prompt that a window no longer reaches
-MOST_WINDOW = 512  # windows beyond are not passed: a prompt of thousands would take longer than all else
+MOST_WINDOW = 512  # no prompt passes windows beyond: one of thousands would take longer than all else
 PADDING = 5
 MIN_MARGIN = 2e-7  # router probabilities of two correct programs differ by about 1e-8
 SEEDS = range(40)
@@ -39,6 +40,7 @@ class TextProbe:
     ids: torch.Tensor
     batch: torch.Tensor
     mask: torch.Tensor
+    far: FarProbe | None = None  # where windows are longer than the prompt
 
     @property
     def prompt(self) -> int:

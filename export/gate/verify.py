@@ -68,7 +68,7 @@ def _verify_directory(directory: Path, say: Say, known: Mapping[str, str]) -> Re
         say("ONNX == golden")
         graphs = checking_graphs(directory)
         results["onnx_vs_golden"] = check_graphs(graphs, golden, image, TOLERANCE)
-        if rounded := check_activations(Graphs(directory), golden["ids"], golden["logits"]):
+        if rounded := check_activations(Graphs(directory), golden["ids"], golden["logits"], lambda: graphs):
             results["int8_activations"] = rounded
         if has_preprocess(directory):
             results["preprocess_vs_golden"] = check_golden_picture(graphs, golden)

@@ -7,6 +7,7 @@ version emitted them, they are run as a whole, over weights that stay mapped.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from export.files.provenance import Provenance
 from export.gate.activations import check_activations
@@ -109,7 +110,8 @@ def _block(
     del opened
     if rounds_activations(graphs):
         users = one_block_graphs(view, directory, graphs.form, Graphs)
-        keep_largest(found.int8_activations, check_activations(users, alone["ids"], alone["logits"]))
+        exact = partial(one_block_graphs, view, directory, graphs.form)
+        keep_largest(found.int8_activations, check_activations(users, alone["ids"], alone["logits"], exact))
         del users
     release_memory()
 

@@ -7,7 +7,9 @@ Positions and masks, which blocks share, are `context.py`'s.
 
 from typing import NamedTuple
 
-from export.graph.builder import CONTRIB, Graph
+import numpy as np
+
+from export.graph.builder import CONTRIB, FLOAT16, Graph
 from export.graph.context import INT64_MAX, LOWEST, Context
 from export.graph.norm import rms_norm
 from export.graph.rotary import rotate
@@ -37,8 +39,7 @@ def attention(
     q, k, v = _project(g, checkpoint, i, x)
     q, k = normed(q, "q", True), normed(k, "k", True)
     if settings.clip_qkv is not None:  # after the norms, as transformers has it
-        low, high = g.float(-settings.clip_qkv), g.float(settings.clip_qkv)
-        q, k, v = (g.op("Clip", value, low, high) for value in (q, k, v))
+        q, k, v = (_clipped(g, value, settings.clip_qkv) for value in (q, k, v))
     q = turned(q, "q", context.query_shape)  # [b, s, H, h]
     k = turned(k, "k", context.key_shape)  # [b, s, G, h]
     v = g.op("Reshape", v, context.key_shape)
@@ -113,6 +114,13 @@ def _several_operators(g: Graph, given: _Given, names: tuple[str, str] | None = 
     mixed = g.op("Transpose", mixed, perm=[0, 2, 1, 3])
     mixed = g.op("Reshape", mixed, g.ints(-1, settings.heads * settings.head_dim))  # [n, H*h]
     return mixed, keys, values
+
+
+def _clipped(g: Graph, value: str, limit: float) -> str:
+    """A value within -limit and limit; in float32 where the graph's type would make another limit of it."""
+    if g.compute == FLOAT16 and float(np.float16(limit)) != limit:
+        return g.cast(g.op("Clip", g.wide(value), g.float32(-limit), g.float32(limit)))
+    return g.op("Clip", value, g.float(-limit), g.float(limit))
 
 
 def scaled_products(g: Graph, q: str, k: str, scale: float, rank: int) -> str:

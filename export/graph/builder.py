@@ -17,7 +17,7 @@ from export.graph.shapes import fused_shapes
 from transform.arrays import Array
 from transform.checkpoint import Pack, Tensor
 from transform.errors import CheckpointError
-from transform.forms import ACTIVATIONS, REFERENCE, ROUNDED, Form
+from transform.forms import ACTIVATIONS, ROUNDED, Form
 from transform.knobs import DTYPES
 
 # Of the ordinary operators, as early as runs as fast; IR 8 is what onnxruntime 1.14 reads besides.
@@ -44,7 +44,7 @@ class Graph:
     def __init__(
         self,
         name: str,
-        form: Form = REFERENCE,
+        form: Form,
         fixed: bool = False,
         opset: int = OPSET,
         activations: str = ACTIVATIONS[0],
@@ -264,9 +264,12 @@ class Graph:
 
     def _packed_rows(self, table: Tensor, pack: Pack, indices: str) -> str:
         sizes = {"bits": pack.bits, "block_size": pack.block, "gather_axis": 0, "quantize_axis": 1}
-        rows = table.shape[0]
+        rows, columns = table.shape
         codes = self.stored(pack.codes._replace(shape=(rows, pack.codes.nbytes // rows)))  # it takes rows, not blocks
-        return self.op("GatherBlockQuantized", codes, indices, self.weight(pack.scales), domain=CONTRIB, **sizes)
+        found = self.op("GatherBlockQuantized", codes, indices, self.weight(pack.scales), domain=CONTRIB, **sizes)
+        if columns % pack.block:  # what fills the last block comes out as well
+            found = self.op("Slice", found, self.ints(0), self.ints(columns), self.ints(-1))
+        return found
 
     def _packed_linear(self, x: str, weight: Tensor, pack: Pack, bias: Tensor | None) -> str:
         # float16 scales are widened once, at load

@@ -12,14 +12,14 @@ from export.graph.context import Static, attention_context, static_context
 from export.graph.feed_forward import feed_forward
 from export.graph.norm import rms_norm
 from transform.checkpoint import Checkpoint
-from transform.forms import REFERENCE, Form
+from transform.forms import Form
 from transform.packed_layout import activations_of
 
 Sizes = tuple[int | str, int | str, int | str, int | str]
 DYNAMIC: Sizes = ("batch", "sequence", "past", "total")
 
 
-def text_graph(checkpoint: Checkpoint, form: Form = REFERENCE, static: Static | None = None) -> Graph:
+def text_graph(checkpoint: Checkpoint, form: Form, static: Static | None = None) -> Graph:
     """The whole decoder of a checkpoint.
 
     With `static` it takes `past_length` [1], the slot of the first new token, and gives the logits of one row alone:

@@ -7,11 +7,11 @@ they have no place: while tokens are generated.
 
 from export.graph.builder import EARLIER, INT64, Graph
 from transform.checkpoint import Checkpoint
-from transform.forms import REFERENCE, Form
+from transform.forms import Form
 
 
 def embedding_graph(
-    checkpoint: Checkpoint, image_patch: int, form: Form = REFERENCE, sequence: int | None = None, features: int = 0
+    checkpoint: Checkpoint, image_patch: int, form: Form, sequence: int | None = None, features: int = 0
 ) -> Graph:
     """Lookup in both tables, plus the image features; `sequence` and `features` fix their numbers."""
     base, extra = checkpoint.tensor("embedding"), checkpoint.tensor("embedding.extra")

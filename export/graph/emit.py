@@ -10,7 +10,7 @@ from export.graph.preprocess import preprocess_graph
 from export.graph.vision import vision_graph
 from export.run.io_file import Policy
 from transform.checkpoint import Checkpoint
-from transform.forms import REFERENCE, Form
+from transform.forms import Form
 from transform.special_tokens import image_token_ids
 
 
@@ -18,7 +18,7 @@ def emit_graphs(
     checkpoint: Checkpoint,
     directory: Path,
     crops: int | None,
-    form: Form = REFERENCE,
+    form: Form,
     policy: Policy | None = None,
     notes: Notes = silent,
 ) -> list[Path]:

@@ -10,6 +10,7 @@ import numpy as np
 from export.graph.builder import EARLIER, FLOAT, INT64, UINT8, Graph
 from export.graph.resample import Axis, resample
 from export.graph.tiling import choose_tiling, crop_patches, feature_index, image_ids, pair
+from transform.forms import REFERENCE
 from transform.molmoe.preprocessing import MEAN, STD
 from transform.molmoe.tiling import CROP, MARGIN, PATCH, PATCHES, WINDOW
 from transform.special_tokens import ImageTokens
@@ -25,7 +26,7 @@ def preprocess_graph(
     image uint8 [h, w, 3] -> images float32 [n+1, 576, 588], image_masks float32 [n+1, 576], feature_index int64 [t] and
     image_ids int64 [T].
     """
-    g = Graph("preprocess", opset=EARLIER)
+    g = Graph("preprocess", REFERENCE, opset=EARLIER)
     image = g.input("image", UINT8, ["height", "width", 3])
     sides = g.op("Shape", image, start=0, end=2)
     shape = choose_tiling(g, sides, tokens, max_crops, rule)  # [2]

@@ -11,7 +11,7 @@ from export.graph.notes import Notes, silent
 from export.run.static_plan import DECODE, DECODE_EMBEDDING, Prefill, StaticPlan
 from transform.checkpoint import Checkpoint
 from transform.errors import KnobError
-from transform.forms import REFERENCE, Form
+from transform.forms import Form
 from transform.knobs import parse_count
 from transform.molmoe import tiling
 from transform.plan import Plan
@@ -83,7 +83,7 @@ def _image_prefills(plan: Plan, cache: int, prompt: int | None) -> tuple[Prefill
 
 
 def write_static(
-    checkpoint: Checkpoint, directory: Path, static: StaticPlan, form: Form = REFERENCE, notes: Notes = silent
+    checkpoint: Checkpoint, directory: Path, static: StaticPlan, form: Form, notes: Notes = silent
 ) -> list[Path]:
     """Write the static graphs of a finished variant beside its weights; `notes`: their metadata."""
     from export.graph.embedding import embedding_graph
@@ -112,7 +112,7 @@ def write_decoders(
     checkpoint: Checkpoint,
     directory: Path,
     static: StaticPlan,
-    form: Form = REFERENCE,
+    form: Form,
     prefix: str = "",
     notes: Notes = silent,
 ) -> list[Path]:

@@ -12,11 +12,11 @@ from export.graph.builder import CONTRIB, EARLIER, FLOAT, INT64, Graph
 from export.graph.norm import layer_norm
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint
-from transform.forms import REFERENCE, Form
+from transform.forms import Form
 from transform.vision_tower import Tower, read_tower
 
 
-def vision_graph(checkpoint: Checkpoint, crops: int | None, form: Form = REFERENCE, kept: Array | None = None) -> Graph:
+def vision_graph(checkpoint: Checkpoint, crops: int | None, form: Form, kept: Array | None = None) -> Graph:
     """Tower, pooling and projector; `crops` fixes the number of crops, the global view included, `kept` the index."""
     tower = read_tower(checkpoint)
     patches = tower.grid**2

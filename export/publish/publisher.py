@@ -183,9 +183,7 @@ def regular(path: Path) -> BinaryIO:
 def receive(pieces: Iterable[bytes], path: Path, sha256: str | None, limit: int, tick: Progress) -> None:
     """Write pieces to a new file; raises PublishError if there are more than `limit` bytes or the digest differs."""
     digest, size = hashlib.sha256(), 0
-    with _room_for(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with _room_for(path), path.open("xb") as file:
+    with _room_for(path), _new(path) as file:
         for piece in pieces:
             size += len(piece)
             if size > limit:
@@ -197,6 +195,19 @@ def receive(pieces: Iterable[bytes], path: Path, sha256: str | None, limit: int,
             tick(len(piece))
     if sha256 is not None and digest.hexdigest() != sha256:
         raise differs(path.name, sha256, digest.hexdigest())
+
+
+def _new(path: Path) -> BinaryIO:
+    """A new file, whose name may come from anywhere: too long, or another file's where a folder must be."""
+    try:
+        with _room_for(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("xb")
+    except OSError as error:
+        raise PublishError(
+            f"{path.name[:80]}: no file can have this name here ({error.strerror}); nothing was written. "
+            "Pull another version, or choose another OUT."
+        ) from error
 
 
 @contextmanager

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from importance.ablation import chunks_of
+from importance.around import Masks
 from importance.blocks import Blocks, ResidentBlocks
-from importance.calling import ScoringError, additive, at_k, call
+from importance.calling import ScoringError, at_k, call
 from importance.chunks import Batch, Chunk
 from importance.configurations import Config
 from importance.engine import full_config
@@ -47,10 +48,12 @@ def taylor(
         insist_on_agreement(blocks, chunk, full, remember=False)
         counts.append(len(chunk.samples))
         with torch.enable_grad():
-            streams = [chunk.hidden.detach().clone().requires_grad_()]
-            mask, rotary = additive(chunk.allowed, chunk.hidden.dtype), blocks.rotary(chunk.hidden, chunk.positions)
+            streams = [blocks.around.entering(chunk.hidden).detach().clone().requires_grad_()]
+            masks = Masks(chunk.allowed, chunk.positions, chunk.positions, chunk.hidden.dtype)
+            rotary = blocks.rotary(chunk.hidden, chunk.positions)
             for index in range(blocks.layers):
                 with blocks.block(index) as block, at_k(block, full[index]):
+                    mask = masks.of(blocks.around.windows[index])
                     streams.append(call(block, streams[-1], mask, chunk.positions, rotary))
             with blocks.head() as head:
                 logits = head(streams[-1].flatten(0, 1)[chunk.where]).double()

@@ -7,14 +7,21 @@ of blocks left. They are for models of 16 blocks and carry no claim to be the be
 from importance.scores import PREFIX, Scores, label, parse_scores, preset_names, read_object
 from importance.search.top_k import keep_top_k
 from importance.sets import BlockSets, check_layers, parse_sets
+from transform.errors import ScoresError
 
 __all__ = ["BlockSets", "load_preset", "preset_names", "resolve"]
 
 
-def load_preset(name: str, layers: int) -> Scores | BlockSets:
-    """A preset by name (with or without `preset:`) for a model of `layers` blocks."""
+def load_preset(name: str, layers: int, model_type: str | None = None) -> Scores | BlockSets:
+    """A preset by name (with or without `preset:`) for a model of `layers` blocks, of this family where one is said."""
     source = PREFIX + name.removeprefix(PREFIX)
     raw = read_object(source)
+    if model_type not in (None, raw["model_type"]):
+        raise ScoresError(
+            f"{source} must be of the model's own family: it is of {raw['model_type']!r} models, this is a "
+            f"{model_type!r} one. Measure its blocks with `knobcast score`, or name the blocks with --keep-blocks or "
+            "--drop-blocks."
+        )
     if "sets" in raw:
         return parse_sets(raw, label(source), layers)
     check_layers(raw, label(source), layers)

@@ -82,7 +82,7 @@ def one(ctx: Context, variant: Checkpoint, what: str, form: Form) -> Iterator[Ro
 
     directory: Path = variant.path
     emit_graphs(variant, directory, None, form)
-    write_io(variant, directory, None, form)
+    write_io(variant, directory, form)
     before, began = used_memory(), perf_counter()
     graphs = Graphs(directory, ctx.provider, ctx.threads)
     _ = graphs.text

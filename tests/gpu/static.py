@@ -67,7 +67,7 @@ def measure_steps(ctx: Context) -> Iterator[Row]:
     plan = StaticPlan(CACHE, (Prefill(None, 128 if ctx.cuda else 16),))
     emit_graphs(checkpoint, checkpoint.path, None, form_named(ctx.form))
     write_static(checkpoint, checkpoint.path, plan, form_named(ctx.form))
-    write_io(checkpoint, checkpoint.path, None, form_named(ctx.form), plan)
+    write_io(checkpoint, checkpoint.path, form_named(ctx.form), static=plan)
     random = np.random.default_rng(0)
     medians: dict[bool, float] = {}
 

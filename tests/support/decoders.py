@@ -91,6 +91,10 @@ DECODERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "flex_olmo": ("FlexOlmoForCausalLM", NAMED | {"intermediate_size": 160, "attention_bias": True}),
 }  # fmt: skip
 
+# Families whose graphs generated, in onnxruntime-genai, the tokens that transformers generates (`test_onnx_genai.py`):
+# all that have graphs. Of the forms cpu, int4 and int8; cuda is for GPUs.
+GENAI = ("molmo", "olmoe", *DECODERS)
+
 
 def write_decoder(
     name: str, directory: Path, dtype: torch.dtype = torch.float32, save_original_format: bool = True, **changes: Any

@@ -58,12 +58,13 @@ start = time.perf_counter()
 from export.files.genai import write_genai_config
 from export.graph.emit import emit_graphs
 from export.files.io_spec import write_io
+from transform.forms import REFERENCE
 from transform.read import read_checkpoint
 imported = time.perf_counter()
 directory = Path(sys.argv[1])
 checkpoint = read_checkpoint(directory)
-files = emit_graphs(checkpoint, directory, int(sys.argv[2]) or None)
-files += [write_io(checkpoint, directory), write_genai_config(checkpoint, directory)]
+files = emit_graphs(checkpoint, directory, int(sys.argv[2]) or None, REFERENCE)
+files += [write_io(checkpoint, directory, REFERENCE), write_genai_config(checkpoint, directory, REFERENCE)]
 done = time.perf_counter()
 print(json.dumps({
     "seconds": done - start,

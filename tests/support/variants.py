@@ -44,7 +44,7 @@ def add_member(directory: Path, name: str, keep: Sequence[int], k: int | None = 
     target = drop_blocks(read_checkpoint(directory), keep)
     target = target if k is None else set_top_k(target, k)
     member = Member(name, tuple(keep), target.settings.top_k, 0, 0, 0, 0, "", (), "skipped")
-    text_graph(target).write(directory / member.graph)
+    text_graph(target, REFERENCE).write(directory / member.graph)
     (directory / "family.json").write_text(json.dumps(Family("m", REFERENCE, (), None, (member,)).as_dict()))
 
 

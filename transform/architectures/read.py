@@ -122,7 +122,8 @@ def _disagreements(family: Architecture) -> Iterator[str]:
         yield f"keys and defaults must name {', '.join(sorted(settings))}"
     if family.depth_key not in family.keys.get("layers", ()):
         yield f"depth_key must be among the keys of layers, got {family.depth_key!r}"
-    if family.top_k_key not in family.keys.get("top_k", ()) or not set(family.keys["top_k"]) <= set(TOP_K):
+    spelt = family.keys.get("top_k", ())
+    if (spelt and family.top_k_key not in spelt) or not set(spelt) <= set(TOP_K):
         yield f"top_k_key must be among the keys of top_k and one of {', '.join(TOP_K)}, got {family.top_k_key!r}"
     if family.per_block_top_k and family.top_k_key not in LISTED_TOP_K:
         yield f"per_block_top_k must be false unless k stands under {' or '.join(LISTED_TOP_K)}"

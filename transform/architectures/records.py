@@ -9,7 +9,8 @@ from typing import NamedTuple
 from transform.architectures.graph_facts import GraphWords
 from transform.architectures.settings import MOST, Settings, read_settings
 from transform.architectures.values import lookup, shown
-from transform.architectures.vocabulary import ROUTED, depth_of, sparse_blocks
+from transform.architectures.vocabulary import ROUTED, TOP_K, check_block_entries, depth_of, sparse_blocks
+from transform.architectures.windows import KINDS
 from transform.errors import CheckpointError
 from transform.modality import IMAGE, TEXT, Modality
 
@@ -22,7 +23,7 @@ class QkNorm(StrEnum):
     NONE = "none"
 
 
-class Choice(StrEnum):
+class TopK(StrEnum):
     """Whether k can be chosen, or is built into the model's code."""
 
     FREE = "free"
@@ -127,6 +128,39 @@ class Images:
     tower: Tower
 
 
+class Fit(StrEnum):
+    """How a processor that resizes by area counts a picture: once, or as often as a patch has frames, in a clip; tiny
+    ones are then enlarged to a token's side first."""
+
+    AREA = "area"
+    CLIP = "clip"
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A stock model's picture as patches of a grid, by a processor that resizes it by its area: what a budget of tokens
+    is written to. The first four are config keys."""
+
+    token: str  # id of the token in whose places a picture's features go
+    patch: str  # pixels of a patch's side
+    merge: str  # patches of a token, down and across
+    frames: str  # of a patch: a picture is repeated as often
+    usual: Mapping[str, int]  # what an absent one of these four means
+    fit: Fit
+    processors: tuple[str, ...]  # transformers' classes with this arithmetic, without Fast or Pil at their ends
+
+    def number(self, config: Mapping[str, object], name: str) -> int:
+        """One of the four by its name here; raises CheckpointError where it isn't a whole number from 1."""
+        key: str = getattr(self, name)
+        value = lookup(config, key, self.usual[name])
+        if type(value) is not int or value < 1:
+            raise CheckpointError(
+                f"config.json: {key} must be a whole number from 1, got {shown(value)}. "
+                "Restore the original config.json."
+            )
+        return value
+
+
 @dataclass(frozen=True)
 class Published:
     """What programs written for the published model call, and what that is called here."""
@@ -168,12 +202,13 @@ class Architecture:
     pinned: str | None = None  # key of a list: so many first blocks get something by their place, and stay
     last: Mapping[str, str] = field(default_factory=dict)  # list per block -> what the last block must have there
     routed: str = ROUTED  # list per block of which those have experts that are sparse or moe there
-    k: Choice = Choice.FREE
+    k: TopK = TopK.FREE
     singles: tuple[str, ...] = ()  # lists of the config that may be as long as there are blocks, and have none's values
     window: str | None = None  # key of a window that all blocks have where no list says which
     switch: str | None = None  # key that must be true for windows; false where it is absent
     ignored: tuple[str, ...] = ()  # beginnings of names of tensors beyond the model, which transformers doesn't load
     quantised: tuple[str, ...] = ()  # methods whose weights pass untouched, since the gate can load them
+    pixels: Pixels | None = None  # a stock model's pictures, if its processor has a budget of pixels
     graph: GraphWords | None = None  # what the decoder's graph computes besides; None: there are no graphs
 
     @property
@@ -196,9 +231,17 @@ class Architecture:
     def settings(self, config: Mapping[str, object]) -> Settings:
         """Read the decoder's numbers from the config; a missing, mistyped or impossible one is an error."""
         text = self.text_of(config)
+        check_block_entries(text)
         layers = min(depth_of(text, self.depth_key), MOST["layers"])  # more are refused below, before a list is made
         sparse = sparse_blocks(text, layers, self.routed)
-        return read_settings(text, self.model_type, self.keys, self.defaults, sparse, self.window, self.switch)
+        return read_settings(
+            text, self.model_type, self.keys, self.defaults, sparse, self.window, self.switch, self.reads_kinds
+        )
+
+    @property
+    def reads_kinds(self) -> bool:
+        """Whether transformers' class goes by a list of what each block is."""
+        return KINDS in self.derived
 
     def text_of(self, config: Mapping[str, object]) -> Mapping[str, object]:
         """The decoder's config within the whole one; a text model saved alone is its own."""
@@ -212,9 +255,9 @@ class Architecture:
         return dict(config) | {str(self.text): dict(text)}
 
     def top_k_keys(self, config: Mapping[str, object]) -> tuple[str, ...]:
-        """What this config calls k: all its spellings that are there, or the family's usual one."""
+        """What this config calls k: all spellings that are there, read by transformers or not; else the usual one."""
         text = self.text_of(config)
-        return tuple(key for key in self.keys["top_k"] if text.get(key) is not None) or (self.top_k_key,)
+        return tuple(key for key in TOP_K if text.get(key) is not None) or (self.top_k_key,)
 
 
 def beyond_the_model(family: Architecture, layers: int) -> Callable[[str], bool]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from transform.architectures.values import lookup, shown
+from transform.architectures.vocabulary import SPELLINGS
 from transform.architectures.windows import windows_of
 from transform.errors import CheckpointError
 
@@ -52,14 +53,15 @@ class Settings:
 
 def read_settings(
     config: Mapping[str, object], model_type: str, keys: Mapping[str, Sequence[str]], defaults: Mapping[str, object],
-    sparse: Sequence[bool], window: str | None, switch: str | None = None,
+    sparse: Sequence[bool], window: str | None, switch: str | None, listed: bool,
 ) -> Settings:  # fmt: skip
     """The settings in a decoder's config, where `keys` are their names: the first that is there counts, else the
     default. `sparse`: which blocks have experts; `window`: the key of one that all blocks have;
-    `switch`: the key that must be true for it.
+    `switch`: the key that must be true for it; `listed`: whether transformers reads a list of kinds instead.
 
-    Raises CheckpointError for a missing, mistyped or impossible one.
+    Raises CheckpointError for a missing, mistyped or impossible one, and for one under another family's name alone.
     """
+    _check_spellings(config, model_type, keys)
     found = dict(defaults)
     for name, spellings in keys.items():
         value = next((value for key in spellings if (value := lookup(config, key)) is not None), None)
@@ -126,10 +128,31 @@ def read_settings(
     routed = sparse if len(sparse) == layers else (True,) * layers
     return Settings(
         **sizes, top_k=tuple(k if has else 0 for k, has in zip(ks, routed, strict=True)),
-        experts_of=tuple(experts if has else 0 for has in routed), windows=windows_of(config, layers, window, switch),
+        experts_of=tuple(experts if has else 0 for has in routed),
+        windows=windows_of(config, layers, window, switch, listed),
         own_head_dim=own_head_dim, eps=number("eps", 1.0), rope_theta=number("rope_theta", 1e12),
         norm_top_k=renormalised, clip_qkv=clip,
     )  # fmt: skip
+
+
+def _check_spellings(config: Mapping[str, object], model_type: str, keys: Mapping[str, Sequence[str]]) -> None:
+    """Transformers takes a default where a number stands under a name alone that its class doesn't read, and of two
+    names that it reads one."""
+    for setting, spellings in SPELLINGS.items():
+        own = {key: value for key in keys.get(setting, ()) if (value := lookup(config, key)) is not None}
+        others = [key for key in spellings if key not in keys.get(setting, ()) and config.get(key)]
+        if others and not own:
+            read = f"reads {' or '.join(keys[setting])} instead" if keys.get(setting) else "has no such number"
+            raise CheckpointError(
+                f"config.json: {others[0]} is a key that no {model_type!r} model of transformers reads, it {read}: "
+                f"got {others[0]} {shown(config[others[0]])}. Correct the key, or remove it if nothing is meant by it."
+            )
+        if any(value != next(iter(own.values())) for value in own.values()):
+            said = ", ".join(f"{key} {shown(value)}" for key, value in own.items())
+            raise CheckpointError(
+                f"config.json: {' and '.join(own)} are names of one number of a {model_type!r} model and must agree, "
+                f"got {said}. Restore the original config.json."
+            )
 
 
 def _is_number(value: object) -> TypeGuard[float]:

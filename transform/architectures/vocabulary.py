@@ -4,13 +4,26 @@ One table for all families, by name: a list of another kind may be as long as th
 doesn't know is refused. Configs here are those of the text model, wherever it lies (`Architecture.text_of`).
 """
 
+import re
 from collections.abc import Mapping, Sequence
 
 from transform.errors import CheckpointError, KnobError
 
 # What configs call k; under the listed ones may stand a value per block, under others the largest.
-TOP_K = ("moe_top_k", "num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts")
+TOP_K = (
+    "moe_top_k", "num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts", "experts_per_token",
+    "num_experts_per_token", "num_selected_experts",
+)  # fmt: skip
 LISTED_TOP_K = ("moe_top_k", "moe_topk")
+# Setting -> what some config calls it: a class of transformers reads one or two of these and passes over the others.
+SPELLINGS = {
+    "top_k": TOP_K,
+    "experts": (
+        "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts",
+        "num_routed_experts",
+    ),
+    "eps": ("rms_norm_eps", "norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"),
+}  # fmt: skip
 # Where a list stands under one of these, value i is about block i.
 PER_BLOCK = (
     "layer_types", "mlp_layer_types", "layers_block_type", "no_rope_layers", "layer_rope_theta", "indexer_types",
@@ -39,6 +52,7 @@ OTHER_LISTS = frozenset((
 ))  # fmt: skip
 ROUTED, SPARSE_KINDS = "mlp_layer_types", {"sparse", "moe"}
 KINDS = ("layer_types", "layers_block_type", LETTERS)
+_SINGLE = str | int | float
 # Kinds of blocks that keep no keys and values.
 CACHELESS = {"linear_attention", "conv", "mamba", "mlp", "moe", "M", "-", SPARSE_LETTER}
 
@@ -62,6 +76,27 @@ def check_block_lists(text: Mapping[str, object], layers: int) -> None:
                 f"config.json: {key} must list one value per block, it has {len(values)} for {layers} blocks. "
                 "Restore the original config.json."
             )
+
+
+def check_block_entries(text: Mapping[str, object]) -> None:
+    """Raise CheckpointError for what says something of blocks by values that can't: no text or number for a block, no
+    whole number of one."""
+    for key in PER_BLOCK:
+        values = text.get(key)
+        if isinstance(values, list) and (odd := [v for v in values if v is not None and not isinstance(v, _SINGLE)]):
+            raise _entry(key, "lists a text or a number per block", odd[0])
+    for key in NUMBERED:
+        values = text.get(key)
+        if isinstance(values, list) and (odd := [v for v in values if type(v) is not int]):
+            raise _entry(key, "lists numbers of blocks", odd[0])
+    for key in KEYED:
+        by_block = text.get(key)
+        if isinstance(by_block, Mapping) and (odd := [v for v in by_block if not re.fullmatch(r"[0-9]{1,6}", v, re.A)]):
+            raise _entry(key, "has numbers of blocks as keys", odd[0])
+
+
+def _entry(key: str, rule: str, found: object) -> CheckpointError:
+    return CheckpointError(f"config.json: {key} {rule}, got {found!r:.80}. Restore the original config.json.")
 
 
 def predictors(text: Mapping[str, object]) -> int:
@@ -254,8 +289,13 @@ def _share(found: dict[str, object], text: Mapping[str, object], layers: int, ke
         return
     kinds = text.get("layer_types")
     first = layers - shared
-    if not isinstance(kinds, list) or first < 1:
+    if not isinstance(kinds, list) or not 1 <= first <= layers:
         raise KnobError(f"blocks of a model with {SHARED_TAIL} {shared} and no layer_types can't be dropped.")
+    if lost_kinds := set(kinds[first:]) - set(kinds[:first]):
+        raise CheckpointError(
+            f"config.json: the last {shared} blocks take keys and values of earlier ones of their kind, of "
+            f"{sorted(map(str, lost_kinds))[0]} there is none. Restore the original config.json."
+        )
     givers = {kind: max(i for i in range(first) if kinds[i] == kind) for kind in set(kinds[:first])}
     needed = {givers[kinds[i]] for i in keep if i >= first}
     if lost := sorted(needed - set(keep)):

@@ -1,0 +1,84 @@
+"""What config.json says of blocks and of the output matrix, against what the headers hold: before any work.
+
+Transformers builds a model by its config alone. Where that and the tensors disagree it drops weights, or makes up
+others, with a warning that nobody reads.
+"""
+
+import re
+from collections.abc import Mapping
+
+from transform.architectures.vocabulary import (
+    BEFORE_EXPERTS,
+    INTERVAL,
+    LAST,
+    LETTERS,
+    ONLY_DENSE,
+    PERIODS,
+    ROUTED,
+    STEP,
+    sparse_blocks,
+)
+from transform.checkpoint import Checkpoint, Tensor
+from transform.derived import with_derived_lists
+from transform.errors import CheckpointError
+from transform.regular_file import open_regular
+
+OF_EXPERTS = re.compile(r"(^|\.)experts\.|(^|\.)block_sparse_moe\.(input|output)_linear\.")  # names of experts' tensors
+_SAYING = (
+    ROUTED, LETTERS, "moe_layers", "moe_layer_freq", ONLY_DENSE, STEP, *BEFORE_EXPERTS, LAST, INTERVAL, PERIODS[1][0],
+)  # fmt: skip
+_COMPARED = 4096  # bytes at the front of each matrix; training moves all of them
+
+
+def check_experts(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError where the config gives experts to other blocks than the tensors do."""
+    family, layers = checkpoint.architecture, checkpoint.settings.layers
+    if family.complete:  # its tensors were compared one by one
+        return
+    stored = _stored(checkpoint)
+    if stored == list(map(bool, checkpoint.settings.experts_of)):
+        return
+    text = family.text_of(with_derived_lists(checkpoint).config)  # lists that transformers makes may say it
+    routed = family.routed if checkpoint.settings.experts else ROUTED
+    said = [bool(checkpoint.settings.experts) and sparse for sparse in sparse_blocks(text, layers, routed)]
+    if wrong := [i for i in range(layers) if stored[i] != said[i]]:
+        keys = [key for key in (family.routed, *_SAYING) if text.get(key) is not None]
+        by = f" by {', '.join(dict.fromkeys(keys))}" if keys else ""
+        has, lacks = ("no experts", "has tensors of some") if stored[wrong[0]] else ("experts", "has no tensor of any")
+        raise CheckpointError(
+            f"config.json must give experts to the blocks that have tensors of them: block {wrong[0]} has {has}{by}, "
+            f"and {lacks}{f', so have {len(wrong) - 1} more' if wrong[1:] else ''}. Restore the original config.json."
+        )
+
+
+def untied_head(checkpoint: Checkpoint) -> str | None:
+    """A warning where the config ties the output matrix to the embedding, and both are stored with other values."""
+    family, head, table = checkpoint.architecture, checkpoint.find("head"), checkpoint.find("embedding")
+    if head is None or table is None or not _tied(checkpoint.config, family.text_of(checkpoint.config)):
+        return None
+    if head.shape == table.shape and head.stored == table.stored and _front(head) == _front(table):
+        return None
+    return (
+        f"config.json says tie_word_embeddings, yet {head.name} and {table.name} differ: transformers then ties "
+        "nothing and uses both, and so does the variant"
+    )
+
+
+def _stored(checkpoint: Checkpoint) -> list[bool]:
+    """Of each block, whether it has tensors of experts."""
+    found = [False] * checkpoint.settings.layers
+    for name in checkpoint.tensors:
+        block, part = checkpoint.block_of(name)
+        if block is not None and block < len(found) and not found[block] and OF_EXPERTS.search(part):
+            found[block] = True
+    return found
+
+
+def _tied(*configs: Mapping[str, object]) -> bool:
+    return any(config.get("tie_word_embeddings") is True for config in configs)
+
+
+def _front(tensor: Tensor) -> bytes:
+    with open_regular(tensor.file) as file:
+        file.seek(tensor.start)
+        return file.read(min(tensor.nbytes, _COMPARED))
