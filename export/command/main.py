@@ -85,6 +85,10 @@ def plain_errors() -> Iterator[None]:
             sys.exit(130)
         if isinstance(error, ModuleNotFoundError) and (said := missing(error)):
             _refuse(said)
+        if isinstance(error, MemoryError):
+            _refuse(
+                "a process must have the memory that model and graphs ask for, this hasn't. Free some or allow more."
+            )
         if isinstance(error, OSError) and error.filename is not None and error.errno in _NO_PATH:
             _refuse(f"{error.filename}: cannot be looked at ({error.strerror}). Check the path.")
         if not isinstance(error, ValueError):
