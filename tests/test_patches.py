@@ -139,7 +139,7 @@ def test_pictures_pass_the_gate(name: str, budget: int | None, tmp_path: Path) -
     manifest = export_variant(plan, tmp_path / "variant", onnx=False)
     found = manifest["verification"]
     compared = found["static_vs_dynamic"]
-    assert 'pipeline_tag: "image-text-to-text"' in (tmp_path / "variant" / "README.md").read_text()
+    assert "pipeline_tag: image-text-to-text" in (tmp_path / "variant" / "README.md").read_text()
     assert compared.keys() == {"prefill", "decode", "padded", "picture", "picture_decode"}
     assert set(compared.values()) == {0.0}
     assert ("picture" in found["as_user"]["generate"]) == (budget is not None)

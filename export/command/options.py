@@ -16,7 +16,7 @@ Drop = Annotated[list[str] | None, typer.Option("--drop-blocks", help="Block ind
 Tokens = Annotated[
     str | None,
     typer.Option(
-        "--tokens", help="Vision tokens per image: 288, 432, … or low, medium, high of tilings; 256, … of pixels."
+        "--tokens", help="Vision tokens per image: of crops 288, 432, … or low, medium, high; of pixels 256, …"
     ),
 ]
 Scores = Annotated[str | None, typer.Option("--scores", help="FILE or preset:NAME; absent: scores.json of the model.")]

@@ -6,6 +6,7 @@ behind it.
 
 import mmap
 import multiprocessing
+import os
 import resource
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -74,6 +75,8 @@ def fuzz_apart(target: Target, limit: Limit, seed: int, report: Report = lambda 
 def _run(target: Target, limit: Limit, seed: int, found: Found, note: Note, answers: Connection) -> None:
     """Send what was found whenever a fault is new, and at the end; or why there is nothing to be found."""
     limit_memory()
+    with Path(os.devnull).open("w") as nowhere:  # what libraries say of every input
+        os.dup2(nowhere.fileno(), 2)
     found.before = peak()
     known = len(found.faults)
 

@@ -10,6 +10,7 @@ from transform.architectures.graph_facts import GraphWords
 from transform.architectures.settings import MOST, Settings, read_settings
 from transform.architectures.values import lookup, shown
 from transform.architectures.vocabulary import ROUTED, TOP_K, check_block_entries, depth_of, sparse_blocks
+from transform.architectures.windows import KINDS
 from transform.errors import CheckpointError
 from transform.modality import IMAGE, TEXT, Modality
 
@@ -250,7 +251,14 @@ class Architecture:
         check_block_entries(text)
         layers = min(depth_of(text, self.depth_key), MOST["layers"])  # more are refused below, before a list is made
         sparse = sparse_blocks(text, layers, self.routed)
-        return read_settings(text, self.model_type, self.keys, self.defaults, sparse, self.window, self.switch)
+        return read_settings(
+            text, self.model_type, self.keys, self.defaults, sparse, self.window, self.switch, self.reads_kinds
+        )
+
+    @property
+    def reads_kinds(self) -> bool:
+        """Whether transformers' class goes by a list of what each block is."""
+        return KINDS in self.derived
 
     def text_of(self, config: Mapping[str, object]) -> Mapping[str, object]:
         """The decoder's config within the whole one; a text model saved alone is its own."""
