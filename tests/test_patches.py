@@ -31,7 +31,7 @@ from transform.strict_json import read_json
 from transform.write import write_checkpoint, write_json
 
 SEEING = ("qwen3_vl_moe", "qwen3_5_moe", "glm4v_moe", "ernie4_5_vl_moe")
-OTHERS = ("aria", "gemma4", "molmo2")  # whose pictures are noise
+OTHERS = ("aria", "gemma4", "kimi_k25", "molmo2")  # whose pictures are noise
 KEEP, TOKENS = (0, 1, 2, 3, 5), 72
 KEPT = {"gemma4": (0, 1, 2, 3)}
 
