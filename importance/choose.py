@@ -22,6 +22,7 @@ from importance.scores import (
 from importance.search.top_k import keep_top_k
 from importance.sets import BlockSets, parse_sets
 from transform.checkpoint import Checkpoint
+from transform.depth import pinned_blocks
 from transform.errors import KnobError, ScoresError
 
 SCORES = "scores.json"
@@ -68,7 +69,8 @@ def choose_blocks(
 
     model: a checkpoint, or just how many blocks there are. At most one of `blocks` (how many stay, chosen by
     `scores`), `keep` and `drop` (original indices, in any order). scores: as read, or a file or `preset:NAME`;
-    None means `scores.json` beside the checkpoint. They are looked up only where blocks must be ranked.
+    None means `scores.json` beside the checkpoint. They are looked up only where blocks must be ranked. Of a checkpoint
+    blocks that its family can't do without stay whatever their score is.
     """
     layers = model if isinstance(model, int) else model.settings.layers
     asked = {
@@ -94,7 +96,8 @@ def choose_blocks(
     found = scores if isinstance(scores, Scores | BlockSets) else _find(model, scores)
     if isinstance(found, BlockSets):
         return found.keep_blocks(blocks)
-    return keep_top_k(found.importance, blocks, layers, keep_first, keep_last)
+    pinned = 0 if isinstance(model, int) else pinned_blocks(model)
+    return keep_top_k(found.importance, blocks, layers, keep_first, keep_last, pinned)
 
 
 def _find(model: Checkpoint | int, option: str | Path | None) -> Source:
@@ -116,5 +119,5 @@ def _indices(named: Sequence[int], layers: int, flag: str) -> set[int]:
         )
     twice = sorted({block for block in named if list(named).count(block) > 1})
     if twice:
-        raise KnobError(f"{flag}: each block is named once, {', '.join(map(str, twice))} occur twice. Remove one.")
+        raise KnobError(f"{flag}: each block is named once, got {', '.join(map(str, twice))} more than once. Remove one.")
     return set(named)

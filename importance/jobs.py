@@ -226,10 +226,13 @@ def _error(failed: Mapping[str, Outcome], jobs: int, folder: Path) -> JobsError:
     first = next(iter(failed.values()))
     reason = " ".join(first.reason.split()).rstrip(".")  # Ray's and submitit's have many lines
     reason = reason if len(reason) <= REASON else f"{reason[:REASON]}…"
-    error = JobsError(
-        f"every job must finish: {len(failed)} of {jobs} failed, the first one because {reason}. "
-        f"The other {jobs - len(failed)} are kept in {folder}; run the same again to go on from there."
-    )
+    if len(failed) == jobs and {(one.final, one.reason) for one in failed.values()} == {(True, first.reason)}:
+        error = JobsError(f"{reason}.")  # one refusal of what was asked: nothing is kept, and the same again can't help
+    else:
+        error = JobsError(
+            f"every job must finish: {len(failed)} of {jobs} failed, the first one because {reason}. "
+            f"The other {jobs - len(failed)} are kept in {folder}; run the same again to go on from there."
+        )
     error.failed = tuple((json.loads(text), outcome.reason) for text, outcome in failed.items())
     error.add_note(first.trace)
     return error

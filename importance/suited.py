@@ -16,7 +16,10 @@ from transform.choices import find_choices, find_decoder
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-INSTEAD = "Measure this model with transform.BlockMaskWrapper instead, under which it runs as it always does."
+INSTEAD = (
+    "Measure this model with transform.BlockMaskWrapper instead, under which it runs as it always does, or name blocks "
+    "yourself: --drop-blocks."
+)
 _LISTS = ("layer_types", "layers_block_type")
 _FULL = {"full_attention", "attention", SLIDING}  # those that slide get a mask of their own
 _CHUNKS = {"chunked_attention": "attention_chunk_size"}  # kind, its size's key

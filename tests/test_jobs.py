@@ -136,6 +136,18 @@ def test_bad_input_is_not_tried_again(tmp_path: Path) -> None:
     assert function.calls.count(1) == 1
 
 
+def test_one_refusal_of_all_jobs_is_that_refusal(tmp_path: Path) -> None:
+    """The same again would be refused again, and no result is kept."""
+
+    def fail(n: int, calls: int) -> None:
+        raise KnobError("scoring needs other blocks. Name them yourself.")
+
+    with pytest.raises(JobsError) as error:
+        run_jobs(Counted(fail), SPECS, tmp_path)
+    assert str(error.value) == "scoring needs other blocks. Name them yourself."
+    assert len(error.value.failed) == len(SPECS)
+
+
 def test_a_job_that_exits_is_a_failure_and_not_the_end(tmp_path: Path) -> None:
     def fail(n: int, calls: int) -> None:
         if n == 0:
@@ -166,7 +178,7 @@ def test_a_job_that_is_no_json_object_is_refused_before_any_runs(tmp_path: Path,
 
 @pytest.mark.parametrize("wrong", [{"n": float("inf")}, None, {"n": np.float32(1)}])
 def test_so_is_such_a_result(tmp_path: Path, wrong: Any) -> None:
-    with pytest.raises(JobsError, match=r"1 of 1 failed.* a job's result must be a JSON object"):
+    with pytest.raises(JobsError, match=r"^a job's result must be a JSON object"):
         run_jobs(lambda spec: wrong, SPECS[:1], tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -65,6 +65,18 @@ def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             server.wait()
 
 
+def test_a_store_that_connects_as_it_is_opened_may_fail(contents: tuple[Content, Content]) -> None:
+    """fsspec's ftp logs in where others wait until they are asked."""
+    for refused in (
+        knobcast("push", contents[0].directory, f"ftp://127.0.0.1:{free_port()}/models"),
+        knobcast("pull", f"ftp://127.0.0.1:{free_port()}/models/edge-prod", "nowhere"),
+    ):
+        assert refused.code == 1
+        assert "ftp://127.0.0.1" in refused.err
+        assert "Check the URL" in refused.err
+        assert "Traceback" not in refused.err
+
+
 def test_a_version_goes_and_comes_back(store: str, contents: tuple[Content, Content], tmp_path: Path) -> None:
     for content in contents:
         done = knobcast("push", content.directory, store, "--alias", "edge-prod", "--json")

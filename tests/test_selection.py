@@ -18,6 +18,8 @@ from importance import (
     select_top_k_blocks,
 )
 from importance.scores import Scores
+from tests.support.zoo import make
+from transform.depth import DropBlocks
 from transform.errors import KnobError, ScoresError
 from transform.read import read_checkpoint
 
@@ -164,7 +166,7 @@ def test_lists_of_blocks() -> None:
         ({"keep": [0], "drop": [1]}, "--keep-blocks, --drop-blocks"),
         ({"keep": [4]}, "0 to 3 .*4 blocks.*got 4"),
         ({"keep": [-1]}, "got -1"),
-        ({"drop": [1, 1]}, "1 occur twice"),
+        ({"drop": [1, 1]}, "1 more than once"),
         ({"drop": [0, 1, 2, 3]}, "at least one block must stay"),
         ({"keep": []}, "at least one block index"),
         ({"drop": []}, "at least one block index"),
@@ -177,9 +179,22 @@ def test_an_impossible_choice(asked: dict[str, Any], words: str) -> None:
 
 def test_a_number_without_scores_is_never_a_silent_prefix(molmo: Path) -> None:
     """Trap 5 of the reference: it took the first N blocks, which drops the last one."""
-    for model in (4, read_checkpoint(molmo)):
-        with pytest.raises(ScoresError, match=r"no scores.json.*--scores FILE.*preset:NAME.*--keep-blocks"):
-            choose_blocks(model, blocks=3)
+    with pytest.raises(ScoresError, match=r"no scores.json.*--scores FILE.*preset:NAME.*--keep-blocks"):
+        choose_blocks(4, blocks=3)
+    with pytest.raises(ScoresError, match=r"no scores.json.*--scores FILE.*knobcast score.*--keep-blocks"):
+        choose_blocks(read_checkpoint(molmo), blocks=3)  # presets are of 16 blocks
+
+
+def test_blocks_that_a_family_needs_stay_whatever_their_score_is(tmp_path: Path) -> None:
+    """Qwen3-VL's first two get features of pictures here."""
+    checkpoint = read_checkpoint(make("qwen3_vl_moe", tmp_path / "model"))
+    scores = Scores({1: -1.0, 2: 4.0, 3: 3.0, 4: 2.0})
+    assert choose_blocks(checkpoint, blocks=4, scores=scores) == (0, 1, 2, 5)
+    assert choose_blocks(checkpoint, blocks=3, scores=Scores({2: 1.0, 3: 1.0, 4: 1.0})) == (0, 1, 5)
+    with pytest.raises(KnobError, match=r"first 2 blocks of this model must stay.*at least 3 blocks are kept, got 2"):
+        choose_blocks(checkpoint, blocks=2, scores=scores)
+    with pytest.raises(KnobError, match="first 2 blocks of a 'qwen3_vl_moe' model must stay"):
+        DropBlocks(choose_blocks(checkpoint, drop=[1])).requires(checkpoint)
 
 
 def test_scores_are_found_beside_the_model(molmo: Path, tmp_path: Path) -> None:

@@ -115,6 +115,7 @@ def test_an_index_may_name_a_tensor_that_nobody_asks_for(copy: Path) -> None:
         (["consolidated.safetensors"], f"Call it {SINGLE}"),
         (["adapter_model.safetensors"], "Merge it"),
         (["pytorch_model.bin"], "only pickles"),
+        (["model-Q4_K_M.gguf"], "only GGUF"),
         ([], f"no {SINGLE} and no {INDEX}"),
     ],
 )
@@ -127,6 +128,12 @@ def test_without_weights_by_their_usual_names_it_says_what_is_there(
         (copy / name).touch()
     with pytest.raises(CheckpointError, match=message):
         read_checkpoint(copy)
+
+
+def test_a_gguf_file_alone_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match=r"only GGUF \(model-Q4_K_M.gguf\).*Use the checkpoint"):
+        read_checkpoint(tmp_path)
 
 
 def test_a_link_to_nothing_is_called_so(molmo: Path, copy_of: Copy) -> None:

@@ -21,6 +21,13 @@ from transform.errors import CheckpointError, KnobError
 from transform.passes import Changes, Pass
 
 
+def pinned_blocks(source: Checkpoint) -> int:
+    """How many of the first blocks get something by their place, as Qwen3-VL's get features of pictures, and stay."""
+    key = source.architecture.pinned
+    receivers = lookup(source.config, key) if key else None
+    return len(receivers) if isinstance(receivers, list) else 0
+
+
 @dataclass(frozen=True)
 class DropBlocks(Pass):
     """keep_blocks: the blocks that stay, by their indices in the source, strictly ascending. view: some blocks by
@@ -55,8 +62,7 @@ class DropBlocks(Pass):
 
     def _check_places(self, source: Checkpoint) -> None:
         keep, family = self.keep_blocks, source.architecture
-        receivers = lookup(source.config, family.pinned) if family.pinned else None
-        first = len(receivers) if isinstance(receivers, list) else 0
+        first = pinned_blocks(source)
         if lost := sorted(set(range(first)) - set(keep)):
             raise KnobError(
                 f"the first {first} blocks of a {family.model_type!r} model must stay, they receive features of "

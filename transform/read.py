@@ -11,7 +11,7 @@ from transform.quantised import refuse_quantised
 from transform.safetensors_header import read_header
 from transform.side_files import side_files
 from transform.strict_json import read_json
-from transform.weight_files import weight_files
+from transform.weight_files import refuse_gguf, weight_files
 
 
 def read_checkpoint(directory: Path) -> Checkpoint:
@@ -27,6 +27,8 @@ def read_checkpoint(directory: Path) -> Checkpoint:
             f"{directory}: a checkpoint must lie in the directory itself, this is a folder of the hub's cache. "
             "Give the folder below snapshots/."
         )
+    if not (directory / "config.json").exists():
+        refuse_gguf(directory)
     config = read_json(directory / "config.json")
     architecture_of(config)  # before the weights: an unknown family is the more useful message
     if lookup(config, "quantization_config.quant_method") == PACKED:

@@ -117,4 +117,15 @@ def _nothing_found(directory: Path) -> CheckpointError:
             f"{directory}: weights must be safetensors, found only pickles ({', '.join(pickles[:3])}), which run code "
             "when opened. Convert them with transformers' save_pretrained first."
         )
+    refuse_gguf(directory)
     return CheckpointError(f"{directory}: no {SINGLE} and no {INDEX}. Give the directory of a checkpoint.")
+
+
+def refuse_gguf(directory: Path) -> None:
+    """Raise CheckpointError where the weights are llama.cpp's, which often come without a config.json."""
+    found = sorted(path.name for path in directory.iterdir() if path.suffix.lower() == ".gguf")
+    if found:
+        raise CheckpointError(
+            f"{directory}: weights must be safetensors, found only GGUF ({', '.join(found[:3])}), llama.cpp's own "
+            "format. Use the checkpoint that it was made of."
+        )

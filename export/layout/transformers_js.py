@@ -9,6 +9,7 @@ from pathlib import Path
 
 from export.layout.moved import Layout, Moved, plan_move
 from export.run.graph_facts import Facts
+from transform.architectures.read import known_model_types, read_architecture
 from transform.checkpoint import Checkpoint
 from transform.errors import KnobError
 from transform.side_files import copy_side_files
@@ -20,8 +21,10 @@ GRAPH = "onnx/model.onnx"
 def plan(variant: Checkpoint, graphs: Mapping[str, Path]) -> tuple[Moved, ...]:
     """The decoder alone."""
     if variant.architecture.runtimes.transformers_js is None:
+        kinds = [read_architecture(kind) for kind in known_model_types()]
+        tried = ", ".join(kind.model_type for kind in kinds if kind.runtimes.transformers_js is not None)
         raise KnobError(
-            "transformers.js takes text-only variants: it has no model class for "
+            f"transformers.js takes text-only variants of families that were tried there ({tried}), got "
             f"{variant.architecture.model_type!r}. Use --for triton, onnxruntime-genai, or `knobcast run`."
         )
     moved = plan_move(graphs["text"], GRAPH)

@@ -90,6 +90,12 @@ def open_store(scheme: str, rest: str) -> "ObjectStore":
     if holds_login(rest):
         raise PublishError("a store's URL must hold no login. Leave it out, and log in as its own tools do.")
     url = f"{scheme}://{rest.rstrip('/')}"
+    with plainly(url, _WAY_OUT, (Exception,)):  # some of them connect or log in as soon as they are made
+        files, root = _file_system(scheme, url)
+    return ObjectStore(files, url, root, folder=scheme in ("file", "local"))
+
+
+def _file_system(scheme: str, url: str) -> "tuple[_Files, str]":
     try:
         from fsspec.core import url_to_fs
 
@@ -97,8 +103,10 @@ def open_store(scheme: str, rest: str) -> "ObjectStore":
     except ImportError as error:
         if scheme in ("s3", "s3a"):
             raise PublishError(lacking("s3fs")) from None
-        raise PublishError(f"{scheme}:// needs a package of fsspec that isn't installed here: {error}") from None
-    return ObjectStore(files, url, str(root), folder=scheme in ("file", "local"))
+        raise PublishError(
+            f"{scheme}:// needs a package of fsspec that isn't installed here: {error}. Install it, or push elsewhere."
+        ) from None
+    return files, str(root)
 
 
 class ObjectStore:

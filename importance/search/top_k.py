@@ -14,12 +14,18 @@ BlockScores = Scores | Mapping[int, float] | Iterable[float]  # of some blocks b
 
 
 def keep_top_k(
-    scores: Mapping[int, float], k: int, layers: int, keep_first: bool = True, keep_last: bool = True
+    scores: Mapping[int, float], k: int, layers: int, keep_first: bool = True, keep_last: bool = True, pinned: int = 0
 ) -> tuple[int, ...]:
-    """The k of `layers` blocks that stay, ascending. `scores`: block index -> importance, possibly partial."""
+    """The k of `layers` blocks that stay, ascending. `scores`: block index -> importance, possibly partial. `pinned`:
+    so many first blocks stay because the family asks for it (`transform.depth.pinned_blocks`)."""
     if type(k) is not int or not 1 <= k <= layers:
         raise KnobError(f"blocks must be from 1 to {layers} (the model's blocks), got {k!r}. Choose one of these.")
-    held = protected(layers, keep_first, keep_last)
+    held = protected(layers, keep_first, keep_last) | set(range(pinned))
+    if k < len(held) and pinned > 1:
+        raise KnobError(
+            f"the first {pinned} blocks of this model must stay and the last one does by default, so at least "
+            f"{len(held)} blocks are kept, got {k}. Keep {len(held)} or more, or name the blocks with --keep-blocks."
+        )
     if k < len(held):
         raise KnobError(
             f"the first and the last block stay by default, so at least {len(held)} blocks are kept, got {k}. "
