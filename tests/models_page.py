@@ -33,8 +33,8 @@ difference is 0 in {exact}, and {refused} are refused with the reason. Graphs ar
 int4 and int8. Others that read the original, such as vLLM or llama.cpp, were not tried.
 
 *Vision tokens* of a stock model are bounds in its processor's file ([checkpoints](checkpoints.md#vision-tokens)), and
-its variants are compared with the full model on pictures too. So are those of `aria`, `gemma4` and `molmo2`, with
-pictures of noise: nothing is known here of how their processors count tokens.
+its variants are compared with the full model on pictures too. So are those of `aria`, `gemma4`, `kimi_k25` and
+`molmo2`, with pictures of noise: nothing is known here of how their processors count tokens.
 
 The last column is a released configuration of which half the blocks and half of k are planned from headers in a test
 (`tests/test_released.py`); an empty one: no released configuration was at hand. *Sizes* after a name: of its

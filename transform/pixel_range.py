@@ -78,7 +78,7 @@ def _lower(budget: PixelBudget) -> Fraction:
 
 def _stretched(budget: PixelBudget) -> Fraction:
     """How much narrower a tiny picture may get that is enlarged to whole pixels first."""
-    return Fraction(budget.side, budget.side - 1) if budget.fit is Fit.CLIP else Fraction(1)
+    return Fraction(budget.side, budget.side - 1) if budget.fit is Fit.CLIP and budget.side > 1 else Fraction(1)
 
 
 def _counts(budget: PixelBudget, aspect: int) -> Iterator[int]:

@@ -15,7 +15,7 @@ Keep = Annotated[list[str] | None, typer.Option("--keep-blocks", help="Block ind
 Drop = Annotated[list[str] | None, typer.Option("--drop-blocks", help="Block indices to drop: 2,5")]
 Tokens = Annotated[
     str | None,
-    typer.Option("--tokens", help="Vision tokens per image: of crops 288, 432, … or low, medium, high; of pixels 256, …"),
+    typer.Option("--tokens", help="Vision tokens per image: 288, 432, … or low, medium, high; of pixel budgets 256, …"),
 ]
 Scores = Annotated[str | None, typer.Option("--scores", help="FILE or preset:NAME; absent: scores.json of the model.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="source, float32, float16 or bfloat16.")]

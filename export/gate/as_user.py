@@ -23,8 +23,8 @@ from transform.depth import view_blocks
 from transform.dtype import stored_dtype
 from transform.errors import VerificationError
 from transform.machine import LARGE, SMALL
-from transform.plan import parameters
 from transform.scratch import scratch
+from transform.sizes import parameters
 from transform.write import write_json
 
 SCRIPT = Path(__file__).with_name("user_process.py")

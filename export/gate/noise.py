@@ -33,11 +33,20 @@ def noise(*shape: int) -> torch.Tensor:
 
 def drawn_pictures(shown: Noise, config: Mapping[str, object]) -> Drawn | None:
     """Pictures for a family's config; None where the config hasn't the numbers."""
-    makers = {Shown.FRAMES: _frames, Shown.PLACES: _places, Shown.CROPS: _crops}
+    makers = {Shown.TILES: _tiles, Shown.FRAMES: _frames, Shown.PLACES: _places, Shown.CROPS: _crops}
     try:
         return makers[shown.kind](config)
     except (TypeError, ValueError, KeyError):  # numbers that this config lacks, or has as something else
         return None
+
+
+def _tiles(config: Mapping[str, object]) -> Drawn:
+    """Patches that are small pictures, and the grid that they make; squares of two by two are a token."""
+    patch = int(lookup(config, "vision_config.patch_size"))
+    grids = torch.tensor([[1, 2 * rows, 2 * columns] for rows, columns in PLACES])
+    values = noise(int(grids.prod(-1).sum()), 3, patch, patch)
+    counts = tuple(rows * columns for rows, columns in PLACES)
+    return Drawn({"pixel_values": values, "image_grid_thw": grids}, counts)
 
 
 def _frames(config: Mapping[str, object]) -> Drawn:

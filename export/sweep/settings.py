@@ -12,7 +12,8 @@ from importance.configurations import Config
 from transform.checkpoint import Checkpoint
 from transform.errors import KnobError
 from transform.knobs import Knobs, canonical_name, parse_tokens, spelt_k
-from transform.plan import DEFAULT_POLICY, Plan, make_plan, own_policy
+from transform.plan import Plan, make_plan
+from transform.vision_plan import DEFAULT_POLICY, own_policy
 
 MOST_SETTINGS = 500  # the table of a sweep is one JSON file
 

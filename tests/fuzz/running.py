@@ -1,4 +1,4 @@
-"""Whole commands on a variant of which one file was changed: `run`, `bench` and `push`."""
+"""Whole commands on a checkpoint or a variant of which one file was changed: `export`, `run`, `bench` and `push`."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from transform.molmoe.pictures import decode_image
 from transform.ownership import MANIFEST, SUMS
 
 PROMPT = "what is it"
-TEXT, CONFIG = "text.onnx", "config.json"
+TEXT, CONFIG, GENERATION = "text.onnx", "config.json", "generation_config.json"
 SIZES = ("--prompt-tokens", 24, "--new-tokens", 2)
 SEEING = ("preprocess.onnx", "vision.onnx", "embedding.onnx", TEXT, IO)
 
@@ -28,9 +28,10 @@ class BrokenCommandError(Exception):
     """A command that neither did its work nor refused in words."""
 
 
-def running_targets(folder: Path, text: Path, seeing: Path) -> tuple[Target, ...]:
-    """`text`, `seeing`: variants without and with pictures."""
+def running_targets(folder: Path, sources: Sequence[Path], text: Path, seeing: Path) -> tuple[Target, ...]:
+    """`sources`: checkpoints to export; `text`, `seeing`: variants without and with pictures."""
     folder.mkdir()
+    exported = _exported(folder / "export", sources)
     reading, looking = (Path(shutil.copytree(of, folder / name)) for name, of in (("r", text), ("l", seeing)))
     small_tokenizer(96).save_pretrained(reading)
     small_tokenizer(250, image_tokens=True).save_pretrained(looking)
@@ -59,11 +60,39 @@ def running_targets(folder: Path, text: Path, seeing: Path) -> tuple[Target, ...
             raise BrokenCommandError("a dry run wrote")
 
     return (
+        exported,
         of_rows("run", _files(reading, (TEXT, IO)), _mutation, run),
         of_rows("run on a picture", _files(looking, SEEING), _mutation, run_on_picture),
         of_rows("bench", _files(benched, (TEXT, IO, CONFIG, MANIFEST)), _mutation, bench),
         of_rows("push", _files(pushed, (TEXT, IO, CONFIG, MANIFEST, SUMS)), _mutation, push),
     )
+
+
+def _exported(folder: Path, sources: Sequence[Path]) -> Target:
+    """All but the gate: a whole variant, or nothing at all."""
+    folder.mkdir()
+    places = {source.name: Path(shutil.copytree(source, folder / source.name)) for source in sources}
+    out = folder / "out"
+
+    def export(row: str, data: bytes) -> None:
+        name, file = row.split("/")
+        shutil.rmtree(out, ignore_errors=True)
+        refused: KnobcastError | None = None
+        with _changed(places[name], file, data):
+            try:
+                _command("export", places[name], "--k", 1, "--no-verify", "--out", out)
+            except KnobcastError as error:
+                refused = error
+        left = {path.name for path in folder.iterdir()} - places.keys()
+        if left != (set() if refused else {"out"}) or (not refused and not (out / TEXT).is_file()):
+            raise BrokenCommandError(f"export left {sorted(left)}")
+        if refused:
+            raise refused
+
+    rows = [
+        f"{name}/{file}" for name, place in places.items() for file in (CONFIG, GENERATION) if (place / file).exists()
+    ]
+    return of_rows("export", {row: (folder / row).read_bytes() for row in rows}, lambda _: in_json, export)
 
 
 def _files(place: Path, names: Sequence[str]) -> dict[str, bytes]:

@@ -88,7 +88,7 @@ def targets(folder: Path) -> tuple[Target, ...]:
         *answer_targets(folder / "answers"),
         *family_targets(folder / "families"),
         *quantised_targets(folder / "quantised"),
-        *running_targets(folder / "running", text, seeing),
+        *running_targets(folder / "running", (folder / "olmoe", folder / "molmo"), text, seeing),
         *hub_targets(folder / "hub"),
         *mlflow_targets(folder / "mlflow"),
         *sweep_targets(folder / "sweeps"),

@@ -162,8 +162,9 @@ class Pixels:
 
 
 class Shown(StrEnum):
-    """How a stock model takes pictures that aren't patches of a grid: whole, as patches with their places, as crops."""
+    """How a stock model takes pictures: as small pictures of a grid, whole, as patches with their places, as crops."""
 
+    TILES = "tiles"
     FRAMES = "frames"
     PLACES = "places"
     CROPS = "crops"
