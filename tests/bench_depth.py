@@ -91,7 +91,7 @@ def bench_qwen3(work: Path, slabs: bool, runs: int) -> dict[str, Any]:
         tensors = in_slabs(tensors, NARROW["num_experts"])
     source = work / "qwen3"
     write_noise(source, NARROW, tensors, [sorted(names) for names in split_evenly(list(tensors), SHARDS)])
-    return beside_cp(source, QWEN3_DROP, runs) | {"bar": "ratio <= 1.25, peak_mb <= 120"}
+    return beside_cp(source, QWEN3_DROP, runs) | {"bar": "ratio <= 1.25"}
 
 
 def bars(work: Path, width: int, expert: int, runs: int) -> list[tuple[str, Callable[[], dict[str, Any]]]]:

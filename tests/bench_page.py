@@ -19,7 +19,8 @@ HEAD = """# What was measured
 
 Times are medians of interleaved runs, with files synced on both sides; memory is that of the whole process. Ratios are
 to a baseline that took turns with it. "Full size" is a synthetic checkpoint with the names and shapes of MolmoE-1B and
-random weights. The same for programs: [bench.json](bench.json).
+random weights. A row is measured again when what it measures changes (`--only NAME`), so not all are of one day. The
+same for programs: [bench.json](bench.json).
 """
 ABOUT = {
     "drop_4_of_16": (

@@ -32,6 +32,10 @@ difference is 0 in {exact}, and {refused} are refused with the reason. Graphs ar
 {onnxruntime} ([versions](versions.md)); onnxruntime-genai generated transformers' tokens in the forms cpu,
 int4 and int8. Others that read the original, such as vLLM or llama.cpp, were not tried.
 
+*Vision tokens* of a stock model are bounds in its processor's file ([checkpoints](checkpoints.md#vision-tokens)), and
+its variants are compared with the full model on pictures too. So are those of `aria`, `gemma4`, `kimi_k25` and
+`molmo2`, with pictures of noise: nothing is known here of how their processors count tokens.
+
 The last column is a released configuration of which half the blocks and half of k are planned from headers in a test
 (`tests/test_released.py`); an empty one: no released configuration was at hand. *Sizes* after a name: of its
 config.json only sizes, counts and lists were at hand, not every key.
@@ -65,7 +69,9 @@ longest of those with graphs, GPT-OSS, {oss}. A walk, with dots.llm1 ({dots} lin
    config key. A key that nothing reads, or a tensor that no role has, stops the graphs and is named.
 5. **One row** in `tests/support/zoo.py`: sizes that collide nowhere. `tests/test_zoo.py` compares every dropped block
    and every k with the full model, exactly. With graphs, one more in `tests/support/decoders.py`.
-6. A released config.json, without weights, into `tests/fixtures/configs/`, then `python -m tests.models_page`.
+6. **A stock model that resizes pictures by their area** says so in `"pixels"`: the config keys of its patches, which
+   of transformers' processors it has and whether they count a picture once or as a clip. `TOKENS` then works.
+7. A released config.json, without weights, into `tests/fixtures/configs/`, then `python -m tests.models_page`.
 
 What the words mean is in `transform/architectures/records.py` and `graph_facts.py`; more in
 [design](design.md#adding-a-family).

@@ -149,6 +149,11 @@ CHANGES: dict[str, tuple[str, dict[str, Any], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", [name for name in DECODERS if name not in DENSE])
+def test_experts_as_transformers_holds_them_have_graphs_too(name: str, tmp_path: Path) -> None:
+    assert why_no_graphs(read_checkpoint(write_decoder(name, tmp_path, save_original_format=False))) is None
+
+
 @pytest.mark.parametrize("what", CHANGES)
 def test_what_stops_graphs_is_named(what: str, tmp_path: Path) -> None:
     name, change, reason = CHANGES[what]

@@ -16,7 +16,11 @@ from transform.weight_files import weight_files
 
 def read_checkpoint(directory: Path) -> Checkpoint:
     """Read and check config, index and headers; raises CheckpointError with the rule that was broken."""
-    if not directory.is_dir():
+    try:
+        there = directory.is_dir()
+    except OSError as error:  # a name that is too long, or in a directory that can't be entered
+        raise CheckpointError(f"{directory}: cannot be read ({error.strerror}). Check the path.") from error
+    if not there:
         raise CheckpointError(f"{directory}: not a directory. Give the directory of a checkpoint.")
     if not (directory / "config.json").exists() and (directory / "snapshots").is_dir():
         raise CheckpointError(

@@ -7,10 +7,12 @@ the graph alone, would show in long texts only.
 from collections.abc import Mapping
 
 from transform.architectures.values import shown
+from transform.errors import CheckpointError
 
 KINDS = "layer_types"
 WINDOW = "sliding_window"
 WINDOWED = {"sliding_attention": WINDOW, "chunked_attention": "attention_chunk_size"}
+MOST = 1 << 62  # tokens that int64 can hold, and one more
 LAST_FULL = "max_window_layers"  # how many first blocks see all, in families without a switch
 
 
@@ -20,7 +22,7 @@ def windows_of(
     """How many tokens each block attends to, its own among them; None: all before it.
 
     `window`: the key of one that all blocks have where no list says which; `switch`: the key that must be true for it;
-    `listed`: transformers reads a list of kinds.
+    `listed`: transformers reads a list of kinds. Raises CheckpointError for more tokens than graphs can count.
     """
     kinds = config.get(KINDS) if listed else None
     if isinstance(kinds, list) and len(kinds) >= layers:
@@ -28,6 +30,12 @@ def windows_of(
     else:
         keys = [window if switch is None or config.get(switch) else None] * layers
     sizes = [config.get(key) if key else None for key in keys]
+    for key, size in zip(keys, sizes, strict=True):
+        if type(size) is int and size > MOST:
+            raise CheckpointError(
+                f"config.json: {key} must be at most {MOST:,} tokens, got {shown(size)}. Restore the original "
+                "config.json."
+            )
     return tuple(size if type(size) is int and size > 0 else None for size in sizes)
 
 
