@@ -11,11 +11,13 @@ one batch on the expanded cache. Equal to `model.generate()` one sample at a tim
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from importance.around import around
 from importance.batch import answer_batch, prefill, rows_that_fit
 from importance.look import check_room, look, opened
 from importance.prompts import Processor, Prompts, load_processor, prompts_for
@@ -26,7 +28,7 @@ from transform.load import load_model
 from transform.molmoe.pictures import ImageError
 from transform.plan import Plan
 from transform.progress import Progress
-from transform.runtime import knobs_at_run_time
+from transform.runtime import find_decoder, knobs_at_run_time
 
 MAX_NEW_TOKENS = 16
 EXACT_MATCH = METRICS["exact_match"]
@@ -64,12 +66,15 @@ class Evaluation(Share):
         return {**super().as_dict(), "by_kind": {kind: share.as_dict() for kind, share in self.by_kind.items()}}
 
 
+Question = tuple[int, tuple[int, ...]]  # index of the sample, token ids
+
+
 @dataclass(frozen=True, eq=False)
 class Group:
-    """One picture, or none, and the questions about it: (index of the sample, token ids)."""
+    """One picture, or none, and the questions about it."""
 
     picture: Picture | None
-    questions: tuple[tuple[int, tuple[int, ...]], ...]
+    questions: tuple[Question, ...]
 
 
 class Prepared:
@@ -110,7 +115,7 @@ class Prepared:
         check_room(self.samples[index], prefix, question, answer, self.max_positions)
 
     def _grouped(self) -> tuple[Group, ...]:
-        found: dict[object, tuple[Picture | None, list[tuple[int, tuple[int, ...]]]]] = {}
+        found: dict[object, tuple[Picture | None, list[Question]]] = {}
         for index, sample in enumerate(self.samples):
             if len(sample.images) > 1:
                 raise SamplesError(
@@ -169,14 +174,13 @@ def evaluate(
     check_samples(prepared.samples, metric)
     ends = prepared.prompts.ends(model)
     answers = [""] * len(prepared.samples)
+    slides = any(around(getattr(find_decoder(model), "config", None), 1).windows)
     for group, embeddings in prepared.prefixes():
         length = embeddings.shape[1]
         prepared.check_room(group, length, max_new_tokens)
         cache = prefill(model, embeddings)
         longest = length + max(len(ids) for _, ids in group.questions) + max_new_tokens
-        step = rows_that_fit(model, longest)
-        for start in range(0, len(group.questions), step):
-            batch = group.questions[start : start + step]
+        for batch in _batches(group.questions, rows_that_fit(model, longest), slides):
             made = answer_batch(model, cache, [ids for _, ids in batch], ends, max_new_tokens)
             for (index, _), ids in zip(batch, made, strict=True):
                 answers[index] = prepared.prompts.text(ids)
@@ -190,6 +194,15 @@ def evaluate(
     }
     total = Share.of(scores)
     return Evaluation(total.accuracy, total.stderr, total.samples, by_kind, tuple(answers), tuple(scores))
+
+
+def _batches(questions: Sequence[Question], rows: int, slides: bool) -> Iterator[Sequence[Question]]:
+    """Up to `rows` questions at a time; where blocks attend to the last tokens alone, of one length: padding between a
+    question and its answer would count among these."""
+    lengths = groupby(sorted(questions, key=lambda q: len(q[1])), key=lambda q: len(q[1]))
+    for alike in [list(group) for _, group in lengths] if slides else [questions]:
+        for start in range(0, len(alike), rows):
+            yield alike[start : start + rows]
 
 
 def evaluate_plan(

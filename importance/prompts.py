@@ -139,7 +139,9 @@ def prompts_for(processor: Processor, tokens: int | str | None, prompt: Prompt) 
     if hasattr(processor, "image_token_ids"):
         return PicturePrompts(processor, tokens, prompt)
     if tokens is not None:
-        raise SamplesError(f"a vision budget needs a model that sees images, got tokens={tokens!r}. Leave it out.")
+        raise SamplesError(
+            f"a vision budget needs a model that is shown pictures here, got tokens={tokens!r}. Leave it out."
+        )
     return TextPrompts(processor, prompt)
 
 

@@ -153,7 +153,9 @@ class Setting:
                 "model with a vision tower."
             )
         if self.tokens is not None:
-            raise KnobError(f"a vision budget needs a model that sees images, got {self.tokens}. Leave --tokens out.")
+            raise KnobError(
+                f"a vision budget needs a model that is shown pictures here, got {self.tokens}. Leave --tokens out."
+            )
 
     @cached_property
     def groups(self) -> np.ndarray:

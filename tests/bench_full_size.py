@@ -20,8 +20,8 @@ from tests.support.paths import ROOT
 from transform.depth import drop_blocks
 from transform.forms import form_named
 from transform.packed_layout import packed_bytes, packing_for
-from transform.plan import weight_bytes
 from transform.read import read_checkpoint
+from transform.sizes import weight_bytes
 
 DROP = (5, 8, 10, 12)
 EXPORT = """

@@ -23,8 +23,8 @@ from transform.forms import FORMS, form_named
 from transform.load import load_view, quiet_transformers
 from transform.machine import fitting_threads
 from transform.packed_layout import Packing, packed_bytes, packing_for
-from transform.plan import weight_bytes
 from transform.read import read_checkpoint
+from transform.sizes import weight_bytes
 
 KEPT = tuple(i for i in range(16) if i not in (5, 8, 10, 12))
 _TWO_SIDED = 1.96  # standard errors of a 95 % interval

@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 import transformers
 
+from export.gate.checking import checking_graphs
 from export.graph.decoder import text_graph
-from tests.support.compared import TOLERANCE, differences, loaded
+from tests.support.compared import TOLERANCE, differences, in_place, loaded
 from tests.support.drawn import FAMILIES, Drawn, drawn
 from tests.support.graphs import session
 from tests.support.variants import write_variant
@@ -72,7 +73,11 @@ def _by_way(what: Drawn, form: str, variant: Path) -> dict[str, float]:
         changed = checkpoint if k is None else set_top_k(checkpoint, k)
         text_graph(changed, form_named(form)).write(variant / "other.onnx")
         with nullcontext() if k is None else moe_top_k(theirs, k):
-            by_way = differences(session(variant, "other.onnx"), theirs, changed.graph.routing, what.vocabulary)
+            routing = changed.graph.routing
+            by_way = dict(differences(session(variant, "other.onnx"), theirs, routing, what.vocabulary))
+            graphs = checking_graphs(variant, text="other.onnx")
+            if graphs.shares_cache:
+                by_way["in place"] = in_place(graphs, theirs, routing, what.vocabulary)
         found |= {f"k={k} {way}": value for way, value in by_way.items()}
     return found
 

@@ -19,8 +19,9 @@ from tests.support.variants import record_sums
 from transform.depth import drop_blocks
 from transform.errors import KnobcastError, VerificationError
 from transform.knobs import Knobs
-from transform.plan import make_plan, parameters
+from transform.plan import make_plan
 from transform.read import read_checkpoint
+from transform.sizes import parameters
 
 RUN_PROCESS = export.gate.as_user.run_process  # the process itself; `conftest.py` keeps a warm one for all other tests
 NANO = Path(__file__).parents[1] / "artifacts" / "molmoe-nano"

@@ -13,6 +13,8 @@ from rich.table import Table
 from export.command.output import Console, print_json
 from tests.support.command import knobcast
 from tests.support.paths import ROOT
+from transform.errors import CheckpointError
+from transform.read import read_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -186,3 +188,23 @@ def test_brackets_in_a_path_are_printed(molmo: Path, tmp_path: Path) -> None:
     done = knobcast("export", molmo, "--k", "2", "--no-verify", "--no-onnx", "--out", out)
     assert done.code == 0
     assert f"not verified {out}\n" in done.out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["verify", "DIR"], ["run", "DIR", "--prompt", "x"], ["report", "DIR"], ["push", "DIR", "dir:shelf"],
+        ["layout", "DIR", "--for", "triton", "--out", "laid"], ["derive", "DIR", "--k", "1"], ["bench", "DIR"],
+        ["pick", "DIR", "--latency-ms", "3"], ["tile", "DIR"], ["merge", "DIR", "DIR", "--out", "m.json"],
+        ["export", "MODEL", "--k", "1", "--out", "DIR"], ["plan", "DIR"],
+    ],
+    ids=lambda words: words[0],
+)  # fmt: skip
+def test_a_name_that_no_file_system_takes_is_refused(words: list[str], molmo: Path) -> None:
+    named = {"DIR": "x" * 300, "MODEL": molmo}
+    done = knobcast(*(named.get(word, word) for word in words))
+    assert done.code == 1
+    assert "error: " in done.said
+    assert done.said.endswith("Check the path.")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_checkpoint(Path("x" * 300))

@@ -142,8 +142,16 @@ CHANGES: dict[str, tuple[str, dict[str, Any], str]] = {
     "a switch of another type": ("qwen3_moe", {"use_sliding_window": 1}, "use_sliding_window must be true or false"),
     "a window of nothing": ("mixtral", {"sliding_window": 0}, "sliding_window must be a whole number above 0"),
     "windows without a size": ("gpt_oss", {"sliding_window": None}, "sliding_window must be a whole number above 0"),
+    "windows listed where no class reads it": (
+        "llama", {"layer_types": ["sliding_attention"] * 4, "sliding_window": 7}, "transformers reads no such list",
+    ),
     "windows that the class lists": ("gpt_oss", {"layer_types": None}, "layer_types must say which blocks slide"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in DECODERS if name not in DENSE])
+def test_experts_as_transformers_holds_them_have_graphs_too(name: str, tmp_path: Path) -> None:
+    assert why_no_graphs(read_checkpoint(write_decoder(name, tmp_path, save_original_format=False))) is None
 
 
 @pytest.mark.parametrize("what", CHANGES)
@@ -178,6 +186,16 @@ def test_windows_are_those_of_transformers(what: str, tmp_path: Path) -> None:
     theirs = AutoConfig.from_pretrained(tmp_path)
     kinds = getattr(theirs, "layer_types", None) or ["sliding_attention"] * 4
     assert {theirs.sliding_window if kind == "sliding_attention" else None for kind in kinds} == windows
+
+
+def test_a_list_of_kinds_counts_where_the_class_reads_it(tmp_path: Path) -> None:
+    """Mixtral's class has one window for all blocks, whatever a list says."""
+    write_decoder("mixtral", tmp_path)
+    config = read_json(tmp_path / "config.json") | {"layer_types": ["full_attention"] * 4}
+    write_json(tmp_path / "config.json", config)
+    checkpoint = read_checkpoint(tmp_path)
+    assert set(checkpoint.settings.windows) == {WINDOW}
+    assert why_no_graphs(checkpoint) is None
 
 
 @pytest.mark.parametrize("change", [{"sliding_window": "x"}, {"max_position_embeddings": []}])

@@ -24,9 +24,9 @@ from importance.tasks import METRICS
 from transform.load import load_model
 from transform.packed import write_packed
 from transform.packed_layout import Packing
-from transform.plan import weight_bytes
 from transform.read import read_checkpoint
 from transform.runtime import BlockMaskWrapper, find_decoder, moe_top_k
+from transform.sizes import weight_bytes
 from transform.source import DEFAULT
 
 FULL = (4,) * 6

@@ -35,9 +35,9 @@ from importance.configurations import Config
 from importance.engine import Engine, State, extend, full_config
 from importance.metrics.gradient import compute_gradient_importance
 from importance.streaming import StreamedBlocks
-from transform.plan import weight_bytes
 from transform.read import read_checkpoint
 from transform.runtime import BlockMaskWrapper, find_decoder, moe_top_k
+from transform.sizes import weight_bytes
 
 SIZE, NEW = 40, 3
 

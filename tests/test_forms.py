@@ -29,9 +29,10 @@ from transform.errors import CheckpointError, KnobError
 from transform.forms import NAMES, form_named
 from transform.knobs import Knobs
 from transform.load import load_model
-from transform.plan import form_of, make_plan
+from transform.plan import make_plan
 from transform.read import read_checkpoint
 from transform.stack import is_stacked
+from transform.stored_form import form_of
 
 LAYERS, EXPERTS = BLOCKWISE["num_hidden_layers"], BLOCKWISE["num_experts"]
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -142,7 +142,7 @@ def test_some_targets_by_name() -> None:
     known = [Target(name, (), in_json, parse) for name in ("derive", "derive k", "layout")]
     assert [target.name for target in chosen(known, [])] == ["derive", "derive k", "layout"]
     assert [target.name for target in chosen(known, ["derive$,lay"])] == ["derive", "layout"]
-    assert [target.name for target in chosen(known, ["derive", "layout"])] == ["derive", "derive k", "layout"]
+    assert [target.name for target in chosen(known, ["layout", "derive"])] == ["layout", "derive", "derive k"]
 
 
 @pytest.mark.extra

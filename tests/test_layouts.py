@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format  # type: ignore[import-untyped]
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
 from export.files.integrity import check_before_torch, external_tensors
 from export.layout.moved import PAGE, plan_move, write_move

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from tests.models_page import PAGE, page
-from transform.architectures.read import known_model_types
+from tests.models_page import IN_GENAI, PAGE, page
+from transform.architectures.read import known_model_types, read_architecture
 
 DATA = Path(__file__).parents[1] / "transform" / "architectures"
 COMPLETE = {"molmo"}  # its vision tower's tensors are listed one by one
@@ -11,6 +11,11 @@ COMPLETE = {"molmo"}  # its vision tower's tensors are listed one by one
 
 def test_the_page_is_what_the_data_files_say() -> None:
     assert PAGE.read_text() == page(), "python -m tests.models_page writes it"
+
+
+def test_every_family_with_graphs_ran_in_genai() -> None:
+    with_graphs = {name for name in known_model_types() if read_architecture(name).graph is not None}
+    assert with_graphs == IN_GENAI
 
 
 def test_a_family_is_at_most_thirty_lines() -> None:

@@ -31,8 +31,8 @@ from transform.load import load_model, load_view, load_with_report
 from transform.packed import dequantise, fake_quantised, write_packed
 from transform.packed_layout import FILES, Packing, packed_bytes, packing_for
 from transform.packing import decode, encode
-from transform.plan import parameters, weight_bytes
 from transform.read import read_checkpoint
+from transform.sizes import parameters, weight_bytes
 from transform.top_k import set_top_k
 from transform.write import write_checkpoint
 

@@ -407,6 +407,15 @@ def test_a_file_of_a_gibibyte_takes_little_memory(hub: HubStandIn, variant: Path
         assert peak_of(*arguments, env=env) < 200
 
 
+def test_a_listing_that_lacks_what_it_listed_is_told(hub: HubStandIn, variant: Path) -> None:
+    from export.publish.hub_client import calm
+
+    push(variant)
+    with pytest.raises(PublishError, match="the Hub's client failed"), calm(NAME) as client:
+        head = client.commit_of("main")
+        client.copy(["gone.bin"], [], head, "main", head, "Copy")
+
+
 # credentials
 
 

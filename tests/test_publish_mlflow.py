@@ -329,3 +329,15 @@ def test_mlflows_own_aliases_are_refused(variant: Path, alias: str) -> None:
 def test_a_push_makes_the_version_itself(variant: Path) -> None:
     with pytest.raises(PublishError, match="Leave that out"):
         plan(MLflow("mlflow", "localhost", "molmo", "3"), variant)
+
+
+@pytest.mark.extra
+@pytest.mark.parametrize("error", [KeyError("run"), TypeError("no list"), ValueError("no number"), SystemError("pb")])
+def test_an_answer_that_the_client_stumbles_over_is_told(error: Exception) -> None:
+    pytest.importorskip("mlflow", reason="no mlflow: `pip install -e .[mlflow]`")
+    from export.publish.mlflow_client import calm
+
+    with pytest.raises(PublishError, match="must answer as MLflow does"), calm("http://server.example", "small"):
+        raise error
+    with pytest.raises(PublishError, match="ours"), calm("http://server.example", "small"):
+        raise PublishError("ours")

@@ -174,6 +174,18 @@ def test_what_the_store_holds_is_read_back(
     assert names(out) == names(contents[1].directory)
 
 
+def test_a_store_that_sends_more_than_it_lists_is_told(
+    store: str, contents: tuple[Content, Content], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it could fill the disk."""
+    _, receipt = push(open_target(store), contents[0])
+    publisher: Any = open_target(receipt.reference)
+    real = publisher._sizes
+    monkeypatch.setattr(publisher, "_sizes", lambda folder: real(folder) | {"text.onnx": 1000})
+    with pytest.raises(PublishError, match=r"text\.onnx must have at most 1,000 bytes"):
+        publisher.fetch(receipt.reference, tmp_path, lambda _: None)
+
+
 def test_what_went_away_behind_the_plan_is_named(
     contents: tuple[Content, Content], monkeypatch: pytest.MonkeyPatch
 ) -> None:

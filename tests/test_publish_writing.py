@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from export.publish.content import Content, read_content
+from export.publish.publisher import publish
 from export.publish.targets import open_target
 from tests.support.published import names, push, variant
 from transform import stage
@@ -67,6 +68,17 @@ def test_a_folder_that_cant_be_synced_is_told_after_the_rename(tmp_path: Path, m
     with told, stage.staged(tmp_path / "v", force=False) as place:
         (place / "manifest.json").write_text("{}")
     assert [path.name for path in tmp_path.iterdir()] == ["v"], "it stands"
+
+
+def test_a_version_that_another_push_wrote_meanwhile_is_there(content: Content, tmp_path: Path) -> None:
+    shelf = tmp_path / "shelf"
+    publisher = open_target(f"dir:{shelf}")
+    transfer = publisher.plan(content)
+    push(open_target(f"dir:{shelf}"), content)
+    assert publish(publisher, transfer, lambda _: None, lambda _: None).digest == content.digest
+    (shelf / content.version / "config.json").write_text("{}")
+    with pytest.raises(WriteError, match="exists"):
+        publisher.push(transfer, lambda _: None)
 
 
 def test_a_signature_that_comes_later_appears_whole(

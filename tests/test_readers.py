@@ -233,6 +233,18 @@ def test_broken_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         read_samples(file)
 
 
+@pytest.mark.extra
+def test_a_text_of_a_table_that_is_none_is_told(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet", reason="no pyarrow: `pip install -e .[eval]`")
+    import pyarrow as pa
+
+    wrong = pa.array([b"What\xff?"]).view(pa.string())
+    rows = pa.table({"id": ["1"], "image": pa.array([None], pa.string()), "prompt": wrong, "answers": [["a"]]})
+    parquet.write_table(rows, tmp_path / "t.parquet")
+    with pytest.raises(SamplesError, match=r"t\.parquet: must be an intact parquet file \('utf-8' codec"):
+        read_samples(tmp_path / "t.parquet")
+
+
 def test_tables_need_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(SamplesError, match=r"t\.parquet: tables need pyarrow.*pip install -e '\.\[eval\]'"):

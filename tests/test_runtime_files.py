@@ -42,6 +42,21 @@ def test_what_would_be_loaded_or_written_is_refused(place: str, value: object, m
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("part", "times"), [("normalizer", 8), ("decoder", 2)])
+def test_a_tokenizer_that_makes_short_texts_long_is_refused(part: str, times: int, made: Path, tmp_path: Path) -> None:
+    """Eight replacements of a letter by sixteen take all memory for the first prompt that has it."""
+    copy = Path(shutil.copytree(made, tmp_path / "v"))
+    told: dict[str, object] = {"version": "1.0"}
+    one = {"type": "Replace", "pattern": {"String": "e"}, "content": "e" * 16}
+    for count, code in ((times, 1), (1, 0)):
+        kinds = {"normalizer": "normalizers", "decoder": "decoders"}
+        told[part] = {"type": "Sequence", kinds[part]: [one] * count}
+        (copy / "tokenizer.json").write_text(json.dumps(told))
+        record_sums(copy)
+        done = knobcast("verify", copy, "--level", "files")
+        assert (done.code, "times as long" in done.said) == (code, bool(code)), done.said
+
+
 def test_an_io_json_that_is_none_isnt_pulled(made: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(made, tmp_path / "v"))
     told = read_json(copy / "io.json") | {"session_options": {"session.enable_profiling": "/tmp/x"}}

@@ -20,17 +20,14 @@ from transform.strict_json import with_floats
 
 FAMILIES = [name for name in known_model_types() if name in ZOO]
 NAMES = SPELLINGS | {"norm_top_k": ("norm_topk_prob",)}
-ODD = {"top_k": 3, "experts": 7, "eps": 0.0123, "norm_top_k": True}
+ODD = {"top_k": 3, "experts": 12, "eps": 0.0123, "norm_top_k": True}
 UNUSED = {("cohere2_moe", "rms_norm_eps")}  # a field of the class that its norms don't have
 HEAD_WIDTH = {"head_dim", "v_head_dim"}
 
 
 def of_text(name: str) -> type[PretrainedConfig]:
     """The class of the decoder's config."""
-    whole: type[PretrainedConfig] = CONFIG_MAPPING[name]
-    text = architecture_named(name).text
-    found: type[PretrainedConfig] = whole.sub_configs.get(text, whole) if text else whole
-    return found
+    return type(CONFIG_MAPPING[name]().get_text_config(decoder=True))
 
 
 def reads(name: str, key: str) -> bool:
@@ -96,6 +93,11 @@ def test_what_is_absent_is_what_the_class_has(name: str) -> None:
     if "norm_topk_prob" in defaults:
         assert ours.norm_top_k == defaults["norm_topk_prob"]
     assert ours.own_head_dim == defaults.get(family.keys["own_head_dim"][0] if family.keys.get("own_head_dim") else "")
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if architecture_named(name).graph is not None])
+def test_a_list_of_kinds_is_read_where_the_class_has_one(name: str) -> None:
+    assert architecture_named(name).reads_kinds == isinstance(getattr(of_text(name)(), "layer_types", None), list)
 
 
 def test_two_names_of_one_number_must_agree() -> None:

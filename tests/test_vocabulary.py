@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from transform.architectures.vocabulary import check_block_entries, select_blocks, sparse_blocks
+from transform.architectures.windows import windows_of
 from transform.depth import drop_blocks
 from transform.errors import CheckpointError, KnobError
 from transform.read import read_checkpoint
@@ -87,6 +88,16 @@ def test_what_speaks_of_blocks_by_no_number_or_text_is_refused(said: Mapping[str
     with pytest.raises(CheckpointError, match=why):
         check_block_entries(said)
     check_block_entries({"layer_types": ["a", None], "num_experts_per_tok": [1, 2], "mlp_only_layers": [0, -1]})
+
+
+@pytest.mark.parametrize("kind", ["sliding_attention", "chunked_attention"])
+def test_a_window_that_no_graph_can_count_is_refused(kind: str) -> None:
+    said = {"layer_types": ["full_attention", kind], "sliding_window": 2**63, "attention_chunk_size": 2**63}
+    with pytest.raises(
+        CheckpointError, match=r"must be at most 4,611,686,018,427,387,904 tokens, got 9223372036854775808"
+    ):
+        windows_of(said, 2, None, None, listed=True)
+    assert windows_of({**said, "sliding_window": 9, "attention_chunk_size": 9}, 2, None, None, listed=True) == (None, 9)
 
 
 @pytest.mark.parametrize("shared", [-1, -9, 7])

@@ -13,6 +13,7 @@ from transform.errors import CheckpointError, KnobError
 from transform.knobs import Knobs
 from transform.load import load_view, load_with_report
 from transform.plan import make_plan
+from transform.quantised import refuse_quantised
 from transform.read import read_checkpoint
 from transform.write import write_checkpoint
 
@@ -63,6 +64,39 @@ def test_codes_pass_where_blocks_are_dropped_and_k_is_lowered(mxfp4: Path, tmp_p
 def test_codes_are_never_cast(mxfp4: Path) -> None:
     with pytest.raises(KnobError, match="weights quantised by mxfp4 move as they are"):
         make_plan(read_checkpoint(mxfp4), Knobs(dtype="bfloat16"))
+
+
+# What tools write: into config.json, or (a name with an end) beside it; how the refusal calls the method.
+LEFT: tuple[tuple[str, object, str], ...] = (
+    ("quantization_config", {"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8"),
+    ("quantization_config", {"quant_method": "compressed-tensors", "format": "pack-quantized"}, "compressed-tensors"),
+    ("compression_config", {"quant_method": "compressed-tensors"}, "compressed-tensors"),
+    ("quantization_config", {"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+    ("quantization_config", {"load_in_8bit": True, "load_in_4bit": False}, "bitsandbytes"),
+    ("quantization_config", {"quant_method": "torchao", "quant_type": {"default": {}}}, "torchao"),
+    ("quantization_config", {"quant_method": "hqq", "quant_config": {}}, "hqq"),
+    ("quantization_config", {"quant_method": "modelopt", "quant_algo": "NVFP4"}, "modelopt"),
+    ("quantization_config", {"quant_algo": "FP8", "kv_cache_scheme": None}, "modelopt"),
+    ("quantization_config", {"quant_method": "auto-round", "bits": 4}, "auto-round"),
+    ("quantization_config", {"quant_method": "quark"}, "quark"),
+    ("quantization", {"group_size": 64, "bits": 4}, "mlx"),
+    ("text_config", {"quantization_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),
+    ("hf_quant_config.json", {"quantization": {"quant_algo": "FP8"}}, "modelopt"),
+    ("quantize_config.json", {"bits": 4, "group_size": 128}, "gptq"),
+    ("quant_config.json", {"w_bit": 4, "q_group_size": 128}, "awq"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("where", "about", "method"), LEFT)
+def test_every_tool_is_named(where: str, about: object, method: str, tmp_path: Path) -> None:
+    config = {"model_type": "qwen3_moe"}
+    if where.endswith(".json"):
+        (tmp_path / where).write_text(json.dumps(about))
+    else:
+        config |= json.loads(json.dumps({where: about}))
+    with pytest.raises(CheckpointError, match=f'method "{method}".*Use the checkpoint it was made of') as refused:
+        refuse_quantised(tmp_path, config)
+    assert where in str(refused.value)
 
 
 @pytest.mark.parametrize(

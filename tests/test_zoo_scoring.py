@@ -36,6 +36,15 @@ REFUSED = {
     "jamba": "has no norm|has linear_attention",
     "deepseek_v2": "can't be called so",
     "molmo2": "own logits|can't be called so",
+    "laguna": "can't be called so",
+    "mellum": "can't be called so",
+    "gemma4_text": "can't be called so",
+    "deepseek_v32": "has indexed_attention",
+    "axk2": "has indexed_attention",
+    "kimi_linear": "has linear_attention",
+    "bailing_hybrid": "has linear_attention",
+    "qwen3_5_moe_text": "has linear_attention",
+    "lara_mini": "has linear_attention",
 }
 ROWS = [pytest.param(name, marks=() if name in CORE else pytest.mark.extra) for name in ZOO]
 

@@ -16,14 +16,13 @@ from transform.architectures.vocabulary import (
     PERIODS,
     ROUTED,
     STEP,
-    sparse_blocks,
 )
 from transform.checkpoint import Checkpoint, Tensor
 from transform.derived import with_derived_lists
 from transform.errors import CheckpointError
 from transform.regular_file import open_regular
 
-OF_EXPERTS = re.compile(r"(^|\.)experts\.|(^|\.)block_sparse_moe\.(input|output)_linear\.")  # names of experts' tensors
+OF_EXPERTS = re.compile(r"(^|\.)experts\.|(^|\.)(block_sparse_moe|mlp)\.(input|output)_linear\.")  # in names
 _SAYING = (
     ROUTED, LETTERS, "moe_layers", "moe_layer_freq", ONLY_DENSE, STEP, *BEFORE_EXPERTS, LAST, INTERVAL, PERIODS[1][0],
 )  # fmt: skip
@@ -32,29 +31,36 @@ _COMPARED = 4096  # bytes at the front of each matrix; training moves all of the
 
 def check_experts(checkpoint: Checkpoint) -> None:
     """Raise CheckpointError where the config gives experts to other blocks than the tensors do."""
-    family, layers = checkpoint.architecture, checkpoint.settings.layers
+    family = checkpoint.architecture
     if family.complete:  # its tensors were compared one by one
         return
     stored = _stored(checkpoint)
-    if stored == list(map(bool, checkpoint.settings.experts_of)):
+    if stored == _said(checkpoint):
         return
-    text = family.text_of(with_derived_lists(checkpoint).config)  # lists that transformers makes may say it
-    routed = family.routed if checkpoint.settings.experts else ROUTED
-    said = [bool(checkpoint.settings.experts) and sparse for sparse in sparse_blocks(text, layers, routed)]
-    if wrong := [i for i in range(layers) if stored[i] != said[i]]:
-        keys = [key for key in (family.routed, *_SAYING) if text.get(key) is not None]
-        by = f" by {', '.join(dict.fromkeys(keys))}" if keys else ""
-        has, lacks = ("no experts", "has tensors of some") if stored[wrong[0]] else ("experts", "has no tensor of any")
+    told = with_derived_lists(checkpoint)  # lists that transformers makes may say it
+    wrong = [i for i, (has, said) in enumerate(zip(stored, _said(told), strict=True)) if has != said]
+    if wrong:
+        text = family.text_of(told.config)
+        keys = dict.fromkeys(key for key in (family.routed, *_SAYING) if text.get(key) is not None)
+        by = f" by {', '.join(keys)}" if keys else ""
+        said, found = ("no experts", "has tensors of some") if stored[wrong[0]] else ("experts", "has no tensor of any")
+        more = f", and so it is with {len(wrong) - 1} more" if wrong[1:] else ""
         raise CheckpointError(
-            f"config.json must give experts to the blocks that have tensors of them: block {wrong[0]} has {has}{by}, "
-            f"and {lacks}{f', so have {len(wrong) - 1} more' if wrong[1:] else ''}. Restore the original config.json."
+            f"config.json must give experts to the blocks that have tensors of them: block {wrong[0]} has {said}{by}, "
+            f"and {found}{more}. Restore the original config.json."
         )
 
 
 def untied_head(checkpoint: Checkpoint) -> str | None:
     """A warning where the config ties the output matrix to the embedding, and both are stored with other values."""
     family, head, table = checkpoint.architecture, checkpoint.find("head"), checkpoint.find("embedding")
-    if head is None or table is None or not _tied(checkpoint.config, family.text_of(checkpoint.config)):
+    if (
+        head is None
+        or table is None
+        or head.pack
+        or table.pack
+        or not _tied(checkpoint.config, family.text_of(checkpoint.config))
+    ):
         return None
     if head.shape == table.shape and head.stored == table.stored and _front(head) == _front(table):
         return None
@@ -62,6 +68,11 @@ def untied_head(checkpoint: Checkpoint) -> str | None:
         f"config.json says tie_word_embeddings, yet {head.name} and {table.name} differ: transformers then ties "
         "nothing and uses both, and so does the variant"
     )
+
+
+def _said(checkpoint: Checkpoint) -> list[bool]:
+    """Of each block, whether the config gives it experts."""
+    return [experts > 0 for experts in checkpoint.settings.experts_of]
 
 
 def _stored(checkpoint: Checkpoint) -> list[bool]:

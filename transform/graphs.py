@@ -4,7 +4,7 @@ import re
 
 from transform.architectures import lookup
 from transform.architectures.graph_keys import unfit, unread_keys
-from transform.architectures.windows import KINDS, unsaid_windows
+from transform.architectures.windows import unsaid_windows
 from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError
 from transform.experts import PARTS, in_slabs
@@ -34,8 +34,8 @@ def why_no_graphs(checkpoint: Checkpoint) -> str | None:
         return f"{NONE_FOR_IT}: nothing reads {', '.join(keys)} of config.json"
     if not checkpoint.has("embedding"):
         return f"{NONE_FOR_IT}: there is no {checkpoint.name('embedding')}"
-    layers, derived = checkpoint.settings.layers, KINDS in family.derived
-    if reason := unfit(family.graph, config) or unsaid_windows(config, layers, family.window, family.switch, derived):
+    layers, listed = checkpoint.settings.layers, family.reads_kinds
+    if reason := unfit(family.graph, config) or unsaid_windows(config, layers, family.window, family.switch, listed):
         return f"{NONE_FOR_IT}: {reason}"
     if reason := unfit_shapes(checkpoint):
         return f"{NONE_FOR_IT}: {reason}"

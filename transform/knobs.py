@@ -78,7 +78,10 @@ def parse_tokens(text: str | int | None) -> int | str | None:
     if word in ("low", "medium", "high"):
         return word
     if not _is_count(word):
-        raise KnobError(f"tokens must be a whole number, or low, medium, high, got {_short(text)}.")
+        raise KnobError(
+            "tokens must be a whole number (a multiple of 144 where images are cut into crops), or low, medium, high, "
+            f"got {_short(text)}."
+        )
     return int(word)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transform.checkpoint import Checkpoint
 from transform.depth import view_blocks
-from transform.plan import parameters
+from transform.sizes import parameters
 
 FLOAT32 = 4
 LARGE = 1 << 20  # bytes

@@ -23,7 +23,7 @@ from transform.write import write_json
 
 _INNER, _VIDEOS = "image_processor", "video_processor"  # of processor_config.json
 _OLDER = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}  # beside `size`, and stronger
-_STOCK = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}  # what an absent key of the file means
+_STOCK = {"patch_size": 14, "merge_size": 2}  # what an absent key of the file means in all families
 
 
 @dataclass(frozen=True)
@@ -162,10 +162,9 @@ def _check(place: Place, source: Checkpoint, pixels: Pixels) -> None:
             f"{place.file}: do_resize must not be false, or pictures keep their sizes whatever the budget. "
             "Leave tokens out, or restore the original file."
         )
-    numbers = {"patch_size": "patch", "merge_size": "merge"}
-    numbers |= {"temporal_patch_size": "frames"} if pixels.fit is Fit.CLIP else {}
-    for key, name in numbers.items():
-        value, wanted = settings.get(key, _STOCK[key]), pixels.number(source.config, name)
+    for key, name in (("patch_size", "patch"), ("merge_size", "merge"), ("temporal_patch_size", "frames")):
+        wanted = pixels.number(source.config, name)
+        value = settings.get(key, _STOCK.get(key, wanted))
         if value != wanted:
             raise CheckpointError(
                 f"{place.file}: {key} must be {wanted} as in config.json, it is {shown(value)}"

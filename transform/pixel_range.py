@@ -7,6 +7,7 @@ Where both sides would be whole before they are rounded, floating point decides:
 import math
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import cache
 
 from transform.architectures.records import Fit
 from transform.errors import KnobError
@@ -18,18 +19,21 @@ RESERVE = 130  # tokens that must fit beside a picture: its start and end, and s
 _ALWAYS_KEPT = 128  # and every larger budget: rounding up adds less than a quarter there
 
 
+@cache
 def least(budget: PixelBudget, aspect: int = ASPECT) -> int:
     """The fewest tokens of pictures up to this aspect."""
     ties = _ties(budget, Fraction(budget.tokens), aspect)
     return min(*_counts(budget, aspect), *(count for _, count in ties))
 
 
+@cache
 def most(budget: PixelBudget, aspect: int = ASPECT) -> int:
     """The most tokens of pictures up to this aspect."""
     ties = _ties(budget, _lower(budget), aspect)
     return max(*_counts(budget, aspect), *(count for _, count in ties))
 
 
+@cache
 def kept_to(budget: PixelBudget) -> float:
     """The aspect below which no picture has more tokens than the budget; MOST_ASPECT: none has."""
     tokens, area = budget.tokens, _lower(budget)
@@ -74,7 +78,7 @@ def _lower(budget: PixelBudget) -> Fraction:
 
 def _stretched(budget: PixelBudget) -> Fraction:
     """How much narrower a tiny picture may get that is enlarged to whole pixels first."""
-    return Fraction(budget.side, budget.side - 1) if budget.fit is Fit.CLIP else Fraction(1)
+    return Fraction(budget.side, budget.side - 1) if budget.fit is Fit.CLIP and budget.side > 1 else Fraction(1)
 
 
 def _counts(budget: PixelBudget, aspect: int) -> Iterator[int]:

@@ -3,66 +3,29 @@
 Checkpoint and knobs in; the planned checkpoint, the vision policy, parameter counts, bytes and warnings out.
 """
 
-import math
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from transform.agreement import OF_EXPERTS, check_experts, untied_head
+from transform.agreement import check_experts, untied_head
 from transform.checkpoint import Checkpoint
 from transform.depth import drop_blocks
 from transform.dtype import cast
 from transform.errors import KnobError
-from transform.forms import FORMS, REFERENCE, ROUNDED, Form, form_named
+from transform.forms import ROUNDED, Form, form_named
 from transform.graphs import quantised_by, why_no_graphs
 from transform.hub_cache import hub_id, name_of, revision_of
-from transform.image_settings import max_crops, variant_policy
-from transform.knobs import DTYPES, Knobs, canonical_name, parse_tokens
-from transform.molmoe import tiling
+from transform.knobs import Knobs, canonical_name
 from transform.packed_layout import Packing, activations_of, packed_bytes, packing_for, packing_of
-from transform.picture_processor import PicturePlan, picture_warnings, plan_pictures
-from transform.plan_facts import PlanFacts, VisionFacts
-from transform.stack import is_stacked, stack_experts
+from transform.picture_processor import PicturePlan
+from transform.plan_facts import PlanFacts
+from transform.sizes import active_parameters, parameters, weight_bytes
+from transform.stack import stack_experts
+from transform.stored_form import check_form, form_of
 from transform.tokenizer_file import FILE as TOKENIZER
 from transform.tokenizer_file import tokenizer_warnings
 from transform.top_k import beyond_training, set_top_k
-from transform.write import written_bytes
+from transform.vision_plan import DEFAULT_POLICY, Vision, plan_images
 
-RESIZES = ("pad", "fill")  # those of `molmoe/preprocessing.py`, which needs numpy
-DEFAULT_POLICY = ("pad", "canvas")
 ADAPTER = "adapter_config.json"  # peft's
-
-
-@dataclass(frozen=True)
-class Vision:
-    """How an image becomes tokens in the variant. `tokens`: the nominal budget, a tier, or None (stock tiling);
-    `crops`: tiles without the global view, or None where an image may take fewer than `max_crops`."""
-
-    tokens: int | str | None
-    crops: int | None
-    max_crops: int
-    resize: str
-    rule: str
-    tilings: tuple[tuple[int, int], ...]
-
-    def as_dict(self) -> VisionFacts:
-        """For plan, manifest and io.json; token counts are real ones, per (rows, columns)."""
-        return {
-            "tokens": self.tokens,
-            "crops": self.crops,
-            "max_crops": self.max_crops,
-            "resize": self.resize,
-            "rule": self.rule,
-            "tilings": [
-                {
-                    "rows": r,
-                    "columns": c,
-                    "nominal_tokens": (r * c + 1) * tiling.TOKENS_PER_CROP,
-                    "patch_tokens": tiling.patch_tokens(r, c),
-                    "image_tokens": tiling.image_tokens(r, c),
-                }
-                for r, c in self.tilings
-            ],
-        }
 
 
 @dataclass(frozen=True)
@@ -191,39 +154,6 @@ class Plan:
         return facts
 
 
-def parameters(checkpoint: Checkpoint) -> int:
-    """Every stored number."""
-    return sum(math.prod(t.shape) for t in checkpoint.tensors.values())
-
-
-def active_parameters(checkpoint: Checkpoint) -> int:
-    """Parameters that one token's way can touch: all but the experts that a block does not select."""
-    if not checkpoint.architecture.complete:
-        return parameters(checkpoint) - sum(_idle(checkpoint))
-    idle = 0
-    for i, k in enumerate(checkpoint.settings.top_k):
-        expert = sum(math.prod(checkpoint.tensor(f"expert.{part}", i).shape) for part in ("gate", "up", "down"))
-        idle += (checkpoint.settings.experts - k) * expert
-    return parameters(checkpoint) - idle
-
-
-def _idle(checkpoint: Checkpoint) -> Iterator[int]:
-    """Of each block, the parameters of the experts that a token doesn't choose, however their tensors are laid out."""
-    settings = checkpoint.settings
-    stored = [0] * settings.layers
-    for name, tensor in checkpoint.tensors.items():
-        block, part = checkpoint.block_of(name)
-        if block is not None and block < settings.layers and OF_EXPERTS.search(part):
-            stored[block] += math.prod(tensor.shape)
-    for total, experts, k in zip(stored, settings.experts_of, settings.top_k, strict=True):
-        yield total * (experts - k) // experts if experts else 0
-
-
-def weight_bytes(checkpoint: Checkpoint) -> int:
-    """Bytes of all tensors as they will be stored."""
-    return sum(written_bytes(t) for t in checkpoint.tensors.values())
-
-
 def make_plan(source: Checkpoint, knobs: Knobs) -> Plan:
     """Apply the passes (blocks, k, dtype, then the form's) to the headers; raises KnobError or BudgetError.
 
@@ -231,13 +161,6 @@ def make_plan(source: Checkpoint, knobs: Knobs) -> Plan:
     Where a budget is said, resize and rule that aren't are the usual ones.
     """
     check_experts(source)
-    own = own_policy(source) if knobs.tokens is None else (knobs.tokens, *DEFAULT_POLICY)
-    tokens = own[0]
-    resize = own[1] if knobs.resize is None else knobs.resize
-    rule = own[2] if knobs.rule is None else knobs.rule
-    for option, word, words in (("resize", resize, RESIZES), ("rule", rule, tiling.RULES)):
-        if word not in words:
-            raise KnobError(f"{option} must be one of {', '.join(words)}, got {word!r}.")
     keep_blocks = knobs.keep if knobs.keep is not None else tuple(range(source.settings.layers))
     warnings = []
     target = drop_blocks(source, keep_blocks)
@@ -251,7 +174,7 @@ def make_plan(source: Checkpoint, knobs: Knobs) -> Plan:
         )
     source_form = form_of(source)
     form = source_form if knobs.form is None else form_named(knobs.form)
-    _check_form(source, source_form, form, knobs.dtype)
+    check_form(source, source_form, form, knobs.dtype)
     if form is not source_form and (reason := why_no_graphs(source)):
         raise KnobError(f"a form is what graphs read: {reason}. Leave --form out.")
     if knobs.activations is not None and not form.activations:
@@ -262,15 +185,8 @@ def make_plan(source: Checkpoint, knobs: Knobs) -> Plan:
     target = cast(target, form.dtype(knobs.dtype))
     if form.stacked:
         target = stack_experts(target)
-    vision, pictures = None, None
-    if source.architecture.modality.sees_images:
-        vision = plan_vision(source, tokens, resize, rule)
-        if isinstance(tokens, int) and vision.crops is not None:
-            warnings += [tiling.budget_warning(vision.crops)]
-        warnings += [_too_long(source, vision)]
-    else:
-        pictures = _stock_pictures(source, knobs)
-        warnings += picture_warnings(source, pictures) if pictures else []
+    vision, pictures, said = plan_images(source, knobs)
+    warnings += said
     if TOKENIZER in source.side_files or why_no_graphs(source) is None:  # else nothing of ours runs the variant
         warnings += tokenizer_warnings(source)
     warnings += [untied_head(source)]
@@ -281,89 +197,4 @@ def make_plan(source: Checkpoint, knobs: Knobs) -> Plan:
         )
     return Plan(
         source, target, knobs, tuple(keep_blocks), vision, form, source_form, tuple(w for w in warnings if w), pictures
-    )
-
-
-def _stock_pictures(source: Checkpoint, knobs: Knobs) -> PicturePlan | None:
-    """The budget of a model whose pictures are its own processor's; raises KnobError for what such a model can't be
-    told."""
-    said = {"tokens": knobs.tokens, "resize": knobs.resize, "rule": knobs.rule}
-    family, given = source.architecture, [name for name, value in said.items() if value is not None]
-    if given and family.pixels is None:
-        seeing = isinstance(source.config.get("vision_config"), Mapping)
-        lacking = "nothing is known here of how their processor counts tokens" if seeing else "see no images"
-        raise KnobError(
-            f"tokens, resize and rule are about images, and {family.model_type!r} models "
-            f"{'have a processor of their own: ' if seeing else ''}{lacking}, got {', '.join(given)}. Leave them out."
-        )
-    if tilings := [name for name in given if name != "tokens"]:
-        raise KnobError(
-            f"resize and rule are about tilings, and the processor of {family.model_type!r} models has none, it keeps "
-            f"a picture's aspect: got {', '.join(tilings)}. Leave them out."
-        )
-    if knobs.tokens is None or family.pixels is None:
-        return None
-    if isinstance(knobs.tokens, str):
-        raise KnobError(
-            f"tokens of {family.model_type!r} models must be a whole number, tiers are of tilings, got "
-            f"{knobs.tokens!r}. Give for example 256."
-        )
-    return plan_pictures(source, family.pixels, knobs.tokens)
-
-
-def form_of(checkpoint: Checkpoint) -> Form:
-    """The form that stored weights are for: codes and stacked experts have one, all others are for any."""
-    packing = packing_of(checkpoint.config)
-    if not checkpoint.architecture.complete and packing is None:
-        return REFERENCE
-    for form in FORMS:
-        if packing is not None and packing.bits == form.bits:
-            return form
-        if form.stacked and form.stored is not None and is_stacked(checkpoint, DTYPES[form.stored]):
-            return form
-    return REFERENCE
-
-
-def _check_form(source: Checkpoint, own: Form, form: Form, dtype: str) -> None:
-    if own.bits and (form != own or dtype != "source"):
-        raise KnobError(
-            f"the weights of {name_of(source.path)} are quantised, and so are its variants: their form is {own.name}, "
-            f"got {form.name} with dtype {dtype}. Leave both out, or export from the source it was made of."
-        )
-    if not form.takes(dtype):  # nobody asked for the form, or its setting would have been refused
-        raise KnobError(
-            f"the weights of {name_of(source.path)} are laid out for the {own.name} form, which is {own.stored}, and "
-            f"so are its variants: got dtype {dtype!r}. Leave it out, or give another --form."
-        )
-
-
-def own_policy(source: Checkpoint) -> tuple[int | str | None, str, str]:
-    """Tokens, resize and rule of a variant; of any other model the stock tiling."""
-    stored = variant_policy(source)
-    if stored is None:
-        return None, *DEFAULT_POLICY
-    resize, rule = (str(stored.get(key, usual)) for key, usual in zip(("resize", "rule"), DEFAULT_POLICY, strict=True))
-    return parse_tokens(stored.get("vision_tokens")), resize, rule
-
-
-def plan_vision(source: Checkpoint, tokens: int | str | None, resize: str, rule: str) -> Vision:
-    """Check the budget against the model's longest sequence and list the tilings it allows."""
-    most = max_crops(source)
-    if tokens is None:
-        tilings = tuple(t for n in range(1, most + 1) for t in tiling.tilings(n))
-        return Vision(None, None, most, resize, rule, tilings)
-    budget = tiling.check_budget(tokens, source.settings.max_positions)
-    exact = budget.crops if isinstance(tokens, int) else None
-    return Vision(tokens, exact, budget.max_crops, resize, rule, tuple(budget.tilings))
-
-
-def _too_long(source: Checkpoint, vision: Vision) -> str | None:
-    """A warning where the stock tiling of some image doesn't fit; a budget that doesn't was refused already."""
-    longest = max(tiling.image_tokens(r, c) for r, c in vision.tilings)
-    needed = 1 + longest + tiling.TEXT_RESERVE
-    if vision.tokens is not None or needed <= source.settings.max_positions:
-        return None
-    return (
-        f"an image of {vision.max_crops} crops takes up to {longest} tokens: {needed} with some text, the model has "
-        f"{source.settings.max_positions} positions. Set tokens to a budget that fits"
     )

@@ -1,14 +1,17 @@
 """A tokenizer that can't be loaded must not travel with a verified variant, nor ids that the model lacks. No torch."""
 
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 
 from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError
+from transform.regular_file import read_regular
 from transform.side_files import side_files
 from transform.strict_json import MAX_TABLE_BYTES, read_json
 
 FILE = "tokenizer.json"
+_MOST_GROWTH = 16
 # What AutoTokenizer makes a tokenizer of as well, and `run` doesn't.
 OTHERS = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
           "tekken.json")  # fmt: skip
@@ -22,6 +25,7 @@ def check_tokenizer(directory: Path) -> None:
             read_json(directory / name, MAX_TABLE_BYTES)
     if not (directory / FILE).is_file():
         return
+    check_growth(directory)
     from tokenizers import Tokenizer
 
     try:
@@ -31,6 +35,35 @@ def check_tokenizer(directory: Path) -> None:
         raise CheckpointError(
             f"{directory}: {FILE} must be intact: {reason}. Get it again, or remove it to export without a tokenizer."
         ) from error
+
+
+def check_growth(directory: Path) -> None:
+    """Raise CheckpointError for a tokenizer.json that makes a short text long: a few replacements behind each other
+    can take all memory for any prompt."""
+    path = directory / FILE
+    if not path.is_file() or b'"Replace"' not in read_regular(path, MAX_TABLE_BYTES):
+        return  # parsing a large vocabulary takes a second
+    stored = read_json(path, MAX_TABLE_BYTES)
+    for part in ("normalizer", "pre_tokenizer", "decoder"):
+        if (grown := _growth(stored.get(part))) > _MOST_GROWTH:
+            raise CheckpointError(
+                f"{directory}: the {part} of {FILE} must make a text at most {_MOST_GROWTH} times as long, its "
+                f"replacements make it up to {min(grown, 10**18):,} times. Get it again from whom you trust."
+            )
+
+
+def _growth(part: object) -> int:
+    """How many times longer the replacements of a part make a text, all those in a sequence together."""
+    if isinstance(part, list):
+        return prod(map(_growth, part))
+    if not isinstance(part, dict):
+        return 1
+    if part.get("type") != "Replace":
+        return prod(_growth(inner) for inner in part.values())
+    pattern, content = part.get("pattern"), part.get("content")
+    text = pattern.get("String") if isinstance(pattern, dict) else None
+    least = len(text) if isinstance(text, str) and text else 1  # what a regular expression finds may be one letter
+    return -(-len(content) // least) if isinstance(content, str) and content else 1
 
 
 def embedding_rows(checkpoint: Checkpoint) -> int:

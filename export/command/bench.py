@@ -73,8 +73,8 @@ def bench(
     from export.run.graph_facts import read_facts
     from export.run.io_file import form_in
     from export.run.session import check_provider
-    from transform.plan import parameters
     from transform.read import read_checkpoint
+    from transform.sizes import parameters
 
     provider, member = contest.provider, contest.member
     baselines = parse_against(AGAINST if contest.against is None else str(joined(contest.against)))

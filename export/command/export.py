@@ -32,7 +32,7 @@ def export(request: Request, graphs: Graphs, target: Target) -> None:
     from export.command.show import ranking_facts, show_next, show_plan, show_result
     from export.graph.static import parse_static, plan_static
     from export.variant import export_variant
-    from transform.plan import weight_bytes
+    from transform.sizes import weight_bytes
 
     cache, chunk = parse_static(graphs.static, graphs.prompt)
     if cache is not None and not graphs.onnx:

@@ -16,7 +16,8 @@ from export.files.verification import Verification
 from importance.choose import Source, find_scores
 from transform.errors import KnobError
 from transform.hub_cache import name_of
-from transform.plan import Plan, active_parameters, weight_bytes
+from transform.plan import Plan
+from transform.sizes import active_parameters, weight_bytes
 from transform.strict_json import Record
 
 _REPLACED = ("--k", "--blocks", "--keep-blocks", "--drop-blocks")

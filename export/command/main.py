@@ -3,6 +3,7 @@
 `--json` prints one JSON object on stdout; progress and messages go to stderr. Nothing here imports torch.
 """
 
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ HELP = """Fixed, verified, smaller variants of mixture-of-experts checkpoints, w
 `--json` prints one JSON object on stdout; progress and messages go to stderr.
 """
 
+_NO_PATH = (errno.ENAMETOOLONG, errno.EACCES, errno.ELOOP)  # a name that can't even be asked for
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=HELP)
 for verb in (
     plan, export, verify, sign, run, evaluate, score, search, share, merge, sweep, pick, report, tile, derive, bench,
@@ -83,6 +85,12 @@ def plain_errors() -> Iterator[None]:
             sys.exit(130)
         if isinstance(error, ModuleNotFoundError) and (said := missing(error)):
             _refuse(said)
+        if isinstance(error, MemoryError):
+            _refuse(
+                "a process must have the memory that model and graphs ask for, this hasn't. Free some or allow more."
+            )
+        if isinstance(error, OSError) and error.filename is not None and error.errno in _NO_PATH:
+            _refuse(f"{error.filename}: cannot be looked at ({error.strerror}). Check the path.")
         if not isinstance(error, ValueError):
             raise
         # the travelling files have errors of their own; importing them takes longer than most commands

@@ -14,7 +14,8 @@ Blocks = Annotated[str | None, typer.Option("--blocks", help="How many blocks to
 Keep = Annotated[list[str] | None, typer.Option("--keep-blocks", help="Block indices to keep: 0,1,3")]
 Drop = Annotated[list[str] | None, typer.Option("--drop-blocks", help="Block indices to drop: 2,5")]
 Tokens = Annotated[
-    str | None, typer.Option("--tokens", help="Vision tokens per image: 288, 432, …; low, medium, high.")
+    str | None,
+    typer.Option("--tokens", help="Vision tokens per image: 288, 432, … or low, medium, high; of pixel budgets 256, …"),
 ]
 Scores = Annotated[str | None, typer.Option("--scores", help="FILE or preset:NAME; absent: scores.json of the model.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="source, float32, float16 or bfloat16.")]

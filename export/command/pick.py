@@ -151,7 +151,7 @@ def _export(table: "Table", point: "Point", directory: Path, choosing: Choosing)
     from export.sweep.variant import plan_on, swept_source
     from export.variant import export_variant
     from importance.choose import SCORES, find_scores
-    from transform.plan import weight_bytes
+    from transform.sizes import weight_bytes
 
     plan = plan_on(swept_source(table, choosing.model), point)
     kept = directory / SCORES  # where scores chose the sweep's blocks

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Shown
 
-from transform.plan import active_parameters
+from transform.sizes import active_parameters
 
 if TYPE_CHECKING:
     from export.sweep.run import Sweep

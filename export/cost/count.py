@@ -18,7 +18,8 @@ from export.cost.work import Cost, Work, Workload
 from transform.errors import KnobError
 from transform.molmoe.preprocessing import choose_tiling
 from transform.molmoe.tiling import image_tokens, patch_tokens
-from transform.plan import Plan, active_parameters, parameters
+from transform.plan import Plan
+from transform.sizes import active_parameters, parameters
 
 STAGES = ("vision", "prefill", "decode")
 

@@ -16,8 +16,8 @@ def against_torch(staged: Path, opened: Opened, surgery: Surgery) -> dict[str, f
         return "not compared with PyTorch: the directory is no knobcast variant"
     from transform.load import quiet_transformers
     from transform.machine import FLOAT32, free_memory
-    from transform.plan import parameters
     from transform.read import read_checkpoint
+    from transform.sizes import parameters
 
     checkpoint = read_checkpoint(directory)
     keep_blocks = _blocks_of(opened, checkpoint)

@@ -29,9 +29,10 @@ from transform.knobs import Knobs, canonical_name, merged_k
 from transform.load import quiet_transformers
 from transform.machine import fits, fitting_threads
 from transform.ownership import MANIFEST
-from transform.plan import Plan, active_parameters, make_plan, parameters, weight_bytes
+from transform.plan import Plan, make_plan
 from transform.progress import Progress, Say
 from transform.read import read_checkpoint
+from transform.sizes import active_parameters, parameters, weight_bytes
 from transform.stage import staged
 from transform.strict_json import Record, read_json
 from transform.top_k import set_top_k

@@ -18,7 +18,8 @@ Value: TypeAlias = str | int | float | bool | Sequence["Value"] | Mapping[str, "
 
 def front_matter(plan: Plan, onnx: bool, measured: Measured | None, source: SourceCard) -> list[str]:
     """The lines, dashes included; `source`: what the source's own card says."""
-    task = "image-text-to-text" if plan.vision else "text-generation"
+    sees = plan.target.architecture.is_shown_pictures(plan.target.config)
+    task = "image-text-to-text" if sees else "text-generation"
     fields: dict[str, Value] = {"library_name": "onnx" if plan.packing else "transformers", "pipeline_tag": task}
     if source.license:
         fields["license"] = source.license

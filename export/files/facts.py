@@ -20,8 +20,10 @@ from transform.molmoe.tiling import BudgetError
 from transform.ownership import MANIFEST, SCHEMA
 from transform.packed_layout import activations_of
 from transform.picture_processor import written_budget
-from transform.plan import active_parameters, form_of, own_policy, parameters, plan_vision, weight_bytes
+from transform.sizes import active_parameters, parameters, weight_bytes
+from transform.stored_form import form_of
 from transform.strict_json import Record, read_json
+from transform.vision_plan import own_policy, plan_vision
 
 IO = "io.json"
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)

@@ -1,5 +1,7 @@
 """What runtimes would open because a variant says so: `io.json` and `genai_config.json` name graphs beside them alone.
 
+A tokenizer is one more program that they run.
+
 Both have options that make onnxruntime write where they say, and onnxruntime-genai's can have it load a library.
 """
 
@@ -10,14 +12,17 @@ from export.files.integrity import is_plain
 from export.run.io_file import FILE, names_a_file, read_io
 from transform.errors import CheckpointError, VerificationError
 from transform.strict_json import read_json
+from transform.tokenizer_file import check_growth
 
 _GENAI = "genai_config*.json"
 
 
 def check_runtime_files(directory: Path) -> None:
-    """Raises VerificationError for an `io.json` that can't be read as one, and for options that name files."""
+    """Raises VerificationError for an `io.json` that is none and for options that name files, CheckpointError for a
+    tokenizer that makes short texts long."""
     if (directory / FILE).is_file():
         read_io(directory)
+    check_growth(directory)
     for path in sorted(directory.glob(_GENAI)):
         try:
             told = read_json(path, way_out="Export the variant again.")

@@ -14,14 +14,17 @@ from importlib import import_module
 from pathlib import Path
 
 from export.files.verification import UserReport
+from export.gate.patches import can_prepare
+from export.gate.picture_probe import MOST_TOKENS, receiving
 from export.gate.tolerance import LEAST_SCALE
+from transform.architectures.vocabulary import attending
 from transform.checkpoint import Checkpoint
 from transform.depth import view_blocks
 from transform.dtype import stored_dtype
 from transform.errors import VerificationError
 from transform.machine import LARGE, SMALL
-from transform.plan import parameters
 from transform.scratch import scratch
+from transform.sizes import parameters
 from transform.write import write_json
 
 SCRIPT = Path(__file__).with_name("user_process.py")
@@ -41,6 +44,7 @@ def check_as_user(variant: Checkpoint, blocks: int | None = None) -> UserReport:
     request = {
         "ids": [1 + 7 * n % (variant.settings.vocab - 1) for n in range(PROMPT)],  # where there is no tokenizer
         "new_tokens": NEW_TOKENS,
+        "patches": _patches(variant, blocks),
         "pictures": variant.architecture.modality.sees_images,
         "class": None if variant.architecture.model_class else variant.config.get("architectures", [None])[0],
         "dtype": stored_dtype(variant),
@@ -61,6 +65,14 @@ def check_as_user(variant: Checkpoint, blocks: int | None = None) -> UserReport:
                 "No variant was written: please report this."
             )
     return {**report, "blocks": blocks}
+
+
+def _patches(variant: Checkpoint, blocks: int) -> Request | None:
+    """What to ask with a picture of a stock model; None where there is none, or too few blocks see it."""
+    pixels, text = variant.architecture.pixels, variant.architecture.text_of(variant.config)
+    if pixels is None or blocks < receiving(variant) or not attending(text, blocks) or not can_prepare(variant):
+        return None
+    return {name: pixels.number(variant.config, name) for name in ("token", "merge")} | {"most": MOST_TOKENS}
 
 
 def code_of_others(variant: Checkpoint) -> list[str]:

@@ -26,6 +26,7 @@ from export.gate.copied import check_copied, is_copied
 from export.gate.golden import check_graphs, record, write_golden
 from export.gate.golden_file import LEAST
 from export.gate.image_probe import ImageProbe, image_probe
+from export.gate.picture_probe import PictureProbe, insist_on_pictures, picture_probe, receiving
 from export.gate.preprocess import check_preprocess, has_preprocess, record_picture
 from export.gate.probe import TextProbe
 from export.gate.resident import rounding
@@ -80,6 +81,10 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
         embeddings = embed(written, seen)
         theirs = embed(plan.source, seen, rounding(plan), plan.new_packing)
         keep_largest(differences, exactly_equal({"embeddings": embeddings}, {"embeddings": theirs}))
+    pictures, first = picture_probe(plan, written), receiving(written)
+    if pictures is not None and first <= blocks:
+        say("pictures")
+        keep_largest(differences, _pictures(plan, written, pictures, first))
     recorded: dict[str, Array] = {}
     if seen is not None and embeddings is not None:
         rows = np.arange(embeddings.shape[1])
@@ -156,6 +161,27 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
         preprocess=cut,
         sums=sums,
     )
+
+
+def _pictures(plan: Plan, written: Checkpoint, pictures: PictureProbe, first: int) -> dict[str, float]:
+    """Differences of the two sides' first blocks behind pictures, the vision tower before them; all exactly 0."""
+    view = view_blocks(written, range(first))
+    caching = bool(attending(view.architecture.text_of(view.config), first))
+    model, _ = load_view(view)
+    _without_cache(model, not caching)
+    ours = pictures.run(model, pictures.ours, caching)
+    insist_on_pictures(model, pictures)
+    del model
+    release_memory()
+    source = view_blocks(plan.source, plan.keep_blocks[:first])
+    model, _ = load_view(source, dtype=rounding(plan), packed=plan.new_packing)
+    _without_cache(model, not caching)
+    if k := [k for k in plan.target.settings.top_k[:first] if k]:
+        set_moe_top_k(model, k)
+    theirs = pictures.run(model, pictures.theirs, caching)
+    del model
+    release_memory()
+    return exactly_equal(ours, theirs)
 
 
 def embed(

@@ -47,16 +47,15 @@ def find_probe(model: "PreTrainedModel", checkpoint: Checkpoint) -> TextProbe:
     far = bool(windows) and fits_in_memory(settings, settings.layers, windows)
     for seed in SEEDS:
         probe = text_probe(settings.vocab, seed, length)
-        if far:
-            probe = replace(probe, far=far_probe(settings, windows, seed))
         try:
             with torch.no_grad(), MarginWatch(model, routing_of(checkpoint)) as watch:
                 model(input_ids=probe.ids)
                 watch.mask = probe.mask
                 model(input_ids=probe.batch, attention_mask=probe.mask)
-                if probe.far:
-                    watch.mask = None
-                    _run_far(model, probe.far)
+                if far and watch.smallest >= MIN_MARGIN:
+                    beyond, watch.mask = far_probe(settings, windows, seed), None
+                    probe = replace(probe, far=beyond)
+                    _run_far(model, beyond)
         except RuntimeError as error:  # such as widths that torch's grouped matrix product can't take
             raise VerificationError(
                 f"the gate needs a model that PyTorch can run: {str(error).splitlines()[0][:200]}. "

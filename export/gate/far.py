@@ -19,6 +19,7 @@ NEW = 2
 BEYOND = 8  # tokens that the longest window no longer reaches
 PADDING = 5
 ABOUT = 2  # values on each side of an edge that are large
+KEYS = 0.05  # their size: small, so that all are attended to alike, whatever a model's queries are
 MOST_BYTES = 1 << 30  # of the cache on one side; PyTorch and the graph have one each
 
 
@@ -56,6 +57,7 @@ def far_probe(settings: Settings, windows: Sequence[int], seed: int) -> FarProbe
     past = []
     for _ in range(settings.layers):
         keys, values = (generator.standard_normal(shape, np.float32) for _ in range(2))
+        keys *= KEYS
         for window in windows:
             edge = total - window
             # as much as all that is attended to weighs together

@@ -10,6 +10,7 @@ import numpy as np
 
 from export.gate.golden import FILE
 from export.gate.image_probe import TEXT, ImageProbe
+from export.gate.picture_probe import GOLDEN as PICTURE
 from export.gate.preprocess import has_preprocess
 from export.gate.probe import BEYOND, DECODE, MOST_WINDOW
 from transform.arrays import Array
@@ -31,6 +32,7 @@ _PICTURE = {
     "preprocess.image_masks": ("F32", "np"), "preprocess.feature_index": ("I64", "f"),
     "preprocess.image_ids": ("I64", "i"),
 }  # fmt: skip
+_PATCHES = {PICTURE: ("F32", "1V")}  # of stock models, where it was recorded
 BEHIND_ALL = "image.logits"  # a picture's hundreds of tokens would pass every block
 MOST = MOST_WINDOW + BEYOND + DECODE  # tokens: the longest prompt of a gate
 LEAST = DECODE + 2  # tokens: a prompt of two, which static graphs are given in two calls, and the steps
@@ -76,6 +78,8 @@ def with_golden_ids(image: ImageProbe, golden: dict[str, Array], vocab: int) -> 
 
 def _check_header(header: dict[str, tuple[str, tuple[int, ...]]], checkpoint: Checkpoint, cuts: bool) -> None:
     wanted = _TEXT | (_IMAGE if checkpoint.architecture.modality.sees_images else {}) | (_PICTURE if cuts else {})
+    if (checkpoint.architecture.pixels or checkpoint.architecture.noise) and PICTURE in header:
+        wanted |= _PATCHES
     if cuts and header.keys() == _PICTURE.keys():
         wanted = _PICTURE  # of a variant that an earlier version verified block by block
     elif BEHIND_ALL not in header:

@@ -16,7 +16,7 @@ from export.gate.checking import checking_graphs
 from export.gate.compare import TOLERANCE, exactly_equal, find_probe, onnx_vs_torch, other_k, run_text
 from export.gate.golden import check_graphs, record, torch_image, write_golden
 from export.gate.image_probe import ImageProbe, image_probe
-from export.gate.patches import insist_on_pictures, patch_probe
+from export.gate.picture_probe import insist_on_pictures, picture_logits, picture_probe
 from export.gate.preprocess import check_preprocess, has_preprocess, record_picture
 from export.gate.probe import TextProbe
 from export.gate.static import verify_static
@@ -48,15 +48,15 @@ def resident_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Veri
     image = None
     if plan.vision:
         image = image_probe(plan.target, directory, plan.vision.as_dict(), probe.seed)
-    patches = patch_probe(plan, written)
+    pictures = picture_probe(plan, written)
     twin = source_model(plan)
     with knobs_at_run_time(twin, plan.keep_blocks, plan.target.settings.top_k):
         equal = exactly_equal(_outputs(variant, probe, image), _outputs(twin, probe, image))
-        if patches is not None:
-            equal |= exactly_equal(patches.run(variant, patches.ours), patches.run(twin, patches.theirs))
+        if pictures is not None:
+            equal |= exactly_equal(pictures.run(variant, pictures.ours), pictures.run(twin, pictures.theirs))
     del twin
-    if patches is not None:
-        insist_on_pictures(variant, patches)
+    if pictures is not None:
+        insist_on_pictures(variant, pictures)
     say("another k must differ")
     found = Verification(
         mode="resident",
@@ -66,7 +66,7 @@ def resident_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Veri
         static_vs_dynamic=equal,
         other_k=other_k(variant, plan.target, probe),
     )
-    golden = record(variant, probe.ids.numpy(), image)
+    golden = record(variant, probe.ids.numpy(), image) | picture_logits(variant, written)
     if not onnx:
         write_golden(directory, golden)
         return found

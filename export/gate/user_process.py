@@ -9,6 +9,7 @@ before it.
 
 import contextlib
 import importlib
+import inspect
 import json
 import re
 import sys
@@ -174,7 +175,9 @@ def cached(
 def plain(model: "transformers.PreTrainedModel", given: Batch, answer: list[int]) -> torch.Tensor:
     """Logits [n, V] that lead to each of an answer's n tokens, by one pass without a cache over prompt and answer."""
     ids = torch.cat((given["input_ids"], torch.tensor([answer])), 1)
-    pictures = {name: value for name, value in given.items() if name.startswith("image")}
+    pictures = {name: value for name, value in given.items() if name.startswith(("image", "pixel"))}
+    kinds = {name: value for name, value in given.items() if name.endswith("token_type_ids")}
+    pictures |= {name: torch.nn.functional.pad(value, (0, len(answer))) for name, value in kinds.items()}
     logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **pictures).logits
     return logits[0, given["input_ids"].shape[1] - 1 : -1].float()
 
@@ -189,6 +192,22 @@ def generations(model: "transformers.PreTrainedModel", batch: Batch, first: Batc
     for name, given, theirs in zip(names, alone, expected, strict=True):
         found[name] = measure(cached(model, given, new_tokens), [theirs])
     return found
+
+
+def picture_prompt(directory: str, model: "transformers.PreTrainedModel", ids: list[int], request: Record) -> Batch:
+    """A stock model's prompt with the small picture, by the processor in the directory; empty where the picture has
+    more tokens than are asked for."""
+    processor = transformers.AutoImageProcessor.from_pretrained(directory, local_files_only=True)
+    seen = dict(processor(images=[drawn()], return_tensors="pt"))
+    count = int(seen["image_grid_thw"].prod()) // request["merge"] ** 2
+    if count > request["most"]:
+        return {}
+    half = len(ids) // 2
+    given = torch.tensor([ids[:half] + [request["token"]] * count + ids[half:]])
+    taken = inspect.signature(model.forward).parameters
+    kinds = (name for name in ("mm_token_type_ids", "moe_mm_token_type_ids") if name in taken)
+    seen |= {name: (given == request["token"]).int() for name in kinds}
+    return {"input_ids": given, "attention_mask": torch.ones_like(given), **seen}
 
 
 def measure(ours: tuple[list[list[int]], torch.Tensor], expected: list[torch.Tensor]) -> Record:
@@ -218,6 +237,10 @@ def report_on(directory: str, request: Record) -> Record:
         model, report["reload"] = load_model(directory, request)
         batch, first = prompts(request, tokenizer, processor)
         report["generate"] = generations(model, batch, first, request["new_tokens"])
+        patches = request.get("patches")
+        if patches and (given := picture_prompt(directory, model, request["ids"], patches)):
+            ours = cached(model, given, request["new_tokens"])
+            report["generate"]["picture"] = measure(ours, [plain(model, given, ours[0][0])])
     return report
 
 

@@ -11,9 +11,11 @@ from export.gate.as_user import check_as_user, code_of_others
 from export.gate.checking import checking_graphs, checking_static
 from export.gate.compare import TOLERANCE
 from export.gate.golden import FILE as GOLDEN
-from export.gate.golden import check_graphs, check_torch
+from export.gate.golden import check_graphs, check_torch, compare
 from export.gate.golden_file import BEHIND_ALL, load_golden, with_golden_ids
 from export.gate.image_probe import image_probe
+from export.gate.picture_probe import GOLDEN as PICTURE
+from export.gate.picture_probe import picture_logits
 from export.gate.preprocess import check_golden_picture, has_preprocess
 from export.gate.static import check_static_text
 from export.gate.verify_blocks import verify_blocks
@@ -63,7 +65,11 @@ def _verify_directory(directory: Path, say: Say, known: Mapping[str, str]) -> Re
         return results
     say("PyTorch == golden")
     with fitting_threads(checkpoint):
-        results["torch_vs_golden"] = check_torch(load_model(directory), golden, image, TOLERANCE)
+        model = load_model(directory)
+        results["torch_vs_golden"] = check_torch(model, golden, image, TOLERANCE)
+        if PICTURE in golden:
+            found = picture_logits(model, checkpoint)[PICTURE]
+            results["torch_vs_golden"][PICTURE] = compare(found, golden[PICTURE], TOLERANCE, f"PyTorch, {PICTURE}")
     if (directory / "text.onnx").is_file():
         say("ONNX == golden")
         graphs = checking_graphs(directory)

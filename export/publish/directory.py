@@ -25,7 +25,7 @@ from export.publish.publisher import (
 )
 from importance.atomic import write_atomically
 from transform.copying import RangeCopier
-from transform.errors import PublishError
+from transform.errors import PublishError, WriteError
 from transform.ownership import MANIFEST, SIGNATURE, SUMS, read_manifest
 from transform.progress import Progress
 from transform.stage import alive, staged, sync_names
@@ -75,10 +75,14 @@ class Directory:
             sync_names(version)
             tick(len(signature))
         elif transfer.moving:
-            with staged(version, force=False, called="folder") as stage:
-                for item in content.items:
-                    _copy(content.directory / item.path, stage / item.path, tick)
-                    _check(stage, item)
+            try:
+                with staged(version, force=False, called="folder") as stage:
+                    for item in content.items:
+                        _copy(content.directory / item.path, stage / item.path, tick)
+                        _check(stage, item)
+            except WriteError:
+                if not all(_is_there(version, item) for item in content.items if item.path != SIGNATURE):
+                    raise  # else another push was first, with the same bytes
         return Receipt(f"{SCHEME}{version}", content.digest)
 
     def confirm(self, receipt: Receipt, content: Content) -> None:

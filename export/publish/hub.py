@@ -110,7 +110,7 @@ class Hub:
         """List the version's commit and main again; the Hub makes no commit that names bytes it lacks."""
         with self._client() as client:
             _check(client, content, receipt.digest, content.version)
-            _check(client, content, client.commit_of(MAIN), MAIN)
+            _check_branch(client, content, MAIN)
 
     def move_alias(self, receipt: Receipt, content: Content, alias: str) -> None:
         """A branch, made at the version's commit or moved there by one commit."""
@@ -122,7 +122,7 @@ class Hub:
                 head = client.commit_of(alias)
             self._check_owner(client, alias, head, content)
             self._point(client, alias, head, receipt.digest, content)
-            _check(client, content, client.commit_of(alias), alias)
+            _check_branch(client, content, alias)
 
     def fetch(self, reference: str, into: Path, tick: Progress) -> None:
         """What the SHA256SUMS of one commit names, by way of the client's cache: what came whole isn't sent again."""
@@ -202,6 +202,14 @@ def _digest(content: Content, item: Item, file: "Listed") -> str:
     for piece in pieces_of(content.directory / item.path, _unseen):
         digest.update(piece)
     return digest.hexdigest()
+
+
+def _check_branch(client: "HubClient", content: Content, branch: str) -> None:
+    """The same of what a branch names, unless another push has moved it on to another version since."""
+    commit = client.commit_of(branch)
+    listed = client.listing(commit)
+    if MANIFEST not in listed or MANIFEST in _same(content, listed):
+        _check(client, content, commit, branch)
 
 
 def _check(client: "HubClient", content: Content, commit: str, branch: str) -> None:

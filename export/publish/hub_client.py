@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
 
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
 from huggingface_hub.utils import _http, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
@@ -211,7 +211,7 @@ def calm(repository: str) -> Iterator[HubClient]:
             for logger in loggers:
                 logger.setLevel(logging.CRITICAL)
             yield HubClient(repository)
-    except (HTTP, OSError, ValueError, RuntimeError, *MISREAD) as error:
+    except (HTTP, OSError, ValueError, RuntimeError, EntryNotFoundError, *MISREAD) as error:
         raise told(error, repository) from None  # its text may hold addresses with signatures
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote, urlsplit
 
+from google.protobuf.json_format import ParseError
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
@@ -23,7 +24,7 @@ from requests.exceptions import RequestException
 from export.publish import patience
 from export.publish.content import Content, Item
 from export.publish.publisher import PIECE, pieces_of, scrubbed
-from transform.errors import PublishError
+from transform.errors import KnobcastError, PublishError
 from transform.scratch import scratch
 
 TAG = "knobcast."
@@ -33,6 +34,8 @@ _TAG_LIMIT = 5000  # characters of a value
 _NUMBERS = ("accuracy", "accuracy_drop", "bytes", "parameters", "active_parameters")
 _NAMES = ("latency_ms.",)
 _LOGGERS = ("mlflow", "urllib3", "requests")
+# the client's, at an answer that no MLflow gives
+_MISREAD = (ParseError, ValueError, KeyError, TypeError, AttributeError, IndexError, SystemError)
 _Result = TypeVar("_Result")
 
 
@@ -168,7 +171,9 @@ def calm(url: str, name: str) -> Iterator[Registry]:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
         yield Registry(url, name)
-    except (MlflowException, RequestException, OSError, ModuleNotFoundError) as error:
+    except KnobcastError:
+        raise
+    except (MlflowException, RequestException, OSError, ModuleNotFoundError, *_MISREAD) as error:
         raise _told(error, f"{name} at {url}") from None  # its text may hold addresses with signatures
     finally:
         for logger, level in zip(loggers, levels, strict=True):
@@ -192,6 +197,8 @@ def _told(error: Exception, what: str) -> PublishError:
             f"{what}: the server keeps its files elsewhere, for which mlflow needs the package {error.name}. Install "
             "it, or let the server serve its artifacts (--serve-artifacts)."
         )
+    if isinstance(error, _MISREAD):
+        return PublishError(f"{what}: the server must answer as MLflow does, it doesn't ({said}). Check the address.")
     if "Max retries exceeded" in said or isinstance(error, RequestException):
         return PublishError(
             f"{what}: the server can't be reached, fails, or closed the connection. Check the address and its log and "

@@ -18,7 +18,6 @@ from typing import BinaryIO, Protocol, cast
 from export.files.integrity import is_plain
 from export.publish.content import Content, Item
 from export.publish.publisher import (
-    MOST,
     PIECE,
     SMALL,
     Receipt,
@@ -165,7 +164,7 @@ class ObjectStore:
             for path, sha256 in listed_in(into).items():
                 if path not in sizes:
                     raise PublishError(f"{scrubbed(reference)} lacks {path}. Push the version again.")
-                receive(self._pieces(f"{version}/{path}"), into / path, sha256, MOST, tick)
+                receive(self._pieces(f"{version}/{path}"), into / path, sha256, sizes[path], tick)
 
     @contextmanager
     def _asking(self) -> Iterator[None]:

@@ -12,7 +12,8 @@ from importance.configurations import Config
 from transform.checkpoint import Checkpoint
 from transform.errors import KnobError
 from transform.knobs import Knobs, canonical_name, parse_tokens, spelt_k
-from transform.plan import DEFAULT_POLICY, Plan, make_plan, own_policy
+from transform.plan import Plan, make_plan
+from transform.vision_plan import DEFAULT_POLICY, own_policy
 
 MOST_SETTINGS = 500  # the table of a sweep is one JSON file
 
@@ -91,6 +92,11 @@ def settings_of(grid: Grid, source: Checkpoint, ranking: Source | None) -> tuple
     pairs = k_and_blocks(axes, source.settings.layers)
     sees = source.architecture.modality.sees_images
     if "tokens" in axes and not sees:
+        if source.architecture.pixels is not None:
+            raise KnobError(
+                f"tokens= is an axis where graphs see pictures, and {source.architecture.model_type!r} models have "
+                f"none, got {','.join(axes['tokens'])[:40]}. Leave tokens= out; a budget is set by export --tokens."
+            )
         raise KnobError(
             f"tokens= is about images, and {source.architecture.model_type!r} models see none, got "
             f"{','.join(axes['tokens'])[:40]}. Leave tokens= out."

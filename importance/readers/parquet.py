@@ -85,7 +85,7 @@ def _rows(path: Path, reading: Reading) -> Iterator[tuple[Mapping[str, object], 
                 for batch in table.iter_batches(BATCH, row_groups=[group], columns=columns.all):
                     for row in batch.to_pylist():
                         yield row, columns
-    except pa.ArrowException as error:
+    except (pa.ArrowException, ValueError, OverflowError) as error:  # text that is none, times beyond all calendars
         raise SamplesError(f"{path.name}: must be an intact parquet file ({_line(error)}). {FORM}") from error
     except OSError as error:
         raise SamplesError(f"{path}: cannot be read ({error.strerror or _line(error)}). {FORM}") from error

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="make faults")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--points", type=int, help="only so many, drawn by the seed")
-    parser.add_argument("--only", default="", help="campaigns whose name contains this")
+    parser.add_argument("--only", default="", help="campaigns whose name contains this, or one of A|B|…")
     parser.add_argument("--json", type=Path, help="write every point there")
     options = parser.parse_args(arguments)
     if reason := library.missing():
@@ -47,15 +47,17 @@ def main(arguments: Sequence[str]) -> int:
     loaded = Path(os.environ.get("LD_PRELOAD", ""))
     if loaded.name != "kill.so":
         library.restart_under(library.compiled(Path(tempfile.mkdtemp(prefix="faults-"))), arguments, "tests.faults.run")
+    results: list[Result] = []
     try:
-        results = list(campaign_results(loaded.parent, options))
+        for result in campaign_results(loaded.parent, options):
+            results.append(result)
+            if options.json:  # what is stopped has said what it found
+                rows = [{**vars(r), "point": str(r.point), "kind": r.point.kind} for r in results]
+                options.json.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
     finally:
         end_all()
         shutil.rmtree(loaded.parent)
     print(table(results))
-    if options.json:
-        rows = [{**vars(r), "point": str(r.point)} for r in results]
-        options.json.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
     broken = [result for result in results if result.problems]
     for result in broken:
         print(f"{result.campaign}, {result.point}, {result.state}: {'; '.join(result.problems)}")
@@ -75,7 +77,9 @@ def campaign_results(home: Path, options: argparse.Namespace) -> Iterator[Result
 
     make_model(model)
     draw = random.Random(options.seed)
-    chosen = [campaign for campaign in (*CAMPAIGNS, GATED) if options.only in campaign.name]
+    chosen = [
+        campaign for campaign in (*CAMPAIGNS, GATED) if any(word in campaign.name for word in options.only.split("|"))
+    ]
     for kind in sorted({campaign.server for campaign in chosen}):
         if reason := lacking(kind):
             print(f"{reason}; the campaigns that ask one are left out", file=sys.stderr)

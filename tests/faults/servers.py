@@ -150,6 +150,13 @@ def damaged(storage: Path) -> str:
     return next((f"{name} isn't whole" for name, files in found if files and not _is_whole(files)), "")
 
 
+def torn_tag(storage: Path) -> bool:
+    """Whether a docker-registry's disk was full as it wrote a tag: it does so in place, and answers 500 to an empty one
+    until that is deleted."""
+    links = storage.glob("storage/docker/registry/v2/repositories/*/_manifests/tags/*/current/link")
+    return any(not link.read_text() for link in links)
+
+
 def is_storage(folder: Path) -> bool:
     """Whether a server has its files there."""
     return any((folder / name).exists() for name in ("config.yml", HUB_FILE, STORE))

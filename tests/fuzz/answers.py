@@ -5,7 +5,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from email.message import Message
 from pathlib import Path
@@ -33,7 +33,7 @@ class EscapeError(Exception):
 def answer_targets(folder: Path) -> tuple[Target, ...]:
     """Pulls and pushes that are answered by a list of answers, in turn; a pointer of a store; a file of logins."""
     folder.mkdir()
-    content = _content(folder / "content")
+    content = content_of(folder / "content", _FILES)
     os.environ["DOCKER_CONFIG"] = os.environ["REGISTRY_AUTH_FILE"] = str(folder / "docker")
     (folder / "docker").mkdir()
     store = _store(folder / "store")
@@ -48,11 +48,12 @@ def answer_targets(folder: Path) -> tuple[Target, ...]:
     )  # fmt: skip
 
 
-def _content(directory: Path) -> Content:
+def content_of(directory: Path, files: Mapping[str, bytes]) -> Content:
+    """A variant of these files, with its digests."""
     directory.mkdir()
-    for name, data in _FILES.items():
+    for name, data in files.items():
         (directory / name).write_bytes(data)
-    items = tuple(Item(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in _FILES.items())
+    items = tuple(Item(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items())
     return Content(directory, sha256_file(directory / "manifest.json"), "model", "k1-0123456789ab", items, _TAGS)
 
 
@@ -121,7 +122,7 @@ def _line(value: object) -> str:
 
 
 def _pull(out: Path, data: bytes) -> None:
-    with _answering(data), _filled(out):
+    with _answering(data), filled(out):
         open_oci("registry.example/m:edge").fetch("oci://registry.example/m:edge", out, lambda _: None)
 
 
@@ -144,14 +145,14 @@ def _store(store: Path) -> Path:
 
 
 def _from_store(store: Path, pointer: Path, out: Path) -> None:
-    with _filled(out):
+    with filled(out):
         open_store("file", str(pointer.with_suffix(""))).fetch("file://edge", out, lambda _: None)
         if not (out / "a.bin").exists():
             raise EscapeError(f"not a version of {store}")
 
 
 @contextmanager
-def _filled(out: Path) -> Iterator[None]:
+def filled(out: Path) -> Iterator[None]:
     """An empty folder to be filled; nothing may come beside it."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()

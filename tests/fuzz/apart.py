@@ -6,6 +6,7 @@ behind it.
 
 import mmap
 import multiprocessing
+import os
 import resource
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -65,7 +66,9 @@ def fuzz_apart(target: Target, limit: Limit, seed: int, report: Report = lambda 
         if process.exitcode == 0:
             return found
         runs, accepted, data = note.read()
-        found.faults.setdefault("no end" if stuck else f"crash by signal {-(process.exitcode or 0)}", data)
+        code = process.exitcode or 0
+        how = "no end" if stuck else f"crash by signal {-code}" if code < 0 else f"end with code {code}"
+        found.faults.setdefault(how, data)
         found.runs, found.accepted = runs + 1, accepted
         if found.runs >= limit.runs or limit.seconds < float("inf"):
             return found
@@ -74,11 +77,15 @@ def fuzz_apart(target: Target, limit: Limit, seed: int, report: Report = lambda 
 def _run(target: Target, limit: Limit, seed: int, found: Found, note: Note, answers: Connection) -> None:
     """Send what was found whenever a fault is new, and at the end; or why there is nothing to be found."""
     limit_memory()
+    with Path(os.devnull).open("w") as nowhere:  # what libraries say of every input
+        os.dup2(nowhere.fileno(), 2)
     found.before = peak()
-    known = len(found.faults)
+    known, parent = len(found.faults), os.getppid()
 
     def before(found: Found, data: bytes) -> None:
         nonlocal known
+        if os.getppid() != parent:  # nobody waits any more
+            os._exit(1)
         note.write(found, data)
         if len(found.faults) > known:
             known = len(found.faults)
@@ -86,7 +93,7 @@ def _run(target: Target, limit: Limit, seed: int, found: Found, note: Note, answ
 
     try:
         answers.send(fuzz(target, limit, seed, found, before=before))
-    except ValueError as error:
+    except Exception as error:  # the fuzzer's own: the parent raises it
         answers.send(error)
 
 

@@ -14,6 +14,8 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
+import transformers
+
 from tests.fuzz.apart import fuzz_apart, limit_memory
 from tests.fuzz.attempts import Found, Limit, attempt
 from tests.fuzz.target import Target
@@ -38,9 +40,10 @@ def replay(path: Path, known: Sequence[Target]) -> str | None:
 
 
 def chosen(known: Sequence[Target], only: Sequence[str]) -> list[Target]:
-    """Those whose name begins with one of the words, or is one that ends in `$`; all without any word."""
+    """Those whose name begins with a word, or is one that ends in `$`, in the words' order; all without any word."""
     words = [word for text in only for word in text.split(",") if word]
-    return [t for t in known if not words or any(f"{t.name}$".startswith(word) for word in words)]
+    found = {t.name: t for word in words for t in known if f"{t.name}$".startswith(word)}
+    return list(found.values()) if words else list(known)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.runs is not None and given.minutes is not None:
         parser.error("--runs and --minutes are two limits: give one")
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as folder:
         known = targets(Path(folder))
         if given.replay is not None:

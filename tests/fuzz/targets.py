@@ -1,7 +1,6 @@
 """What is fuzzed: a reader of files that may come from anywhere, valid input for it, and how that is changed."""
 
 import json
-import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,22 +17,25 @@ from export.gate.golden import FILE as GOLDEN
 from export.gate.golden_file import load_golden
 from export.layout.moved import plan_move, write_move
 from export.layout.triton import config_pbtxt
-from export.report.content import read_content
-from export.report.page import report_page
 from export.run.graph_facts import check_ranges, read_facts
 from export.run.io_file import read_io
 from importance.choose import choose_blocks
 from importance.readers.read import read_samples
 from tests.fuzz.answers import answer_targets
-from tests.fuzz.families import family_targets
-from tests.fuzz.mutate import Mutate, in_bytes, in_header, in_json, in_lines, in_protobuf
+from tests.fuzz.families import family_targets, quantised_targets
+from tests.fuzz.hub import hub_targets
+from tests.fuzz.measurements import measurement_targets
+from tests.fuzz.mlflow_answers import mlflow_targets
+from tests.fuzz.mutate import Mutate, in_header, in_json, in_lines, in_protobuf
 from tests.fuzz.records import record_targets
+from tests.fuzz.running import running_targets
+from tests.fuzz.sweeps import sweep_targets
 from tests.fuzz.target import Target, put
 from tests.support.data_sets import ANNOTATIONS, QUESTIONS
+from tests.support.foreign_graphs import write_foreign
 from tests.support.models import save_source
 from tests.support.paths import FIXTURES
 from tests.support.pictures import noise_png
-from tests.support.reports import reported_sweep
 from tests.support.variants import write_variant
 from transform.checkpoint import Checkpoint
 from transform.knobs import Knobs
@@ -55,9 +57,6 @@ def targets(folder: Path) -> tuple[Target, ...]:
     (folder / "data").mkdir()
     for name in ("a.png", "COCO_val2014_000000000042.jpg", "COCO_val2014_000000000007.jpg"):
         (folder / "data" / name).write_bytes(noise_png(0))
-    (folder / "sweep").mkdir()
-    sweep = reported_sweep(folder / "sweep")
-    picture = _tree(sweep, folder / "picture") / "pictures" / "0.jpg"
     weights = (text / "model.safetensors").read_bytes()
     return (
         Target("safetensors header", (weights,), in_header, lambda d: read_header(put(folder / "h.safetensors", d))),
@@ -68,14 +67,17 @@ def targets(folder: Path) -> tuple[Target, ...]:
         Target("samples", (_lines(),), in_lines, lambda d: _read(read_samples(put(folder / "data" / "q.jsonl", d)))),
         Target("vqav2", (json.dumps([QUESTIONS, ANNOTATIONS]).encode(),), in_json, lambda data: _vqa(folder, data)),
         _graph("facts", _copied(text, folder / "facts"), "text.onnx", lambda at: check_ranges(at, read_facts(at))),
-        _graph("verify", _copied(seeing, folder / "verify"), "vision.onnx", lambda at: check_graph_bounds(at.parent)),
+        _graph("verify", _copied(text, folder / "verify"), "text.onnx", lambda at: check_graph_bounds(at.parent)),
         _graph("derive", _copied(text, folder / "derive"), "text.onnx", lambda at: _operated(at, [0])),
         _graph("derive k", _copied(seeing, folder / "derive-k"), "text.onnx", lambda at: _operated(at)),
+        Target(
+            "derive, foreign",
+            (write_foreign(folder / "foreign.onnx", [2, 2]).read_bytes(),),
+            in_protobuf,
+            lambda data: _operated(put(folder / "foreign.onnx", data), [0]),
+        ),
         _graph("layout", _copied(seeing, folder / "layout"), "preprocess.onnx", _laid_out),
         _file("io.json", seeing, "io.json", in_json, read_io),
-        _file("sweep", sweep, "sweep.json", in_json, _reported),
-        _file("sweep's pictures", _tree(sweep, folder / "pictures"), "pictures.json", in_json, _reported),
-        Target("sweep's picture", (picture.read_bytes(),), in_bytes, lambda d: _reported(put(picture, d).parents[1])),
         Target(
             "golden",
             (_golden(checkpoint),),
@@ -85,6 +87,12 @@ def targets(folder: Path) -> tuple[Target, ...]:
         *record_targets(folder / "records", text),
         *answer_targets(folder / "answers"),
         *family_targets(folder / "families"),
+        *quantised_targets(folder / "quantised"),
+        *running_targets(folder / "running", (folder / "olmoe", folder / "molmo"), text, seeing),
+        *hub_targets(folder / "hub"),
+        *mlflow_targets(folder / "mlflow"),
+        *sweep_targets(folder / "sweeps"),
+        *measurement_targets(folder / "measurements", whole),
     )
 
 
@@ -116,11 +124,6 @@ def _copied(source: Path, target: Path) -> Path:
     return target
 
 
-def _tree(source: Path, target: Path) -> Path:
-    """A copy with all its folders."""
-    return Path(shutil.copytree(source, target))
-
-
 def _sharded(source: Path, target: Path) -> Path:
     """A checkpoint of two files with an index."""
     from safetensors.numpy import load_file
@@ -135,10 +138,6 @@ def _sharded(source: Path, target: Path) -> Path:
     (target / INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": listed}))
     (target / "config.json").write_bytes((source / "config.json").read_bytes())
     return target
-
-
-def _reported(directory: Path) -> object:
-    return report_page(read_content(directory))
 
 
 def _planned(directory: Path) -> object:

@@ -10,6 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from export.gate.probe import MIN_MARGIN, MarginWatch
+from export.run.bound import Bound
+from export.run.graphs import Graphs
 from tests.support.decoders import VOCABULARY, WINDOW
 from tests.support.graphs import empty_cache, step
 from tests.support.models import torch_logits
@@ -73,6 +75,16 @@ def differences(text: Any, theirs: Any, routing: Routing, vocabulary: int = VOCA
         assert np.isfinite(logits).all()
         note(f"padded {side}", logits[mask == 1], torch_logits(theirs, ids, mask)[mask == 1])
     return found
+
+
+def in_place(graphs: Graphs, theirs: Any, routing: Routing, vocabulary: int = VOCABULARY) -> float:
+    """The largest difference of steps whose past and present are one buffer, as `knobcast run` has them."""
+    ids, _ = ids_and_masks(decidable(theirs, routing, vocabulary), vocabulary)
+    whole = torch_logits(theirs, ids, np.ones_like(ids))
+    sequence = Bound(graphs)
+    sequence.prefill(ids[:1, :9])
+    ours = np.stack([sequence.decode(int(token)) for token in ids[0, 9:]])
+    return float(np.abs(ours - whole[0, 9:]).max()) / max(1.0, float(np.abs(whole).max()))
 
 
 def check(text: Any, theirs: Any, routing: Routing) -> None:

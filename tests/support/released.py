@@ -18,8 +18,10 @@ from transform.architectures.settings import Settings
 
 CONFIGS = ROOT / "tests" / "fixtures" / "configs"
 NONE_AT_HAND = (
-    "aria", "cohere2_moe", "ernie4_5_vl_moe", "exaone_moe", "flex_olmo", "granitemoe_swa", "granitemoeshared",
-    "hunyuan_v1_moe", "llama4_text", "minimax", "molmo", "molmo2",
+    "aria", "aria_text", "axk1", "axk2", "bailing_hybrid", "cohere2_moe", "deepseek_v32", "ernie4_5_vl_moe",
+    "exaone_moe", "flex_olmo", "flint", "gemma4_text", "granitemoe_swa", "granitemoeshared", "hunyuan_v1_moe",
+    "hy_v3", "jetmoe", "kimi_k25", "kimi_linear", "kolibri1", "laguna", "lara_mini", "llama4_text", "mellum",
+    "minimax", "mistral4", "molmo", "molmo2", "qwen3_5_moe_text",
 )  # fmt: skip
 ALWAYS = ("attention.norm", "attention.q", "attention.k", "attention.v", "attention.out", "mlp.norm")
 SPARSE = ("router", "expert.gate_up", "expert.down_slab")

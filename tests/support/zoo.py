@@ -39,6 +39,7 @@ MULTIPLIERS = {
     "embedding_multiplier": 1.5, "residual_multiplier": 0.7, "logits_scaling": 1.3, "attention_multiplier": 0.2,
 }  # fmt: skip
 MAMBA = {"mamba_n_heads": 8, "mamba_d_state": 8, "mamba_n_groups": 2, "mamba_chunk_size": 16}
+INDEXED = {"index_n_heads": 2, "index_head_dim": 8, "index_topk": 64}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 YARN = {
     "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64,
@@ -309,6 +310,88 @@ ZOO: Mapping[str, Animal] = {
          "image_patch_id": 200, "image_start_token_id": 201, "image_end_token_id": 202,
          "low_res_image_start_token_id": 203, "frame_start_token_id": 204, "frame_end_token_id": 205},
         boundary=0, fixed=True,
+    ),
+    "kimi_k25": Animal(
+        "Kimi_K25ForConditionalGeneration",
+        {"text_config": _text(**EXPERT, **ROUTED, **GROUPS, **LATENT, first_k_dense_replace=2)
+         | {"num_key_value_heads": 4, "model_type": "deepseek_v3"},
+         "vision_config": {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2,
+                           "patch_size": 4, "pos_emb_height": 4, "pos_emb_width": 4, "pos_emb_time": 2},
+         "projection_hidden_size": 32, "tie_word_embeddings": False, "image_token_id": 200, "video_token_id": 201,
+         "vision_start_token_id": 202, "vision_end_token_id": 203},
+        boundary=1,
+    ),
+    "hy_v3": Animal("HYV3ForCausalLM", _text(**EXPERT, **NAMED, **HEADS, num_shared_experts=1), boundary=0),
+    "laguna": Animal(
+        "LagunaForCausalLM",
+        _text(**EXPERT, **NAMED, **HEADS, shared_expert_intermediate_size=36, sliding_window=6,
+              num_attention_heads_per_layer=[4, 2, 4, 2, 4, 2],
+              layer_types=["sliding_attention", "full_attention"] * 3),
+        boundary=0,
+    ),
+    "mellum": Animal(
+        "MellumForCausalLM",
+        _text(**EXPERT, **NAMED, **HEADS, sliding_window=6, layer_types=["sliding_attention", "full_attention"] * 3,
+              mlp_layer_types=["dense", "sparse", "dense", "sparse", "sparse", "sparse"]),
+        boundary=2,
+    ),
+    "kolibri1": Animal(
+        "Kolibri1ForCausalLM",
+        _text(moe_intermediate_size=28, **NAMED, **HEADS, shared_expert_intermediate_size=36, sliding_window=6),
+        boundary=4,
+    ),
+    "flint": Animal(
+        "FlintForCausalLM",
+        _text(**EXPERT, **NAMED, **HEADS, shared_expert_intermediate_size=36, sliding_window=6, mlp_only_layers=[0, 1]),
+        boundary=1,
+    ),
+    "deepseek_v32": Animal(
+        "DeepseekV32ForCausalLM",
+        _text(**EXPERT, **ROUTED, **GROUPS, **LATENT, first_k_dense_replace=2, **INDEXED) | {"num_key_value_heads": 4},
+        boundary=1,
+    ),
+    "axk1": Animal(
+        "AXK1ForCausalLM", _text(**EXPERT, **ROUTED, **GROUPS, **LATENT) | {"num_key_value_heads": 4}, boundary=0
+    ),
+    "axk2": Animal(
+        "AXK2ForCausalLM", _text(**EXPERT, **ROUTED, **GROUPS, **LATENT, **INDEXED) | {"num_key_value_heads": 4},
+        boundary=0,
+    ),
+    "kimi_linear": Animal(
+        "KimiLinearForCausalLM",
+        _text(**EXPERT, **LOCAL, **GROUPS, **LATENT, linear_head_dim=8, linear_num_heads=2)
+        | {"num_key_value_heads": 4},
+        boundary=0, never=("last two",),
+    ),
+    "bailing_hybrid": Animal(
+        "BailingHybridForCausalLM",
+        _text(**EXPERT, **LOCAL, **GROUPS, **LATENT, **HEADS, first_k_dense_replace=2) | {"num_key_value_heads": 4},
+        boundary=1, never=("last two",),
+    ),
+    "jetmoe": Animal("JetMoeForCausalLM", _text(intermediate_size=60, **LOCAL, kv_channels=20)),
+    "qwen3_5_moe_text": Animal(
+        "Qwen3_5MoeForCausalLM",
+        _text(moe_intermediate_size=28, **NAMED, **HEADS, **LINEAR, shared_expert_intermediate_size=36),
+        never=("middle",),
+    ),
+    "gemma4_text": Animal(
+        "Gemma4ForCausalLM",
+        _text(**EXPERT, **HEADS, num_experts=EXPERTS, top_k_experts=K, enable_moe_block=True, global_head_dim=24,
+              hidden_size_per_layer_input=0, sliding_window=6, layer_types=["sliding_attention", "full_attention"] * 3)
+        | TIED,
+        boundary=1,
+    ),
+    "aria_text": Animal("AriaTextForCausalLM", _text(**THIN, **HEADS, moe_num_experts=EXPERTS, moe_topk=K)),
+    "lara_mini": Animal(
+        "LaraMiniForCausalLM",
+        _text(moe_intermediate_size=28, **NAMED, **HEADS, **LINEAR, shared_expert_intermediate_size=36,
+              sliding_window=6),
+        boundary=3,
+    ),
+    "mistral4": Animal(
+        "Mistral4ForCausalLM",
+        _text(**EXPERT, **ROUTED, **GROUPS, **LATENT, first_k_dense_replace=2) | {"num_key_value_heads": 4},
+        boundary=1,
     ),
     "olmoe": Animal("OlmoeForCausalLM", _text(**THIN, **NAMED, clip_qkv=0.9, norm_topk_prob=True)),
     "llama": Animal("LlamaForCausalLM", _text(**DENSE, **HEADS), fixed=True),

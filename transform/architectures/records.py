@@ -10,6 +10,7 @@ from transform.architectures.graph_facts import GraphWords
 from transform.architectures.settings import MOST, Settings, read_settings
 from transform.architectures.values import lookup, shown
 from transform.architectures.vocabulary import ROUTED, TOP_K, check_block_entries, depth_of, sparse_blocks
+from transform.architectures.windows import KINDS
 from transform.errors import CheckpointError
 from transform.modality import IMAGE, TEXT, Modality
 
@@ -160,6 +161,23 @@ class Pixels:
         return value
 
 
+class Shown(StrEnum):
+    """How a stock model takes pictures: as small pictures of a grid, whole, as patches with their places, as crops."""
+
+    TILES = "tiles"
+    FRAMES = "frames"
+    PLACES = "places"
+    CROPS = "crops"
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A stock model's pictures where nothing is known of its processor: enough to show it some."""
+
+    kind: Shown
+    token: str  # config key of the id in whose places a picture's features go
+
+
 @dataclass(frozen=True)
 class Published:
     """What programs written for the published model call, and what that is called here."""
@@ -208,6 +226,7 @@ class Architecture:
     ignored: tuple[str, ...] = ()  # beginnings of names of tensors beyond the model, which transformers doesn't load
     quantised: tuple[str, ...] = ()  # methods whose weights pass untouched, since the gate can load them
     pixels: Pixels | None = None  # a stock model's pictures, if its processor has a budget of pixels
+    noise: Noise | None = None  # a stock model's pictures, if its processor isn't known
     graph: GraphWords | None = None  # what the decoder's graph computes besides; None: there are no graphs
 
     @property
@@ -233,12 +252,28 @@ class Architecture:
         check_block_entries(text)
         layers = min(depth_of(text, self.depth_key), MOST["layers"])  # more are refused below, before a list is made
         sparse = sparse_blocks(text, layers, self.routed)
-        return read_settings(text, self.model_type, self.keys, self.defaults, sparse, self.window, self.switch)
+        return read_settings(
+            text, self.model_type, self.keys, self.defaults, sparse, self.window, self.switch, self.reads_kinds
+        )
+
+    @property
+    def reads_kinds(self) -> bool:
+        """Whether transformers' class goes by a list of what each block is."""
+        return KINDS in self.derived
 
     def text_of(self, config: Mapping[str, object]) -> Mapping[str, object]:
         """The decoder's config within the whole one; a text model saved alone is its own."""
         inner = config.get(self.text) if self.text else None
         return inner if isinstance(inner, Mapping) else config
+
+    def has_tower(self, config: Mapping[str, object]) -> bool:
+        """Whether a stock model's config describes a vision tower; a text model saved alone has none."""
+        return isinstance(config.get("vision_config"), Mapping)
+
+    def is_shown_pictures(self, config: Mapping[str, object]) -> bool:
+        """Whether a model of this config takes pictures, by our own code or as a stock model that is known to."""
+        stock = self.pixels is not None or self.noise is not None
+        return self.modality.sees_images or (stock and self.has_tower(config))
 
     def with_text(self, config: Mapping[str, object], text: Mapping[str, object]) -> dict[str, object]:
         """The whole config with another one of the decoder."""

@@ -53,11 +53,11 @@ class Settings:
 
 def read_settings(
     config: Mapping[str, object], model_type: str, keys: Mapping[str, Sequence[str]], defaults: Mapping[str, object],
-    sparse: Sequence[bool], window: str | None, switch: str | None = None,
+    sparse: Sequence[bool], window: str | None, switch: str | None, listed: bool,
 ) -> Settings:  # fmt: skip
     """The settings in a decoder's config, where `keys` are their names: the first that is there counts, else the
     default. `sparse`: which blocks have experts; `window`: the key of one that all blocks have;
-    `switch`: the key that must be true for it.
+    `switch`: the key that must be true for it; `listed`: whether transformers reads a list of kinds instead.
 
     Raises CheckpointError for a missing, mistyped or impossible one, and for one under another family's name alone.
     """
@@ -128,7 +128,8 @@ def read_settings(
     routed = sparse if len(sparse) == layers else (True,) * layers
     return Settings(
         **sizes, top_k=tuple(k if has else 0 for k, has in zip(ks, routed, strict=True)),
-        experts_of=tuple(experts if has else 0 for has in routed), windows=windows_of(config, layers, window, switch),
+        experts_of=tuple(experts if has else 0 for has in routed),
+        windows=windows_of(config, layers, window, switch, listed),
         own_head_dim=own_head_dim, eps=number("eps", 1.0), rope_theta=number("rope_theta", 1e12),
         norm_top_k=renormalised, clip_qkv=clip,
     )  # fmt: skip
