@@ -4,7 +4,6 @@ Transformers builds a model by its config alone. Where that and the tensors disa
 others, with a warning that nobody reads.
 """
 
-import re
 from collections.abc import Mapping
 
 from transform.architectures.vocabulary import (
@@ -20,9 +19,9 @@ from transform.architectures.vocabulary import (
 from transform.checkpoint import Checkpoint, Tensor
 from transform.derived import with_derived_lists
 from transform.errors import CheckpointError
+from transform.experts import OF_EXPERTS
 from transform.regular_file import open_regular
 
-OF_EXPERTS = re.compile(r"(^|\.)experts\.|(^|\.)(block_sparse_moe|mlp)\.(input|output)_linear\.")  # in names
 _SAYING = (
     ROUTED, LETTERS, "moe_layers", "moe_layer_freq", ONLY_DENSE, STEP, *BEFORE_EXPERTS, LAST, INTERVAL, PERIODS[1][0],
 )  # fmt: skip

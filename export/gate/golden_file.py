@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from export.gate.far import BEYOND
 from export.gate.golden import FILE
 from export.gate.image_probe import TEXT, ImageProbe
 from export.gate.picture_probe import GOLDEN as PICTURE
 from export.gate.preprocess import has_preprocess
-from export.gate.probe import BEYOND, DECODE, MOST_WINDOW
+from export.gate.probe import DECODE, MOST_WINDOW
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError, VerificationError
