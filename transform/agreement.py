@@ -15,6 +15,7 @@ from transform.architectures.vocabulary import (
     PERIODS,
     ROUTED,
     STEP,
+    check_block_lists,
 )
 from transform.checkpoint import Checkpoint, Tensor
 from transform.derived import with_derived_lists
@@ -29,10 +30,12 @@ _COMPARED = 4096  # bytes at the front of each matrix; training moves all of the
 
 
 def check_experts(checkpoint: Checkpoint) -> None:
-    """Raise CheckpointError where the config gives experts to other blocks than the tensors do."""
+    """Raise CheckpointError where the config gives experts to other blocks than the tensors do, or where a list of
+    blocks has another length."""
     family = checkpoint.architecture
     if family.complete:  # its tensors were compared one by one
         return
+    check_block_lists(family.text_of(checkpoint.config), checkpoint.settings.layers)
     stored = _stored(checkpoint)
     if stored == _said(checkpoint):
         return
