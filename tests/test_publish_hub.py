@@ -427,6 +427,9 @@ def test_a_listing_that_lacks_what_it_listed_is_told(hub: HubStandIn, variant: P
     with pytest.raises(PublishError, match="the Hub's client failed"), calm(NAME) as client:
         head = client.commit_of("main")
         client.copy(["gone.bin"], [], head, "main", head, "Copy")
+    for error in (UnboundLocalError("etag"), AssertionError(), OverflowError("size")):
+        with pytest.raises(PublishError, match="must answer as the Hub does"), calm(NAME):
+            raise error
 
 
 # credentials

@@ -24,6 +24,10 @@ def made(molmo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("decoder.session_options.custom_ops_library", "evil.so"), ("decoder.session_options.enable_profiling", "x"),
         ("decoder.session_options.provider_options", [{"cuda": {"plugin_library": "evil.so"}}]),
+        ("decoder.session_options.provider_options", [{"OpenVINO": {"cache_dir": "/etc"}}]),
+        ("decoder.session_options.provider_options", [{"CoreML": {"ModelCacheDirectory": "/etc"}}]),
+        ("decoder.session_options.provider_options", [{"QNN": {"Backend_PATH": "evil.so"}}]),
+        ("decoder.session_options.provider_options", [{"cuda": {"gpu_external_alloc": "4096"}}]),
         ("decoder.filename", "../text.onnx"), ("decoder.filename", "/etc/passwd"), ("decoder.filename", 5),
         ("vision.config_filename", "a/b"),
     ],

@@ -78,7 +78,8 @@ def with_golden_ids(image: ImageProbe, golden: dict[str, Array], vocab: int) -> 
 
 def _check_header(header: dict[str, tuple[str, tuple[int, ...]]], checkpoint: Checkpoint, cuts: bool) -> None:
     wanted = _TEXT | (_IMAGE if checkpoint.architecture.modality.sees_images else {}) | (_PICTURE if cuts else {})
-    if (checkpoint.architecture.pixels or checkpoint.architecture.noise) and PICTURE in header:
+    family = checkpoint.architecture
+    if PICTURE in header and (family.pixels or family.noise) and family.has_tower(checkpoint.config):
         wanted |= _PATCHES
     if cuts and header.keys() == _PICTURE.keys():
         wanted = _PICTURE  # of a variant that an earlier version verified block by block

@@ -18,7 +18,8 @@ from transform.errors import PublishError
 
 HTTP = cast(type[Exception], HfHubHTTPError.__bases__[0])  # the root of httpx or httpx2, whichever this version uses
 
-MISREAD = (KeyError, TypeError, AttributeError, IndexError)  # the client's, at an answer that no Hub gives
+# the client's, at an answer that no Hub gives
+MISREAD = (KeyError, TypeError, AttributeError, IndexError, NameError, AssertionError, ArithmeticError)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
