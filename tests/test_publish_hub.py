@@ -1,5 +1,6 @@
 """`hf:` against the stand-in Hub, by huggingface_hub itself: what moves, what is confirmed, what goes wrong."""
 
+import errno
 import hashlib
 import logging
 import os
@@ -328,6 +329,18 @@ def test_what_isnt_there_is_said(hub: HubStandIn, variant: Path, tmp_path: Path)
     _holding(hub, "card", "README.md", b"# a card")
     with pytest.raises(PublishError, match="holds no variant"):
         _pull(f"hf:{NAME}@card", tmp_path / "out")
+
+
+def test_a_full_disk_below_the_cache_is_none_of_the_hubs_faults(
+    hub: HubStandIn, variant: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    push(variant)
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
+    with pytest.raises(PublishError, match="disk is full that has the Hub client's cache"):
+        _pull(f"hf:{NAME}", tmp_path / "out")
 
 
 # what goes wrong

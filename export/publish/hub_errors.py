@@ -1,5 +1,6 @@
 """What the Hub answers, or doesn't → one sentence: what it refuses and the way out, without secrets of addresses."""
 
+import errno
 from collections.abc import Iterator, Mapping
 from json import JSONDecodeError
 from typing import cast
@@ -32,6 +33,10 @@ def told(error: Exception, repository: str) -> PublishError:
     card = next((link for link in _chain(error) if "Invalid metadata in README.md" in str(link)), None)
     if card is not None:
         return PublishError(f"{repository}: {_brief(card)} The Hub takes no such card: write the variant again.")
+    if any(isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT) for link in _chain(error)):
+        return PublishError(
+            f"{repository}: the disk is full that has the Hub client's cache. Free space there, or set HF_HUB_CACHE."
+        )
     answered = next((link for link in _chain(error) if isinstance(link, HfHubHTTPError)), None)
     if answered is not None:
         return PublishError(f"{repository}: {_refusal(answered)}")
