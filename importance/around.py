@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from importance.calling import additive
+from transform.architectures.read import known_model_types, read_architecture
+from transform.architectures.windows import KINDS, MOST, WINDOW, windows_of
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig
 
-SLIDING = "sliding_attention"  # of `layer_types`
+SLIDING, CHUNKED = "sliding_attention", "chunked_attention"  # of `layer_types`
 
 
 @dataclass(frozen=True)
@@ -40,16 +42,34 @@ class Around:
 def around(config: "PreTrainedConfig | None", layers: int) -> Around:
     """Of a decoder with `layers` blocks, by its config as transformers completes it."""
     said: Mapping[str, object] = {} if config is None else config.to_dict()
-    kinds, size, longest = (said.get(key) for key in ("layer_types", "sliding_window", "max_position_embeddings"))
-    used = type(size) is int and size > 0 and not (type(longest) is int and size >= longest)
-    slides = [str(kind) == SLIDING for kind in kinds] if isinstance(kinds, list) else [True] * layers
-    windows = tuple(size if used and slide and type(size) is int else None for slide in slides)
+    longest = said.get("max_position_embeddings")
+    most = longest if type(longest) is int else MOST
+    windows = tuple(None if size is None or size >= most else size for size in _windows(said, layers))
 
     def scale(key: str) -> float:
         value = said.get(key)
         return value if isinstance(value, int | float) and not isinstance(value, bool) else 1.0
 
     return Around(windows, scale("embedding_multiplier"), scale("logits_scaling"))
+
+
+def attends_locally(config: "PreTrainedConfig | None") -> bool:
+    """Whether some block attends to the last tokens alone, or to those of its chunk: there padding takes a place."""
+    if config is None:
+        return False
+    kinds = getattr(config, "layer_types", None) or ()
+    return CHUNKED in kinds or any(around(config, int(getattr(config, "num_hidden_layers", 1))).windows)
+
+
+def _windows(said: Mapping[str, object], layers: int) -> tuple[int | None, ...]:
+    """As the family has them; of a model without one, by the names that most have."""
+    model_type = said.get("model_type")
+    if model_type in known_model_types():
+        family = read_architecture(str(model_type))
+        return windows_of(said, layers, family.window, family.switch, family.reads_kinds)
+    kinds, size = said.get(KINDS), said.get(WINDOW)
+    slides = [str(kind) == SLIDING for kind in kinds] if isinstance(kinds, list) else [True] * layers
+    return tuple(size if slide and type(size) is int and size > 0 else None for slide in slides)
 
 
 @dataclass(eq=False)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from importance.around import around
+from importance.around import attends_locally
 from importance.batch import answer_batch, prefill, rows_that_fit
 from importance.look import check_room, look, opened
 from importance.prompts import Processor, Prompts, load_processor, prompts_for
@@ -174,13 +174,13 @@ def evaluate(
     check_samples(prepared.samples, metric)
     ends = prepared.prompts.ends(model)
     answers = [""] * len(prepared.samples)
-    slides = any(around(getattr(find_decoder(model), "config", None), 1).windows)
+    local = attends_locally(getattr(find_decoder(model), "config", None))
     for group, embeddings in prepared.prefixes():
         length = embeddings.shape[1]
         prepared.check_room(group, length, max_new_tokens)
         cache = prefill(model, embeddings)
         longest = length + max(len(ids) for _, ids in group.questions) + max_new_tokens
-        for batch in _batches(group.questions, rows_that_fit(model, longest), slides):
+        for batch in _batches(group.questions, rows_that_fit(model, longest), local):
             made = answer_batch(model, cache, [ids for _, ids in batch], ends, max_new_tokens)
             for (index, _), ids in zip(batch, made, strict=True):
                 answers[index] = prepared.prompts.text(ids)
@@ -196,11 +196,11 @@ def evaluate(
     return Evaluation(total.accuracy, total.stderr, total.samples, by_kind, tuple(answers), tuple(scores))
 
 
-def _batches(questions: Sequence[Question], rows: int, slides: bool) -> Iterator[Sequence[Question]]:
+def _batches(questions: Sequence[Question], rows: int, local: bool) -> Iterator[Sequence[Question]]:
     """Up to `rows` questions at a time; where blocks attend to the last tokens alone, of one length: padding between a
     question and its answer would count among these."""
     lengths = groupby(sorted(questions, key=lambda q: len(q[1])), key=lambda q: len(q[1]))
-    for alike in [list(group) for _, group in lengths] if slides else [questions]:
+    for alike in [list(group) for _, group in lengths] if local else [questions]:
         for start in range(0, len(alike), rows):
             yield alike[start : start + rows]
 

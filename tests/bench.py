@@ -35,6 +35,7 @@ from tests.bench_publish import bars as publish_bars
 from tests.bench_report import bench_report
 from tests.bench_scoring import bars as scoring_bars
 from tests.bench_sweep import bars as sweep_bars
+from tests.bench_turns import bars as turns_bars
 from tests.bench_verify import bars as verify_bars
 
 RUNS = 5
@@ -53,6 +54,7 @@ def all_bars(
         *([] if quick else onnx_bars(work, runs)),
         *([] if quick else decode_bars(work)),
         *opening_bars(work),
+        *turns_bars(work),
         *activations_bars(work),
         *([] if quick else cost_bars(work)),
         *picture_bars(work),

@@ -161,6 +161,11 @@ ABOUT = {
         "Seconds of a processor; the baseline lets onnxruntime plan which buffers to use again.",
     ),
     "open_text_int4": ("Opening the embedded variant's decoder, `int4` form", "The same in 4 bits."),
+    "open_experts_cuda": (
+        "Opening the experts of a block, `cuda` form",
+        "MolmoE-1B's widths; gate and up rows are brought in turns meanwhile. Seconds of a processor, on the CPU, "
+        "which arranges them on any machine; the baseline joins them along an axis (`Concat`).",
+    ),
     "cost_int4": (
         "Estimated times against measured ones, `int4` form",
         "75 settings of the embedded model, one thread; `knobcast calibrate` fits a device to 8 of them.",
@@ -191,6 +196,8 @@ WORDS = [
     ("python_seconds", "the Python code", "s"),
     ("picture_mb", "the photo", "MiB"),
     ("peak_ratio", "peak memory, to the photo", ""),
+    ("joined_seconds", "joined", "s"),
+    ("joined_peak_mb", "peak memory, joined", "MiB"),
     ("planned_seconds", "with the plan", "s"),
     ("main_job_seconds", "the main job", "s"),
     ("help_seconds", "`knobcast --help`", "s"),

@@ -33,8 +33,8 @@ difference is 0 in {exact}, and {refused} are refused with the reason. Graphs ar
 int4 and int8. Others that read the original, such as vLLM or llama.cpp, were not tried.
 
 *Vision tokens* of a stock model are bounds in its processor's file ([checkpoints](checkpoints.md#vision-tokens)), and
-its variants are compared with the full model on pictures too. So are those of `aria`, `gemma4`, `kimi_k25` and
-`molmo2`, with pictures of noise: nothing is known here of how their processors count tokens.
+its variants are compared with the full model on pictures too. So are those of {noise},
+with pictures of noise: nothing is known here of how their processors count tokens.
 
 The last column is a released configuration of which half the blocks and half of k are planned from headers in a test
 (`tests/test_released.py`); an empty one: no released configuration was at hand. *Sizes* after a name: of its
@@ -68,7 +68,8 @@ longest of those with graphs, GPT-OSS, {oss}. A walk, with dots.llm1 ({dots} lin
 4. **What the router does** is in `"graph"`: `"scores": "sigmoid"`, `"groups"`, `"scale"`, `"add"`, each a word or a
    config key. A key that nothing reads, or a tensor that no role has, stops the graphs and is named.
 5. **One row** in `tests/support/zoo.py`: sizes that collide nowhere. `tests/test_zoo.py` compares every dropped block
-   and every k with the full model, exactly. With graphs, one more in `tests/support/decoders.py`.
+   and every k with the full model, exactly. With graphs, one more in `tests/support/decoders.py`, and what may be
+   drawn of it in `FAMILIES` of `tests/support/drawn.py`; tests name the rows that are missing.
 6. **A stock model that resizes pictures by their area** says so in `"pixels"`: the config keys of its patches, which
    of transformers' processors it has and whether they count a picture once or as a clip. `TOKENS` then works.
 7. A released config.json, without weights, into `tests/fixtures/configs/`, then `python -m tests.models_page`.
@@ -85,8 +86,9 @@ def page() -> str:
     lines = {key: _lines(name) for key, name in WALKED.items()}
     compared, refused = _settings()
     head = HEAD.format(
-        transformers=pins[0], onnxruntime=pins[1], settings=compared, exact=compared - refused, refused=refused
-    )
+        transformers=pins[0], onnxruntime=pins[1], settings=compared, exact=compared - refused, refused=refused,
+        noise=", ".join(f"`{name}`" for name in known_model_types() if read_architecture(name).noise),
+    )  # fmt: skip
     absent = "".join(f"| `{name}` | {why} | {instead} |\n" for name, (why, instead) in absent_model_types().items())
     return head + rows + ABSENT + absent + WALK.format(**lines)
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import export.gate.activations
 from export.command.main import app
-from export.gate.activations import check_activations, rounding
+from export.gate.activations import check_activations, distance
 from export.gate.checking import checking_graphs
 from export.run.graphs import Graphs
 from export.run.oldest import too_old_for
@@ -103,10 +103,10 @@ def test_a_few_positions_with_another_expert_are_no_fault_of_the_kernels() -> No
     logits, noise = generator.standard_normal((1, 18, 50)), generator.standard_normal((1, 18, 50))
     moved = logits + 0.02 * noise
     moved[:, 4:9] = logits[:, 4:9] + 0.5 * noise[:, 4:9]
-    found = rounding(moved, logits)
+    found = distance(moved, logits)
     assert found["typical"] < 0.03 < export.gate.activations.TOLERANCE < found["root_mean_square"]
-    assert rounding(logits + 0.2 * noise, logits)["typical"] > 0.15
-    assert np.isnan(rounding(np.full_like(logits, np.nan), logits)["typical"])
+    assert distance(logits + 0.2 * noise, logits)["typical"] > 0.15
+    assert np.isnan(distance(np.full_like(logits, np.nan), logits)["typical"])
 
 
 def test_another_prompt_is_asked_before_a_variant_is_refused(variant: Path) -> None:

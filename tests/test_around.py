@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from importance.around import Masks, around
+from importance.around import Masks, around, attends_locally
 from importance.blocks import ResidentBlocks
 from importance.chunks import TEXT, Candidate, Chunk
 from importance.engine import Engine, State, full_config
@@ -103,6 +103,18 @@ def test_what_a_config_says_around_blocks() -> None:
     listed = Qwen2MoeConfig(num_hidden_layers=3, sliding_window=4, use_sliding_window=True, layer_types=kinds)
     assert around(listed, 3).windows == (None, 4, None)
     assert around(None, 2).windows == (None, None)
+
+
+def test_windows_are_those_that_the_family_has() -> None:
+    """Beyond what a run beforehand outgrows nothing else tells: keys of other families say nothing."""
+    from transformers import Llama4TextConfig, LlamaConfig, MixtralConfig
+
+    assert around(LlamaConfig(sliding_window=1000), 2).windows == (None, None)
+    stray = MixtralConfig(num_hidden_layers=2, sliding_window=1000, layer_types=["full_attention"] * 2)
+    assert around(stray, 2).windows == (1000, 1000)
+    assert not attends_locally(LlamaConfig(sliding_window=1000))
+    assert attends_locally(stray)
+    assert attends_locally(Llama4TextConfig(num_hidden_layers=4))
 
 
 def test_a_window_counts_places_not_columns() -> None:

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from export.files.integrity import external_tensors
 from export.numpy_run import NumpySession
 from export.run.session_options import SESSION_OPTIONS, session_options
+from tests.support.full_size import write_sparse
 from tests.support.graphs import empty_cache, session, step
 from tests.support.models import BLOCKWISE, save_source, torch_logits, write_odd
 from tests.support.variants import write_variant
@@ -30,6 +31,7 @@ from transform.knobs import Knobs
 from transform.load import load_model
 from transform.plan import make_plan
 from transform.read import read_checkpoint
+from transform.stack import is_stacked
 from transform.stored_form import form_of
 
 LAYERS, EXPERTS = BLOCKWISE["num_hidden_layers"], BLOCKWISE["num_experts"]
@@ -144,18 +146,25 @@ def test_stacked_experts_are_the_experts_and_load_as_before(tmp_path: Path) -> N
     places = {tensor.name: tensor for tensor in external_tensors(graph)}
     data = (made / "model.safetensors").read_bytes()
     made_by = {name: node for node in graph.node for name in node.output}
+    constants = {
+        proto.name: onnx.numpy_helper.to_array(proto) for proto in graph.initializer if proto.name not in places
+    }
+
+    def matrices(name: str) -> np.ndarray:
+        entry = {item.key: item.value for item in places[name].external_data}
+        start = int(entry["offset"])
+        return np.frombuffer(data[start : start + int(entry["length"])], np.float16).reshape(places[name].dims)
+
     for i, node in enumerate(node for node in graph.node if node.op_type == "MoE"):
-        turns = made_by[made_by[node.input[2]].input[0]]  # [E, I, 2, d], then [E, 2 * I, d]
-        assert (turns.op_type, turns.attribute[0].i) == ("Concat", 2)
-        for operand, part in zip((*turns.input, node.input[4]), ("gate", "up", "down"), strict=True):
-            tensor = places[operand]
-            entry = {item.key: item.value for item in tensor.external_data}
-            start = int(entry["offset"])
-            view = np.frombuffer(data[start : start + int(entry["length"])], np.float16)
+        taken = made_by[node.input[2]]  # [E, 2I, d] of the rows of all gates and ups
+        shaped = made_by[taken.input[1]]
+        added = made_by[shaped.input[0]]
+        assert (taken.op_type, shaped.op_type, added.op_type) == ("Gather", "Reshape", "Add")
+        first, turn, shape = (constants[name] for name in (*added.input, shaped.input[1]))
+        gate_up = matrices(taken.input[0])[(first + turn).reshape(shape)]
+        for part, found in (("gate", gate_up[:, ::2]), ("up", gate_up[:, 1::2]), ("down", matrices(node.input[4]))):
             names = [f"model.layers.{i}.mlp.experts.{e}.{part}_proj.weight" for e in range(EXPERTS)]
-            experts = np.stack([stored[name].numpy() for name in names])
-            assert np.prod(tensor.dims) == experts.size
-            np.testing.assert_array_equal(view.reshape(experts.shape), experts)
+            np.testing.assert_array_equal(found, np.stack([stored[name].numpy() for name in names]))
     ids = torch.arange(2, 9)[None]
     save_file({name: tensor.to(torch.float16) for name, tensor in original.items()}, tmp_path / "source" / "h")
     (tmp_path / "source" / "h").rename(tmp_path / "source" / "model.safetensors")
@@ -182,6 +191,19 @@ def test_experts_are_arranged_at_load_and_not_at_every_call(tmp_path: Path) -> N
         # the CPU's kernel takes float32
         fed = [made_by[name].input[0] if name in made_by and made_by[name].op_type == "Cast" else name for name in fed]
         assert [name in made_by for name in fed] == [computed] * LAYERS
+
+
+def test_gates_and_ups_that_lie_apart_are_stacked_anew(tmp_path: Path) -> None:
+    """Ups behind everything else: each part of a block is an array, but gates and ups aren't the rows of one."""
+    save_source(tmp_path / "source", torch.bfloat16, **BLOCKWISE)
+    stacked = read_checkpoint(write_variant(tmp_path / "source", tmp_path / "variant", form="cuda"))
+    assert is_stacked(stacked, "F16")
+    ups_last = sorted(stacked.tensors.values(), key=lambda tensor: "up_proj" in tensor.name)
+    shapes = {tensor.name: tensor.shape for tensor in ups_last}
+    write_sparse(tmp_path / "apart", stacked.config, shapes, "F16")
+    assert not is_stacked(read_checkpoint(tmp_path / "apart"), "F16")
+    again = write_variant(tmp_path / "apart", tmp_path / "again", form="cuda")
+    assert is_stacked(read_checkpoint(again), "F16")
 
 
 def test_scattered_experts_cannot_be_fused(tmp_path: Path) -> None:

@@ -88,9 +88,12 @@ def test_a_variant_holds_what_was_planned(tmp_path: Path) -> None:
     checkpoint = read_checkpoint(source)
     assert written_budget(checkpoint, pixels) == plan.pictures
     assert make_plan(checkpoint, Knobs(4)).pictures is None
-    add_processor(source, changes={"size": {"shortest_edge": 196608, "longest_edge": 262145}})
-    with pytest.raises(CheckpointError, match="size must be a budget, 1024 pixels per token"):
-        written_budget(checkpoint, pixels)
+    (source / "manifest.json").write_text(json.dumps({"pixels": {"tokens": 256}}))
+    assert make_plan(checkpoint, Knobs(4)).pictures == plan.pictures
+    for size in ((196608, 262145), (0, 0), (768 << 50, 1024 << 50)):
+        add_processor(source, changes={"size": dict(zip(("shortest_edge", "longest_edge"), size, strict=True))})
+        with pytest.raises(CheckpointError, match="size must be a budget, 1024 pixels per token"):
+            written_budget(checkpoint, pixels)
 
 
 @pytest.mark.parametrize(

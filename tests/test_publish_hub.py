@@ -1,5 +1,6 @@
 """`hf:` against the stand-in Hub, by huggingface_hub itself: what moves, what is confirmed, what goes wrong."""
 
+import errno
 import hashlib
 import logging
 import os
@@ -330,6 +331,18 @@ def test_what_isnt_there_is_said(hub: HubStandIn, variant: Path, tmp_path: Path)
         _pull(f"hf:{NAME}@card", tmp_path / "out")
 
 
+def test_a_full_disk_below_the_cache_is_none_of_the_hubs_faults(
+    hub: HubStandIn, variant: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    push(variant)
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
+    with pytest.raises(PublishError, match="disk is full that has the Hub client's cache"):
+        _pull(f"hf:{NAME}", tmp_path / "out")
+
+
 # what goes wrong
 
 FAULTS = [
@@ -414,6 +427,9 @@ def test_a_listing_that_lacks_what_it_listed_is_told(hub: HubStandIn, variant: P
     with pytest.raises(PublishError, match="the Hub's client failed"), calm(NAME) as client:
         head = client.commit_of("main")
         client.copy(["gone.bin"], [], head, "main", head, "Copy")
+    for error in (UnboundLocalError("etag"), AssertionError(), OverflowError("size")):
+        with pytest.raises(PublishError, match="must answer as the Hub does"), calm(NAME):
+            raise error
 
 
 # credentials

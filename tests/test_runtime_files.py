@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from export.run.graphs import open_tokenizer
 from tests.support.command import knobcast
 from tests.support.published import variant
 from tests.support.variants import read_json, record_sums
+from transform.errors import CheckpointError
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +24,10 @@ def made(molmo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("decoder.session_options.custom_ops_library", "evil.so"), ("decoder.session_options.enable_profiling", "x"),
         ("decoder.session_options.provider_options", [{"cuda": {"plugin_library": "evil.so"}}]),
+        ("decoder.session_options.provider_options", [{"OpenVINO": {"cache_dir": "/etc"}}]),
+        ("decoder.session_options.provider_options", [{"CoreML": {"ModelCacheDirectory": "/etc"}}]),
+        ("decoder.session_options.provider_options", [{"QNN": {"Backend_PATH": "evil.so"}}]),
+        ("decoder.session_options.provider_options", [{"cuda": {"gpu_external_alloc": "4096"}}]),
         ("decoder.filename", "../text.onnx"), ("decoder.filename", "/etc/passwd"), ("decoder.filename", 5),
         ("vision.config_filename", "a/b"),
     ],
@@ -55,6 +61,10 @@ def test_a_tokenizer_that_makes_short_texts_long_is_refused(part: str, times: in
         record_sums(copy)
         done = knobcast("verify", copy, "--level", "files")
         assert (done.code, "times as long" in done.said) == (code, bool(code)), done.said
+    text = (copy / "tokenizer.json").read_text().replace("Replace", r"\u0052eplace").replace("e" * 16, "e" * 17)
+    (copy / "tokenizer.json").write_text(text)
+    with pytest.raises(CheckpointError, match="up to 17 times"):
+        open_tokenizer(copy)
 
 
 def test_an_io_json_that_is_none_isnt_pulled(made: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ Transformers builds a model by its config alone. Where that and the tensors disa
 others, with a warning that nobody reads.
 """
 
-import re
 from collections.abc import Mapping
 
 from transform.architectures.vocabulary import (
@@ -16,13 +15,14 @@ from transform.architectures.vocabulary import (
     PERIODS,
     ROUTED,
     STEP,
+    check_block_lists,
 )
 from transform.checkpoint import Checkpoint, Tensor
 from transform.derived import with_derived_lists
 from transform.errors import CheckpointError
+from transform.experts import OF_EXPERTS
 from transform.regular_file import open_regular
 
-OF_EXPERTS = re.compile(r"(^|\.)experts\.|(^|\.)(block_sparse_moe|mlp)\.(input|output)_linear\.")  # in names
 _SAYING = (
     ROUTED, LETTERS, "moe_layers", "moe_layer_freq", ONLY_DENSE, STEP, *BEFORE_EXPERTS, LAST, INTERVAL, PERIODS[1][0],
 )  # fmt: skip
@@ -30,10 +30,12 @@ _COMPARED = 4096  # bytes at the front of each matrix; training moves all of the
 
 
 def check_experts(checkpoint: Checkpoint) -> None:
-    """Raise CheckpointError where the config gives experts to other blocks than the tensors do."""
+    """Raise CheckpointError where the config gives experts to other blocks than the tensors do, or where a list of
+    blocks has another length."""
     family = checkpoint.architecture
     if family.complete:  # its tensors were compared one by one
         return
+    check_block_lists(family.text_of(checkpoint.config), checkpoint.settings.layers)
     stored = _stored(checkpoint)
     if stored == _said(checkpoint):
         return

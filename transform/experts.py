@@ -6,12 +6,14 @@ range of bytes, so nothing that takes matrices need know where they come from.
 E experts, d width, I inner width.
 """
 
+import re
 from typing import NamedTuple
 
 from transform.checkpoint import Checkpoint, Tensor
 from transform.errors import CheckpointError
 
 PARTS = ("gate", "up", "down")
+OF_EXPERTS = re.compile(r"(^|\.)experts\.|(^|\.)(block_sparse_moe|mlp)\.(input|output)_linear\.")  # in names
 
 
 class Expert(NamedTuple):

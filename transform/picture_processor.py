@@ -15,7 +15,7 @@ from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError, KnobError
 from transform.image_settings import PREPROCESSOR, PROCESSOR
 from transform.pixel_budget import MOST_ASPECT, PixelBudget
-from transform.pixel_range import ASPECT, check_budget, kept_to, least, most
+from transform.pixel_range import ASPECT, MOST_TOKENS, check_budget, kept_to, least, most
 from transform.plan_facts import PixelFacts
 from transform.side_files import VIDEO
 from transform.strict_json import Record, read_json
@@ -116,10 +116,11 @@ def written_budget(variant: Checkpoint, pixels: Pixels) -> PicturePlan:
         unit = _budget(variant, pixels, 1)
         count = bounds[1] // unit.longest_edge if type(bounds[1]) is int else 0
         held = _budget(variant, pixels, count)
-        if bounds != (held.shortest_edge, held.longest_edge):
+        if not 1 <= count <= MOST_TOKENS or bounds != (held.shortest_edge, held.longest_edge):
             raise CheckpointError(
                 f"{place.file}: size must be a budget, {unit.longest_edge} pixels per token and at least three "
-                f"quarters of all, got {shown(place.settings.get('size'))}. Export the variant again."
+                f"quarters of all, for 1 to {MOST_TOKENS:,} tokens, got {shown(list(bounds))}. "
+                "Export the variant again."
             )
         tokens.add(count)
     if len(tokens) != 1:

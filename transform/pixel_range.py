@@ -16,6 +16,7 @@ from transform.pixel_budget import MOST_ASPECT, PixelBudget
 ASPECT = 5  # a budget is kept by pictures up to 5:1 and 1:5
 LONGEST_SIDE = 16_384  # pixels of the pictures that are tried out
 RESERVE = 130  # tokens that must fit beside a picture: its start and end, and some text
+MOST_TOKENS = 1 << 20  # of a picture: what counts them goes row by row
 _ALWAYS_KEPT = 128  # and every larger budget: rounding up adds less than a quarter there
 
 
@@ -57,6 +58,10 @@ def check_budget(budget: PixelBudget, positions: int) -> None:
         raise KnobError(
             f"a picture and {RESERVE} other tokens must fit the model's {positions} positions, got tokens={tokens}. "
             + (f"The largest budget that fits is {fitting}." if fitting > 0 else "No vision budget fits this model.")
+        )
+    if tokens > MOST_TOKENS:
+        raise KnobError(
+            f"a picture must have at most {MOST_TOKENS:,} tokens, got tokens={tokens}. Give for example 256."
         )
     if (largest := most(budget)) > tokens:
         larger = (_of(budget, n) for n in range(tokens + 1, _ALWAYS_KEPT + 1))

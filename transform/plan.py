@@ -19,7 +19,7 @@ from transform.picture_processor import PicturePlan
 from transform.plan_facts import PlanFacts
 from transform.sizes import active_parameters, parameters, weight_bytes
 from transform.stack import stack_experts
-from transform.stored_form import check_form, form_of
+from transform.stored_form import form_of, insist_on_form
 from transform.tokenizer_file import FILE as TOKENIZER
 from transform.tokenizer_file import tokenizer_warnings
 from transform.top_k import beyond_training, set_top_k
@@ -174,7 +174,7 @@ def make_plan(source: Checkpoint, knobs: Knobs) -> Plan:
         )
     source_form = form_of(source)
     form = source_form if knobs.form is None else form_named(knobs.form)
-    check_form(source, source_form, form, knobs.dtype)
+    insist_on_form(source, source_form, form, knobs.dtype)
     if form is not source_form and (reason := why_no_graphs(source)):
         raise KnobError(f"a form is what graphs read: {reason}. Leave --form out.")
     if knobs.activations is not None and not form.activations:

@@ -58,9 +58,8 @@ def method_of(where: str, about: object) -> object:
 
 
 def _said(config: Mapping[str, object]) -> Iterator[tuple[str, object]]:
-    """(dotted key, what stands there) of a config and of the parts of it that are configs themselves."""
-    for key, value in config.items():
-        if key in KEYS and value is not None:
-            yield key, value
-        elif isinstance(value, Mapping) and key.endswith("_config"):
-            yield from ((f"{key}.{inner}", about) for inner, about in _said(value))
+    """(dotted key, what stands there) of a config and of the decoder's or the tower's within it."""
+    parts = {f"{key}.": value for key, value in config.items() if key.endswith("_config") and key not in KEYS}
+    for where, part in ({"": config} | parts).items():
+        if isinstance(part, Mapping):
+            yield from ((f"{where}{key}", part[key]) for key in KEYS if part.get(key) is not None)

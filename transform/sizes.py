@@ -3,8 +3,8 @@
 import math
 from collections.abc import Iterator
 
-from transform.agreement import OF_EXPERTS
 from transform.checkpoint import Checkpoint
+from transform.experts import OF_EXPERTS
 from transform.write import written_bytes
 
 

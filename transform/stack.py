@@ -1,7 +1,7 @@
 """Lay the experts of a block back to back, one projection after the other, in one weight file.
 
-Names, values and shapes stay, so the checkpoint loads as before; but all gates of a block are then also one
-[experts, width, hidden] array in place, which is what fused operators read.
+Names, values and shapes stay, so the checkpoint loads as before; but all gates and ups of a block are then also the
+rows of one array in place, and its downs of another, which is what fused operators read.
 """
 
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ def is_stacked(checkpoint: Checkpoint, stored: str) -> bool:
     """Whether the experts lie so already, as numbers of `stored`, in safetensors' words."""
     blocks = list(_stacks(checkpoint))
     for names in blocks:
-        count = len(names) // len(PARTS)
-        for at in range(0, len(names), count):
-            tensors = [checkpoint.tensors[name] for name in names[at : at + count]]
+        downs = 2 * len(names) // len(PARTS)
+        for together in (names[:downs], names[downs:]):  # a gate and an up are of one size
+            tensors = [checkpoint.tensors[name] for name in together]
             first = tensors[0]
-            places = [(first.file, first.start + e * first.nbytes) for e in range(count)]
+            places = [(first.file, first.start + at * first.nbytes) for at in range(len(tensors))]
             if first.stored != stored or [(t.file, t.start) for t in tensors] != places:
                 return False
     return bool(blocks)

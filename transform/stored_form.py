@@ -22,7 +22,7 @@ def form_of(checkpoint: Checkpoint) -> Form:
     return REFERENCE
 
 
-def check_form(source: Checkpoint, own: Form, form: Form, dtype: str) -> None:
+def insist_on_form(source: Checkpoint, own: Form, form: Form, dtype: str) -> None:
     """Raise KnobError for a form or dtype that weights of their `own` form can't have."""
     if own.bits and (form != own or dtype != "source"):
         raise KnobError(

@@ -7,7 +7,8 @@ from transform.errors import KnobError
 from transform.image_settings import max_crops, variant_policy
 from transform.knobs import Knobs, parse_tokens
 from transform.molmoe import tiling
-from transform.picture_processor import PicturePlan, picture_warnings, plan_pictures
+from transform.ownership import read_manifest
+from transform.picture_processor import PicturePlan, picture_warnings, plan_pictures, written_budget
 from transform.plan_facts import VisionFacts
 
 RESIZES = ("pad", "fill")  # those of `molmoe/preprocessing.py`, which needs numpy
@@ -85,8 +86,10 @@ def _stock_pictures(source: Checkpoint, knobs: Knobs) -> PicturePlan | None:
             f"resize and rule are about tilings, and the processor of {family.model_type!r} models has none, it keeps "
             f"a picture's aspect: got {', '.join(tilings)}. Leave them out."
         )
-    if knobs.tokens is None or pixels is None:
+    if pixels is None:
         return None
+    if knobs.tokens is None:  # a variant's budget is its variants' too
+        return written_budget(source, pixels) if "pixels" in read_manifest(source.path) else None
     if isinstance(knobs.tokens, str):
         raise KnobError(
             f"tokens of {family.model_type!r} models must be a whole number, tiers are of tilings, got "

@@ -36,7 +36,8 @@ def export_grid(request: Request, graphs: Graphs, target: Target) -> None:
     out = target.out or Path("artifacts") / name
     console = Console(highlight=False)
     dropped = any(plan.removed for plan in members)
-    ranking = find_scores(source.path, request.scores, source.settings.layers) if dropped else None
+    family = source.architecture.model_type
+    ranking = find_scores(source.path, request.scores, source.settings.layers, None, family) if dropped else None
     if not target.as_json or not target.dry_run:
         _show_plans(base, members, ranking, console if target.dry_run else remarks)
         warnings = dict.fromkeys(warning for plan in (base, *members) for warning in plan.warnings)

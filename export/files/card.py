@@ -172,6 +172,13 @@ def _scores(source: Checkpoint) -> Scores | None:
     return found if found.samples is not None and found.model_digest is not None else None
 
 
+_PICTURES = {
+    "processor": "by the processor's files here, and by the source's with the same settings",
+    "noise": "of noise, as the model takes them; no processor's files were used",
+    "not shown": "not shown, for nothing is known of how this model takes them",
+}
+
+
 def _verification(plan: Plan, verification: Verification | None) -> list[str]:
     if verification is None:
         return [f"`{SKIPPED}`: this variant was **not** verified."]
@@ -180,6 +187,8 @@ def _verification(plan: Plan, verification: Verification | None) -> list[str]:
         lines += [f"Graphs computed by {verification.graphs_computed_by}."]
     if beyond := verification.windows_not_passed:
         lines += [f"No sequence that was compared is longer than the windows of {', '.join(map(str, beyond))} tokens."]
+    if how := verification.pictures:
+        lines += [f"Pictures: {_PICTURES.get(how, how)}."]
     lines += [
         "",
         "| comparison | largest difference |",

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from export.files.verification import Verification
+from export.files.verification import Measured, Verification
 from export.run.io_file import FILE
 from transform.forms import ROUNDED
 from transform.plan import Plan
@@ -25,8 +25,16 @@ def graph_lines(directory: Path, plan: Plan, verification: Verification | None) 
         ]
         if verification and (found := verification.int8_activations):
             lines += [
-                f"At a typical position of the gate's prompt its logits are {found['typical']:.2g} of their size away "
+                f"At a typical position of {_prompt(found)} its logits are {found['typical']:.2g} of their size away "
                 f"(root mean square; at most {found['relative_tolerance']:g}), over all positions "
                 f"{found['root_mean_square']:.2g}. The comparisons above are without this rounding."
             ]
     return lines
+
+
+def _prompt(found: Measured) -> str:
+    """Which of the gate's prompts was near enough."""
+    number = round(found.get("prompt", 1))
+    if number == 1:
+        return "the gate's prompt"
+    return f"prompt {number} of the gate, behind {number - 1} where a token got other experts,"

@@ -164,7 +164,8 @@ def _pixels(manifest: Record, checkpoint: Checkpoint) -> Iterator[Fact]:
         yield "pixels", written_budget(checkpoint, pixels).as_dict(), said
     except KnobcastError as error:
         raise ValueError(f"pixels: {error}") from error
-    yield "pixels.tokens by knobs", manifest["knobs"]["tokens"], manifest["pixels"]["tokens"]
+    if manifest["knobs"]["tokens"] is not None:  # else as its source has it
+        yield "pixels.tokens by knobs", manifest["knobs"]["tokens"], manifest["pixels"]["tokens"]
 
 
 def _derived(manifest: Record, checkpoint: Checkpoint) -> Iterator[Fact]:

@@ -62,6 +62,7 @@ class Verification:
     golden_tokens: int | None = None  # whose logits were recorded block by block
     blocks: int | None = None  # of a member that was proven block by block
     static_vs_dynamic: Measured = field(default_factory=dict)  # the variant and its twin at run time: all exactly 0
+    pictures: str | None = None  # how a stock model was shown them: by its processor, as noise, not at all
     other_k: OtherK | None = None
     graph_ranges: Mapping[str, int] = field(default_factory=dict)  # graph file -> how many ranges of weights it reads
     onnx_vs_torch: Measured = field(default_factory=dict)

@@ -32,9 +32,9 @@ def check_activations(graphs: Graphs, ids: Array, logits: Array, exact: Callable
     differences: list[float] = []
     for asked, expected in _prompts(ids, logits, exact):
         ours, _ = graphs.step(asked, np.ones_like(asked), graphs.empty_cache(len(asked)))
-        found = rounding(ours, expected)
+        found = distance(ours, expected)
         if found["typical"] <= TOLERANCE:
-            return {"relative_tolerance": TOLERANCE, **found}
+            return {"relative_tolerance": TOLERANCE, "prompt": float(len(differences) + 1), **found}
         differences.append(found["typical"])
     raise VerificationError(
         f"text.onnx with int8 activations: at a typical position the differences of its logits must be at most "
@@ -43,7 +43,7 @@ def check_activations(graphs: Graphs, ids: Array, logits: Array, exact: Callable
     )
 
 
-def rounding(ours: Array, logits: Array) -> dict[str, float]:
+def distance(ours: Array, logits: Array) -> dict[str, float]:
     """How far logits [b, s, V] are from float32 ones, as a part of these: at a typical position, and over all."""
     whole = _root_mean_square(logits, None)
     typical = float(np.median(_root_mean_square(ours - logits, -1)) / whole)

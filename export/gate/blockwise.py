@@ -26,7 +26,7 @@ from export.gate.copied import check_copied, is_copied
 from export.gate.golden import check_graphs, record, write_golden
 from export.gate.golden_file import LEAST
 from export.gate.image_probe import ImageProbe, image_probe
-from export.gate.picture_probe import PictureProbe, insist_on_pictures, picture_probe, receiving
+from export.gate.picture_probe import PictureProbe, how_shown, insist_on_pictures, picture_probe, receiving
 from export.gate.preprocess import check_preprocess, has_preprocess, record_picture
 from export.gate.probe import TextProbe
 from export.gate.resident import rounding
@@ -153,6 +153,7 @@ def blockwise_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Ver
         probe_seed=seed,
         golden_tokens=whole["ids"].shape[1] if whole else None,
         static_vs_dynamic=differences,
+        pictures=how_shown(pictures if first <= blocks else None, written),
         other_k=other,
         graph_ranges=check_graph_bounds(directory) if onnx else {},
         onnx_vs_torch=graphs,

@@ -4,10 +4,11 @@ They let anyone check any runtime, later and elsewhere, without the source model
 `logits` [1, s, V] by prefill; for image models `image.input_ids` [1, s] with the drawn picture of `probe.py`
 (crops follow from the policy in io.json) -> `image.embeddings` [r, d] at the rows `image.rows`, and
 `image.logits` [1, V] at the last token, unless it was verified block by block: hundreds of tokens would then pass every
-block. For stock models whose pictures are patches of a grid, `picture.logits` [1, V] at the last token behind the
-pictures that `picture_probe.py` draws. Everything float32, computed by PyTorch on the CPU. Where preprocess.onnx is:
-`preprocess.image` uint8 [h, w, 3] -> patches `preprocess.images` [q, 588] at the rows `preprocess.rows` of [n*576], and
-all of `preprocess.image_masks`, `.feature_index` and `.image_ids`, by the code that it repeats (`preprocess.py`).
+block. For stock models that are shown pictures, and aren't verified block by block, `picture.logits` [1, V] at the last
+token behind the pictures that `picture_probe.py` draws. Everything float32, computed by PyTorch on the CPU. Where
+preprocess.onnx is: `preprocess.image` uint8 [h, w, 3] -> patches `preprocess.images` [q, 588] at the rows
+`preprocess.rows` of [n*576], and all of `preprocess.image_masks`, `.feature_index` and `.image_ids`, by the code that
+it repeats (`preprocess.py`).
 """
 
 from pathlib import Path

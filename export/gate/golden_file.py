@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from export.gate.far import BEYOND
 from export.gate.golden import FILE
 from export.gate.image_probe import TEXT, ImageProbe
 from export.gate.picture_probe import GOLDEN as PICTURE
 from export.gate.preprocess import has_preprocess
-from export.gate.probe import BEYOND, DECODE, MOST_WINDOW
+from export.gate.probe import DECODE, MOST_WINDOW
 from transform.arrays import Array
 from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError, VerificationError
@@ -78,7 +79,8 @@ def with_golden_ids(image: ImageProbe, golden: dict[str, Array], vocab: int) -> 
 
 def _check_header(header: dict[str, tuple[str, tuple[int, ...]]], checkpoint: Checkpoint, cuts: bool) -> None:
     wanted = _TEXT | (_IMAGE if checkpoint.architecture.modality.sees_images else {}) | (_PICTURE if cuts else {})
-    if (checkpoint.architecture.pixels or checkpoint.architecture.noise) and PICTURE in header:
+    family = checkpoint.architecture
+    if PICTURE in header and (family.pixels or family.noise) and family.has_tower(checkpoint.config):
         wanted |= _PATCHES
     if cuts and header.keys() == _PICTURE.keys():
         wanted = _PICTURE  # of a variant that an earlier version verified block by block

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MOST_TOKENS = 1024  # of a prompt's pictures: a budget of thousands would pass every block
 GOLDEN = "picture.logits"
+BY_PROCESSOR, OF_NOISE, NOT_SHOWN = "processor", "noise", "not shown"  # how pictures were compared
 TEXT = 3  # tokens before, between and behind pictures
 
 
@@ -37,6 +38,7 @@ class PictureProbe:
     theirs: Mapping[str, torch.Tensor]
     ids: torch.Tensor  # [1, s + 1]: the last one is given by itself, with a cache
     token: int
+    how: str  # BY_PROCESSOR or OF_NOISE
 
     def run(
         self, model: "PreTrainedModel", pictures: Mapping[str, torch.Tensor], caching: bool = True
@@ -77,7 +79,15 @@ def picture_probe(plan: Plan, written: Checkpoint) -> PictureProbe | None:
     ours, theirs = (patches.up_to(MOST_TOKENS, merge) for patches in found)
     if ours is None or theirs is None:
         return drawn_probe(written)
-    return PictureProbe(ours.inputs, theirs.inputs, _prompt(written, ours.counts(merge), token), token)
+    return PictureProbe(ours.inputs, theirs.inputs, _prompt(written, ours.counts(merge), token), token, BY_PROCESSOR)
+
+
+def how_shown(probe: PictureProbe | None, checkpoint: Checkpoint) -> str | None:
+    """How a stock model was shown pictures; None for those that see none."""
+    if probe is not None:
+        return probe.how
+    stock = not checkpoint.architecture.modality.sees_images
+    return NOT_SHOWN if stock and checkpoint.architecture.has_tower(checkpoint.config) else None
 
 
 def drawn_probe(checkpoint: Checkpoint) -> PictureProbe | None:
@@ -95,7 +105,7 @@ def drawn_probe(checkpoint: Checkpoint) -> PictureProbe | None:
 
 
 def _showing(checkpoint: Checkpoint, drawn: Drawn, token: int) -> PictureProbe:
-    return PictureProbe(drawn.inputs, drawn.inputs, _prompt(checkpoint, drawn.counts, token), token)
+    return PictureProbe(drawn.inputs, drawn.inputs, _prompt(checkpoint, drawn.counts, token), token, OF_NOISE)
 
 
 def picture_logits(model: "PreTrainedModel", checkpoint: Checkpoint) -> dict[str, Array]:

@@ -13,16 +13,14 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from export.gate.far import FarProbe
+from export.gate.far import BEYOND, PADDING, FarProbe
 from transform.architectures.graph_facts import Routing, Scores
 from transform.checkpoint import Checkpoint
 from transform.graphs import why_no_graphs
 from transform.runtime import find_routers
 
 PROMPT, DECODE = 14, 4
-BEYOND = 8  # tokens of a prompt that a window no longer reaches
 MOST_WINDOW = 512  # no prompt passes windows beyond: one of thousands would take longer than all else
-PADDING = 5
 MIN_MARGIN = 2e-7  # router probabilities of two correct programs differ by about 1e-8
 SEEDS = range(40)
 PLAIN = Routing()

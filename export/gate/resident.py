@@ -16,7 +16,7 @@ from export.gate.checking import checking_graphs
 from export.gate.compare import TOLERANCE, exactly_equal, find_probe, onnx_vs_torch, other_k, run_text
 from export.gate.golden import check_graphs, record, torch_image, write_golden
 from export.gate.image_probe import ImageProbe, image_probe
-from export.gate.picture_probe import insist_on_pictures, picture_logits, picture_probe
+from export.gate.picture_probe import how_shown, insist_on_pictures, picture_logits, picture_probe
 from export.gate.preprocess import check_preprocess, has_preprocess, record_picture
 from export.gate.probe import TextProbe
 from export.gate.static import verify_static
@@ -64,6 +64,7 @@ def resident_gate(plan: Plan, written: Checkpoint, onnx: bool, say: Say) -> Veri
         reload=report.counts(),
         probe_seed=probe.seed,
         static_vs_dynamic=equal,
+        pictures=how_shown(pictures, written),
         other_k=other_k(variant, plan.target, probe),
     )
     golden = record(variant, probe.ids.numpy(), image) | picture_logits(variant, written)

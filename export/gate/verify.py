@@ -68,7 +68,12 @@ def _verify_directory(directory: Path, say: Say, known: Mapping[str, str]) -> Re
         model = load_model(directory)
         results["torch_vs_golden"] = check_torch(model, golden, image, TOLERANCE)
         if PICTURE in golden:
-            found = picture_logits(model, checkpoint)[PICTURE]
+            found = picture_logits(model, checkpoint).get(PICTURE)
+            if found is None:
+                raise VerificationError(
+                    f"{GOLDEN}: it has logits behind pictures, and config.json lacks the numbers that pictures are "
+                    "drawn by. Export the variant again."
+                )
             results["torch_vs_golden"][PICTURE] = compare(found, golden[PICTURE], TOLERANCE, f"PyTorch, {PICTURE}")
     if (directory / "text.onnx").is_file():
         say("ONNX == golden")

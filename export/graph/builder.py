@@ -215,9 +215,9 @@ class Graph:
         found = self.op("Gather", self.stored(table), indices, axis=0)
         return found if TYPES[table.stored] == self.compute else self.op("Cast", found, to=self.compute)
 
-    def stack(self, tensors: Sequence[Tensor], spread: bool = False) -> str:
+    def stack(self, tensors: Sequence[Tensor], flat: bool = False) -> str:
         """Equal matrices that lie back to back in one file, as one [count, rows, columns] in place; raises
-        CheckpointError. With `spread` an axis of 1 keeps the rows apart: [count, rows, 1, columns].
+        CheckpointError. `flat`: [count * rows, columns].
         """
         first = tensors[0]
         for at, tensor in enumerate(tensors):
@@ -228,7 +228,7 @@ class Graph:
                     "read them together. Export with --form cuda, which writes them so."
                 )
         rows, columns = first.shape
-        shape = (len(tensors), rows, 1, columns) if spread else (len(tensors), rows, columns)
+        shape = (len(tensors) * rows, columns) if flat else (len(tensors), rows, columns)
         return self.stored(first._replace(name=f"{first.name}.stack", shape=shape, nbytes=len(tensors) * first.nbytes))
 
     def linear(self, x: str, weight: Tensor, bias: Tensor | None = None, turned: bool = False) -> str:

@@ -76,26 +76,37 @@ def _fused(g: Graph, checkpoint: Checkpoint, i: int, x: str, logits: str, normal
 def _stacks_in_turns(g: Graph, checkpoint: Checkpoint, i: int) -> tuple[str, str]:
     """[E, 2I, d] and [E, d, I] of experts with matrices of their own."""
     experts = experts_of(checkpoint, i)
-
-    def stack(part: str, spread: bool = False) -> str:
-        return g.stack([getattr(expert, part) for expert in experts], spread)
-
-    turns = g.op("Concat", stack("gate", spread=True), stack("up", spread=True), axis=2)  # [E, I, 2, d]
-    inner, width = experts[0].gate.shape
-    return g.op("Reshape", turns, g.ints(len(experts), 2 * inner, width)), stack("down")
+    count, inner = len(experts), experts[0].gate.shape[0]
+    gates_and_ups = [getattr(expert, part) for part in ("gate", "up") for expert in experts]
+    both, down = g.stack(gates_and_ups, flat=True), g.stack([expert.down for expert in experts])
+    return _in_turns(g, both, count, inner, inner, count * inner), down
 
 
 def _slabs_in_turns(g: Graph, checkpoint: Checkpoint, i: int) -> tuple[str, str]:
     """The same of slabs, whatever their order and orientation."""
-    gate_up, down = (g.stored(checkpoint.tensor(f"expert.{part}", i)) for part in ("gate_up", "down_slab"))
-    if is_turned(checkpoint, i):
-        gate_up, down = (g.op("Transpose", slab, perm=[0, 2, 1]) for slab in (gate_up, down))
-    if checkpoint.graph.gate_up is GateUp.STACKED:
-        count, inner, width = checkpoint.settings.experts_of[i], inner_width(checkpoint, i), checkpoint.settings.hidden
-        halves = g.op("Reshape", gate_up, g.ints(count, 2, inner, width))
-        turns = g.op("Transpose", halves, perm=[0, 2, 1, 3])
-        gate_up = g.op("Reshape", turns, g.ints(count, 2 * inner, width))
-    return gate_up, down
+    gate_up, down = (checkpoint.tensor(f"expert.{part}", i) for part in ("gate_up", "down_slab"))
+    count, inner, width = checkpoint.settings.experts_of[i], inner_width(checkpoint, i), checkpoint.settings.hidden
+    apart = checkpoint.graph.gate_up is GateUp.STACKED
+    if not is_turned(checkpoint, i):
+        if not apart:
+            return g.stored(gate_up), g.stored(down)
+        rows = g.stored(gate_up._replace(name=f"{gate_up.name}.rows", shape=(count * 2 * inner, width)))
+        return _in_turns(g, rows, count, inner, 2 * inner, inner), g.stored(down)
+    stacked, downs = (g.op("Transpose", g.stored(slab), perm=[0, 2, 1]) for slab in (gate_up, down))
+    if apart:
+        rows = g.op("Reshape", stacked, g.ints(-1, width))
+        stacked = _in_turns(g, rows, count, inner, 2 * inner, inner)
+    return stacked, downs
+
+
+def _in_turns(g: Graph, rows: str, count: int, inner: int, next_expert: int, up: int) -> str:
+    """[E, 2I, d] of rows [2EI, d]; `next_expert`: how many rows on the next one's gate is, `up`: a gate row's up row.
+
+    Rows by their numbers: whatever moves an axis takes a runtime twice as long and twice the memory.
+    """
+    first = g.constant(next_expert * np.arange(count)[:, None, None])
+    turns = g.constant(np.arange(inner)[:, None] + np.array([0, up]))
+    return g.op("Gather", rows, g.op("Reshape", g.op("Add", first, turns), g.ints(count, 2 * inner)), axis=0)
 
 
 def _quantised(g: Graph, checkpoint: Checkpoint, i: int, x: str, logits: str, normalise: bool) -> str:

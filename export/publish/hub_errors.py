@@ -1,5 +1,6 @@
 """What the Hub answers, or doesn't → one sentence: what it refuses and the way out, without secrets of addresses."""
 
+import errno
 from collections.abc import Iterator, Mapping
 from json import JSONDecodeError
 from typing import cast
@@ -17,7 +18,8 @@ from transform.errors import PublishError
 
 HTTP = cast(type[Exception], HfHubHTTPError.__bases__[0])  # the root of httpx or httpx2, whichever this version uses
 
-MISREAD = (KeyError, TypeError, AttributeError, IndexError)  # the client's, at an answer that no Hub gives
+# the client's, at an answer that no Hub gives
+MISREAD = (KeyError, TypeError, AttributeError, IndexError, NameError, AssertionError, ArithmeticError)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -31,6 +33,10 @@ def told(error: Exception, repository: str) -> PublishError:
     card = next((link for link in _chain(error) if "Invalid metadata in README.md" in str(link)), None)
     if card is not None:
         return PublishError(f"{repository}: {_brief(card)} The Hub takes no such card: write the variant again.")
+    if any(isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT) for link in _chain(error)):
+        return PublishError(
+            f"{repository}: the disk is full that has the Hub client's cache. Free space there, or set HF_HUB_CACHE."
+        )
     answered = next((link for link in _chain(error) if isinstance(link, HfHubHTTPError)), None)
     if answered is not None:
         return PublishError(f"{repository}: {_refusal(answered)}")

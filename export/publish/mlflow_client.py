@@ -35,7 +35,10 @@ _NUMBERS = ("accuracy", "accuracy_drop", "bytes", "parameters", "active_paramete
 _NAMES = ("latency_ms.",)
 _LOGGERS = ("mlflow", "urllib3", "requests")
 # the client's, at an answer that no MLflow gives
-_MISREAD = (ParseError, ValueError, KeyError, TypeError, AttributeError, IndexError, SystemError)
+_MISREAD = (
+    ParseError, SystemError, ValueError, KeyError, TypeError, AttributeError, IndexError, NameError, AssertionError,
+    ArithmeticError,
+)  # fmt: skip
 _Result = TypeVar("_Result")
 
 

@@ -20,6 +20,7 @@ from export.run.signatures import check_decoder, check_embedding, check_preproce
 from transform.arrays import Array
 from transform.modality import IMAGE, TEXT, Modality
 from transform.strict_json import read_json
+from transform.tokenizer_file import check_growth
 
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 SHARING = "com.microsoft::GroupQueryAttention"  # it writes behind the past, or copies it where the present is elsewhere
@@ -170,6 +171,7 @@ def fitted(session: Any, feed: Mapping[str, Array]) -> dict[str, Array]:
 
 def open_tokenizer(directory: Path) -> Any:
     """The variant's tokenizer."""
+    check_growth(directory)
     from tokenizers import Tokenizer
 
     try:

@@ -23,7 +23,8 @@ ROLES: tuple[Role, ...] = ("image_start", "image_end", "image_patch", "image_col
 LONGEST = 4096  # characters of an option; onnxruntime takes no longer ones
 _LARGEST = 1 << 31
 _MOST_CROPS = 1000  # of a picture: 65 thousand tokens
-_FILES = ("file", "path", "folder", "lib", "plugin", "prefix", "dump", "profil")  # parts of the names of such options
+# Parts of the names of options that have a place as their value, or an address in memory.
+_FILES = ("file", "path", "folder", "dir", "lib", "plugin", "prefix", "dump", "profil", "load_config", "external")
 _OPTIONS = f"session options, none of which names a file, strings of at most {LONGEST:,} characters"
 _DTYPES = ("float32", "float16", "int64", "uint8")
 Rule = tuple[str, Callable[[Any], bool], str]
@@ -131,7 +132,7 @@ def _is_id(value: Any) -> bool:
 
 def names_a_file(option: str) -> bool:
     """Whether an option has onnxruntime read, load or write what it names, as profiles and optimised models are."""
-    return any(word in option for word in _FILES)
+    return any(word in option.lower() for word in _FILES)
 
 
 def _are_options(value: Any) -> bool:

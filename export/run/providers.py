@@ -39,8 +39,8 @@ def provider_options(form: Form, static: bool) -> Providers:
 def check_providers(known: object) -> Providers:
     """The `providers` of an io.json, which may come from anywhere; raises VerificationError.
 
-    Numbers in them may be tuned. But an option that names a file has onnxruntime load libraries or write where it says:
-    only the cache of our own is let through.
+    Values of options that variants have may be tuned. Others have onnxruntime load libraries, write where they say or
+    call addresses; of the own ones that name a file only the cache is let through.
     """
     lists = list(known.values()) if isinstance(known, dict) else []
     whole = isinstance(known, dict) and lists and all(isinstance(listed, list) and listed for listed in lists)
@@ -53,9 +53,14 @@ def check_providers(known: object) -> Providers:
     own = cuda_options(True) | tensorrt_options(REFERENCE, True)
     for name, options in entries:
         for key, value in options.items():
-            if any(word in key for word in _PLACES) and own.get(key) != value:
+            if key not in own:
                 raise VerificationError(
-                    f"io.json: {key} of {name} names a file or a library; a variant's is {own.get(key)!r}, got "
+                    f"io.json: options of {name} must be ones that a variant has, {', '.join(own)}, got {key[:60]!r}. "
+                    "Export the variant again."
+                )
+            if any(word in key for word in _PLACES) and own[key] != value:
+                raise VerificationError(
+                    f"io.json: {key} of {name} names a file or a library; a variant's is {own[key]!r}, got "
                     f"{value[:60]!r}. Export the variant again."
                 )
     return known

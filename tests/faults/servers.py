@@ -82,7 +82,11 @@ class _Process:
         self._popen = subprocess.Popen(
             command, stdout=none, stderr=none, env=_clean() | env, cwd=ROOT, start_new_session=True
         )
-        registry.wait_for(port, self._popen)
+        try:
+            registry.wait_for(port, self._popen, 300)  # whole campaigns run behind all else
+        except BaseException:
+            self.end()
+            raise
 
     @property
     def runs(self) -> bool:

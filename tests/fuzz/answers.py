@@ -77,9 +77,11 @@ def _pulled(content: Content) -> bytes:
 
 
 def _pushed(content: Content) -> bytes:
-    absent, begun, done = _answer(404), _answer(202, Location="/v2/m/blobs/uploads/1"), _answer(201)
+    known, absent = _answer(200), _answer(404)
+    begun, done = _answer(202, Location="/v2/m/blobs/uploads/1"), _answer(201)
     blobs = len(content.items)
-    return json.dumps([absent, *[absent] * blobs, *[begun, done] * blobs, absent, begun, done, done]).encode()
+    version = [absent, absent, begun, done, done]  # its manifest, its config, which moves, and the manifest
+    return json.dumps([known, absent, *[absent] * blobs, *[begun, done] * blobs, *version]).encode()
 
 
 @contextmanager

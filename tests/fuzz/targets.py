@@ -178,10 +178,6 @@ def _vqa(folder: Path, data: bytes) -> object:
     return _read(read_samples(questions, annotations=files[1], images=folder / "data"))
 
 
-def _loaded(folder: Path, checkpoint: Checkpoint, data: bytes) -> object:
-    return load_golden(put(folder / GOLDEN, data).parent, checkpoint)
-
-
 def _golden(checkpoint: Checkpoint) -> bytes:
     wide, narrow = np.zeros((1, 18, 4), np.float32), np.zeros((1, 4), np.float32)
     arrays = {"ids": np.arange(18)[None], "logits": wide, "image.logits": narrow}

@@ -85,9 +85,9 @@ def running(folder: Path, auth: str = "") -> Iterator[Registry]:
             process.wait()
 
 
-def wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
+def wait_for(port: int, process: "subprocess.Popen[bytes]", seconds: int = 30) -> None:
     """Until somebody listens at a port."""
-    for _ in range(600):
+    for _ in range(20 * seconds):
         assert process.poll() is None, "the server ended at once"
         with socket.socket() as tried:
             if tried.connect_ex(("127.0.0.1", port)) == 0:

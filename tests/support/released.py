@@ -20,7 +20,7 @@ CONFIGS = ROOT / "tests" / "fixtures" / "configs"
 NONE_AT_HAND = (
     "aria", "aria_text", "axk1", "axk2", "bailing_hybrid", "cohere2_moe", "deepseek_v32", "ernie4_5_vl_moe",
     "exaone_moe", "flex_olmo", "flint", "gemma4_text", "granitemoe_swa", "granitemoeshared", "hunyuan_v1_moe",
-    "hy_v3", "jetmoe", "kimi_k25", "kimi_linear", "kolibri1", "laguna", "lara_mini", "llama4_text", "mellum",
+    "hy_v3", "kimi_k25", "kimi_linear", "kolibri1", "laguna", "lara_mini", "llama4_text", "mellum",
     "minimax", "mistral4", "molmo", "molmo2", "qwen3_5_moe_text",
 )  # fmt: skip
 ALWAYS = ("attention.norm", "attention.q", "attention.k", "attention.v", "attention.out", "mlp.norm")

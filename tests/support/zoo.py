@@ -368,7 +368,6 @@ ZOO: Mapping[str, Animal] = {
         _text(**EXPERT, **LOCAL, **GROUPS, **LATENT, **HEADS, first_k_dense_replace=2) | {"num_key_value_heads": 4},
         boundary=1, never=("last two",),
     ),
-    "jetmoe": Animal("JetMoeForCausalLM", _text(intermediate_size=60, **LOCAL, kv_channels=20)),
     "qwen3_5_moe_text": Animal(
         "Qwen3_5MoeForCausalLM",
         _text(moe_intermediate_size=28, **NAMED, **HEADS, **LINEAR, shared_expert_intermediate_size=36),

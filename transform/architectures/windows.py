@@ -12,7 +12,7 @@ from transform.errors import CheckpointError
 KINDS = "layer_types"
 WINDOW = "sliding_window"
 WINDOWED = {"sliding_attention": WINDOW, "chunked_attention": "attention_chunk_size"}
-MOST = 1 << 62  # tokens that int64 can hold, and one more
+MOST = 1 << 62  # tokens: int64 holds the sum of a position and a window
 LAST_FULL = "max_window_layers"  # how many first blocks see all, in families without a switch
 
 
