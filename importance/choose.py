@@ -119,5 +119,7 @@ def _indices(named: Sequence[int], layers: int, flag: str) -> set[int]:
         )
     twice = sorted({block for block in named if list(named).count(block) > 1})
     if twice:
-        raise KnobError(f"{flag}: each block is named once, got {', '.join(map(str, twice))} more than once. Remove one.")
+        raise KnobError(
+            f"{flag}: each block is named once, got {', '.join(map(str, twice))} more than once. Remove one."
+        )
     return set(named)
