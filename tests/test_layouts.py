@@ -288,7 +288,7 @@ def test_transformers_js_files(narrow: Path, seeing: Path, tmp_path: Path) -> No
     session = onnxruntime.InferenceSession(str(tmp_path / "js" / "onnx" / "model.onnx"), providers=[CPU])
     theirs = Graphs(narrow).text.run(["logits"], feed)[0]
     np.testing.assert_allclose(session.run(["logits"], feed)[0], theirs, rtol=0, atol=1e-5)
-    with pytest.raises(KnobError, match=r"text-only variants.*'molmo'"):
+    with pytest.raises(KnobError, match=r"text-only variants.*tried there \(olmoe\), got 'molmo'"):
         plan_layout(seeing, "transformers.js")
     with pytest.raises(KnobError, match="--provider is of no use"):
         plan_layout(narrow, "transformers.js", provider="cuda")

@@ -27,7 +27,7 @@ def resolve(model: str | Path | None, revision: str | None = None) -> Path:
         raise CheckpointError(
             f"{text[:200]}: no such directory, and not a hub id (owner/name, its branch by --revision). Check the path."
         )
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = ["config.json", INDEX, "*.safetensors", "README.md", *HUB_PATTERNS]  # the card has the licence
@@ -35,10 +35,10 @@ def resolve(model: str | Path | None, revision: str | None = None) -> Path:
         found = snapshot_download(text, revision=revision, allow_patterns=wanted)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         at = "" if revision is None else f" at revision {revision!r}"
-        raise CheckpointError(
-            f"{text}: no such directory, and the hub did not give it{at} ({type(error).__name__}). "
-            "Check the name and the network, or give a local directory."
-        ) from error
+        said = f"the hub did not give it{at} ({type(error).__name__}). Check the name and the network"
+        if constants.HF_HUB_OFFLINE and isinstance(error, LocalEntryNotFoundError):
+            said = f"the hub's cache does not have it{at}. HF_HUB_OFFLINE is set, so the hub isn't asked: unset it"
+        raise CheckpointError(f"{text}: no such directory, and {said}, or give a local directory.") from error
     return Path(found)
 
 
