@@ -74,6 +74,13 @@ def test_unusable_scores(molmo: Path, tmp_path: Path, content: str) -> None:
     assert not (tmp_path / "v").exists()
 
 
+@pytest.mark.parametrize("words", [("run", "--prompt", "x"), ("layout", "--for", "triton")])
+def test_a_variant_that_is_not_there_is_not_told_to_be_exported_again(words: tuple[str, ...], tmp_path: Path) -> None:
+    done = knobcast(words[0], tmp_path / "absent", *words[1:])
+    assert done.code == 1
+    assert "absent is none. Check the path." in done.said
+
+
 def test_tokens_are_refused_for_models_without_eyes(olmoe: Path, tmp_path: Path) -> None:
     done = knobcast("export", olmoe, "--tokens", "432", "--out", tmp_path / "v")
     assert done.code == 1

@@ -41,6 +41,8 @@ def plan_layout(directory: Path, runtime: str, *, member: str | None = None, pro
         raise KnobError(f"--for must be one of {', '.join(RUNTIMES)}, got {runtime[:40]!r}. Choose one of them.")
     if provider is not None and not RUNTIMES[runtime].takes_provider:
         raise KnobError(f"--provider is of no use to {runtime}, which is told its device at load. Leave it out.")
+    if not directory.is_dir():
+        raise RunError(f"A layout is made of a variant's directory: {directory} is none. Check the path.")
     text = "text.onnx" if member is None else read_family(directory).member(member).graph
     if not (directory / text).is_file():
         raise RunError(

@@ -117,6 +117,8 @@ class Runner:
         preprocess: str | None = None,
     ) -> None:
         self.directory = Path(directory)
+        if not self.directory.is_dir():
+            raise RunError(f"A variant to run must be a directory: {self.directory} is none. Check the path.")
         self.preprocess = choose_way(self.directory, preprocess)
         if provider not in PROVIDERS:
             raise RunError(f"The provider must be one of {', '.join(PROVIDERS)}, got {provider!r}. Choose one of them.")
