@@ -29,7 +29,7 @@ CONTRADICTIONS: tuple[tuple[str, Mapping[str, object], str], ...] = (
     ("lfm2_moe", {"num_dense_layers": 0}, "block 0 has experts by num_dense_layers"),
     ("nemotron_h", {"layers_block_type": ["moe"] * 6}, "block 0 has experts by layers_block_type"),
     ("glm4_moe_lite", {"mlp_layer_types": ["sparse"] * 6}, "block 0 has experts by mlp_layer_types"),
-    ("exaone_moe", {"mlp_layer_types": ["dense", *["sparse"] * 4]}, "must give experts to the blocks"),
+    ("exaone_moe", {"mlp_layer_types": ["dense", *["sparse"] * 4]}, "must list one value per block, it has 5 for 6"),
     ("jamba", {"expert_layer_period": 1, "expert_layer_offset": 0}, "block 0 has experts by expert_layer_period"),
 )  # fmt: skip
 

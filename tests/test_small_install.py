@@ -27,7 +27,7 @@ from transform.source import resolve
 
 SMALL = ROOT / ".venv-small"
 COMMAND = SMALL / "bin" / "knobcast"
-BEYOND = [package for package, extra in EXTRAS.items() if extra == "full" and package != "huggingface_hub"]
+BEYOND = [package for package, extra in EXTRAS.items() if extra != "run" and package != "huggingface_hub"]
 QUESTION = "What colour is the circle?"
 MIB = 1 << 20
 needs_small = [
