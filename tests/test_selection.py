@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from export.command.search import protected_blocks
 from importance import (
     choose_blocks,
     find_scores,
@@ -195,6 +196,8 @@ def test_blocks_that_a_family_needs_stay_whatever_their_score_is(tmp_path: Path)
         choose_blocks(checkpoint, blocks=2, scores=scores)
     with pytest.raises(KnobError, match="first 2 blocks of a 'qwen3_vl_moe' model must stay"):
         DropBlocks(choose_blocks(checkpoint, drop=[1])).requires(checkpoint)
+    for said, kept in ((None, (0, 1, 5)), ("none", (0, 1)), ("3", (0, 1, 3))):  # of a search
+        assert protected_blocks(said, checkpoint) == frozenset(kept)
 
 
 def test_scores_are_found_beside_the_model(molmo: Path, tmp_path: Path) -> None:

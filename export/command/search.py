@@ -10,6 +10,8 @@ from export.command.sample_files import SampleFiles
 from export.command.score_files import search_sets
 from export.command.work import Work
 from importance.search import STRATEGIES, strategy
+from transform.checkpoint import Checkpoint
+from transform.depth import pinned_blocks
 from transform.errors import KnobError
 from transform.knobs import parse_blocks
 
@@ -31,7 +33,7 @@ def search(
     ] = None,
 ) -> None:
     """Search which blocks to drop together, on your own samples: the best set of every size."""
-    chosen, protected = strategy(by), _protected(joined(protect))
+    chosen, protected = strategy(by), protected_blocks(joined(protect), how.checkpoint)
     if beam_width is not None and by != "beam":
         raise KnobError(f"--beam-width is for --strategy beam, the strategy is {by}. Leave it out.")
     target = work.target(how.checkpoint, "sets.json")
@@ -48,8 +50,10 @@ def search(
     )  # fmt: skip
 
 
-def _protected(text: str | None) -> frozenset[int] | None:
-    if text == "none":
-        return frozenset()
-    blocks = parse_blocks(text, "--protect")
-    return None if blocks is None else frozenset(blocks)
+def protected_blocks(text: str | None, checkpoint: Checkpoint) -> frozenset[int] | None:
+    """Those that are named, or None: the usual ones; and whatever the family can't do without."""
+    blocks = () if text == "none" else parse_blocks(text, "--protect")
+    pinned = frozenset(range(pinned_blocks(checkpoint)))
+    if blocks is None and pinned:
+        blocks = (0, checkpoint.settings.layers - 1)
+    return None if blocks is None else pinned.union(blocks)
