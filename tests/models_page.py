@@ -74,7 +74,7 @@ longest of those with graphs, GPT-OSS, {oss}. A walk, with dots.llm1 ({dots} lin
    of transformers' processors it has and whether they count a picture once or as a clip. `TOKENS` then works.
 7. A released config.json, without weights, into `tests/fixtures/configs/`, then `python -m tests.models_page`.
 
-What the words mean is in `transform/architectures/records.py` and `graph_facts.py`; more in
+What the words mean is in `records.py`, `pictures.py` and `graph_facts.py` of `transform/architectures/`; more in
 [design](design.md#adding-a-family).
 """
 

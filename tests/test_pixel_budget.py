@@ -10,7 +10,7 @@ from transformers.models.glm4v.image_processing_pil_glm4v import smart_resize as
 from transformers.models.glm46v.image_processing_pil_glm46v import smart_resize as later_glm
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as qwen
 
-from transform.architectures.records import Fit
+from transform.architectures.pictures import Fit
 from transform.errors import KnobError
 from transform.pixel_budget import PixelBudget
 from transform.pixel_range import check_budget, kept_to, least, most

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transform.architectures import shown
-from transform.architectures.records import Fit, Pixels
+from transform.architectures.pictures import Fit, Pixels
 from transform.checkpoint import Checkpoint
 from transform.errors import CheckpointError, KnobError
 from transform.image_settings import PREPROCESSOR, PROCESSOR

@@ -9,7 +9,7 @@ an upper bound of N squares and a lower one of three quarters of it: with a narr
 import math
 from dataclasses import dataclass
 
-from transform.architectures.records import Fit
+from transform.architectures.pictures import Fit
 from transform.errors import KnobError
 
 MOST_ASPECT = 200  # transformers refuses narrower pictures

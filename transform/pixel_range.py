@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from functools import cache
 
-from transform.architectures.records import Fit
+from transform.architectures.pictures import Fit
 from transform.errors import KnobError
 from transform.pixel_budget import MOST_ASPECT, PixelBudget
 

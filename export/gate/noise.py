@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from transform.architectures import lookup
-from transform.architectures.records import Noise, Shown
+from transform.architectures.pictures import Noise, Shown
 
 PICTURES = 2
 PLACES = ((2, 3), (3, 2))  # rows and columns in tokens of pictures whose patches come with their places

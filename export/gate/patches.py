@@ -13,7 +13,7 @@ import torch
 
 from export.gate.noise import noise
 from export.gate.picture import drawn_picture
-from transform.architectures.records import Pixels
+from transform.architectures.pictures import Pixels
 from transform.checkpoint import Checkpoint
 from transform.errors import VerificationError
 from transform.picture_processor import places
