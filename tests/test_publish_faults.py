@@ -78,9 +78,11 @@ LASTING = {
     "a damaged answer when it is read back": (
         Fault("GET", "/blobs/sha256", change=lambda data: data[::-1]), "the registry holds"),
     "an answer that is cut short each time": (Fault("GET", "/blobs/sha256", times=99, length=0), "it stops after"),
-    "another manifest": (Fault("GET", r"/manifests/k", change=lambda data: data + b" "), "the manifest"),
+    # asked for twice: whether the version is there already, and what became of it
+    "another manifest": (Fault("GET", r"/manifests/k", times=2, change=lambda data: data + b" "), "the manifest"),
     "a digest that isn't the manifest's": (
-        Fault("GET", r"/manifests/k", headers={"Docker-Content-Digest": f"sha256:{'0' * 64}"}), "the manifest"),
+        Fault("GET", r"/manifests/k", times=2, headers={"Docker-Content-Digest": f"sha256:{'0' * 64}"}),
+        "the manifest"),
     "another size": (Fault("HEAD", "/blobs/sha256", times=99, status=200, headers={"Content-Length": "3"}), "damaged"),
     "nowhere to go": (Fault("POST", BLOB, status=202), "must say where an upload goes"),
     "a place without TLS": (
