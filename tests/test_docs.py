@@ -52,6 +52,12 @@ def test_the_map_names_what_is_there() -> None:
     assert [row for row in rows if not exists(row)] == []
 
 
+def test_no_merge_left_its_marks() -> None:
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+    marked = re.compile(r"^(?:<{7} .*|={7}|>{7} .*)$", re.MULTILINE)
+    assert [page.name for page in pages if marked.search(page.read_text("utf-8"))] == []
+
+
 def test_every_module_is_on_the_map() -> None:
     """A new, moved or renamed file gets its row in docs/design.md."""
     page = (ROOT / "docs" / "design.md").read_text("utf-8")
