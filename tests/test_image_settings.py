@@ -13,13 +13,13 @@ import pytest
 from export.variant import export_variant
 from importance.prompts import load_processor
 from transform.errors import CheckpointError, KnobError
-from transform.image_settings import MEAN, STD
+from transform.image_settings import MEAN, RESIZES, STD
 from transform.knobs import Knobs
 from transform.molmoe import preprocessing
 from transform.plan import make_plan
 from transform.read import read_checkpoint
 from transform.source import DEFAULT
-from transform.vision_plan import DEFAULT_POLICY, RESIZES
+from transform.vision_plan import DEFAULT_POLICY
 
 Copy = Callable[[Path], Path]
 STOCK = json.loads((DEFAULT / "preprocessor_config.json").read_text())

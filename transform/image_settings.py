@@ -15,6 +15,7 @@ PROCESSOR, PREPROCESSOR = "processor_config.json", "preprocessor_config.json"
 STOCK_CROPS = 12
 MOST_CROPS = 100  # trained with 12, evaluated with 36
 # Those of `molmoe/preprocessing.py`, whose arrays a plan would have to import numpy for.
+RESIZES = ("pad", "fill")
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 # The only values that preprocessing computes with; what isn't there is so by default.
 _FIXED: Mapping[str, tuple[object, ...]] = {

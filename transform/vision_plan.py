@@ -4,14 +4,13 @@ from dataclasses import dataclass
 
 from transform.checkpoint import Checkpoint
 from transform.errors import KnobError
-from transform.image_settings import max_crops, variant_policy
+from transform.image_settings import RESIZES, max_crops, variant_policy
 from transform.knobs import Knobs, parse_tokens
 from transform.molmoe import tiling
 from transform.ownership import read_manifest
 from transform.picture_processor import PicturePlan, picture_warnings, plan_pictures, written_budget
 from transform.plan_facts import VisionFacts
 
-RESIZES = ("pad", "fill")  # those of `molmoe/preprocessing.py`, which needs numpy
 DEFAULT_POLICY = ("pad", "canvas")
 
 

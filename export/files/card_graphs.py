@@ -37,4 +37,4 @@ def _prompt(found: Measured) -> str:
     number = round(found.get("prompt", 1))
     if number == 1:
         return "the gate's prompt"
-    return f"prompt {number} of the gate, behind {number - 1} where a token got other experts,"
+    return f"prompt {number} of the gate, as {number - 1} before it came out further away than allowed,"

@@ -12,7 +12,7 @@ from export.report.markup import Html, Inside, tag
 from export.report.tables import Column, details, table
 from export.report.tiles import Box, Layout, layout
 from export.sweep.pictures import Kept
-from transform.molmoe.preprocessing import RESIZES
+from transform.image_settings import RESIZES
 from transform.molmoe.tiling import CROP, WINDOW, BudgetError
 
 Budget = int | str | None  # None: as the source does without a budget

@@ -13,7 +13,7 @@ from export.run.providers import Providers, check_providers
 from export.run.static_plan import read_static
 from transform.errors import CheckpointError, VerificationError
 from transform.forms import ACTIVATIONS, NAMES, REFERENCE, Form, form_named
-from transform.molmoe.preprocessing import RESIZES
+from transform.image_settings import RESIZES
 from transform.molmoe.tiling import RULES, TIERS, TOKENS_PER_CROP
 from transform.strict_json import read_json
 
