@@ -78,6 +78,13 @@ def run_command(arguments: list[str], folder: Path, point: Point | None = None, 
     return begin(arguments, folder, point, served).end(point, served)
 
 
+def must_run(folder: Path, arguments: list[str], served: Served | None) -> None:
+    """An undisturbed one that is needed; RuntimeError with what it printed where it fails."""
+    ended = run_command(arguments, folder, None, served)
+    if ended.code:
+        raise RuntimeError(ended.printed)
+
+
 @dataclass(frozen=True)
 class Begun:
     """A forked child, what it prints, where it says how many calls were counted, and when it began."""

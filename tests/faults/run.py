@@ -8,20 +8,19 @@ these, drawn by the seed.
 
 import argparse
 import json
-import os
 import random
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from export.publish import web
 from tests.faults import library
 from tests.faults.campaigns import CAMPAIGNS, GATED, make_model, make_worlds
-from tests.faults.points import Bench, Point, Result, can_mount, run_command
-from tests.faults.servers import Served, end_all, lacking
+from tests.faults.points import Bench, Point, Result, can_mount, must_run
+from tests.faults.servers import end_all, lacking
 from tests.faults.servers import warm as warm_clients
 
 TORN, TIMES, FULL, MOUNTED, GATE_TIMES, FAILING = 10, 8, 10, 6, 8, 6  # per campaign
@@ -44,19 +43,17 @@ def main(arguments: Sequence[str]) -> int:
     if reason := library.missing():
         print(f"{reason}.", file=sys.stderr)
         return 2
-    loaded = Path(os.environ.get("LD_PRELOAD", ""))
-    if loaded.name != "kill.so":
-        library.restart_under(library.compiled(Path(tempfile.mkdtemp(prefix="faults-"))), arguments, "tests.faults.run")
+    home = library.loaded(arguments, "tests.faults.run")
     results: list[Result] = []
     try:
-        for result in campaign_results(loaded.parent, options):
+        for result in campaign_results(home, options):
             results.append(result)
             if options.json:  # what is stopped has said what it found
                 rows = [{**vars(r), "point": str(r.point), "kind": r.point.kind} for r in results]
                 options.json.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
     finally:
         end_all()
-        shutil.rmtree(loaded.parent)
+        shutil.rmtree(home)
     print(table(results))
     broken = [result for result in results if result.problems]
     for result in broken:
@@ -70,11 +67,6 @@ def campaign_results(home: Path, options: argparse.Namespace) -> Iterator[Result
     model, folder = home / "model", home / "run" / "folder"
     (home / "run").mkdir()
 
-    def run(command: list[str], served: Served | None) -> None:
-        ended = run_command(command, folder, None, served)
-        if ended.code:
-            raise RuntimeError(ended.printed)
-
     make_model(model)
     draw = random.Random(options.seed)
     chosen = [
@@ -84,7 +76,7 @@ def campaign_results(home: Path, options: argparse.Namespace) -> Iterator[Result
         if reason := lacking(kind):
             print(f"{reason}; the campaigns that ask one are left out", file=sys.stderr)
             chosen = [campaign for campaign in chosen if campaign.server != kind]
-    worlds = make_worlds(model, home / "worlds", run, {campaign.server for campaign in chosen})
+    worlds = make_worlds(model, home / "worlds", partial(must_run, folder), {campaign.server for campaign in chosen})
     if options.points is not None:
         chosen = [campaign for campaign in chosen if campaign is not GATED]
     for number, campaign in enumerate(chosen):

@@ -8,20 +8,19 @@ or none, at least one push succeeds, a loser says so in words, and the same comm
 
 import argparse
 import json
-import os
 import random
 import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from tests.faults import library
 from tests.faults.campaigns import SERVED, make_model, make_worlds
-from tests.faults.points import SHELF, Tree, begin, part, port, renew, run_command, tree
+from tests.faults.points import SHELF, Tree, begin, must_run, part, port, renew, run_command, tree
 from tests.faults.run import warm
 from tests.faults.servers import Served, end_all, lacking, serving
 from tests.faults.sound import published
@@ -65,14 +64,12 @@ def main(arguments: Sequence[str]) -> int:
     if reason := library.missing():
         print(f"{reason}.", file=sys.stderr)
         return 2
-    loaded = Path(os.environ.get("LD_PRELOAD", ""))
-    if loaded.name != "kill.so":
-        library.restart_under(library.compiled(Path(tempfile.mkdtemp(prefix="faults-"))), arguments, MODULE)
+    home = library.loaded(arguments, MODULE)
     try:
-        rounds = list(all_rounds(loaded.parent, options))
+        rounds = list(all_rounds(home, options))
     finally:
         end_all()
-        shutil.rmtree(loaded.parent)
+        shutil.rmtree(home)
     print(table(rounds))
     if options.json:
         options.json.write_text(json.dumps([vars(one) for one in rounds], indent=1) + "\n", "utf-8")
@@ -85,14 +82,9 @@ def all_rounds(home: Path, options: argparse.Namespace) -> Iterator[Round]:
     model, folder = home / "model", home / "run" / "folder"
     (home / "run").mkdir()
 
-    def run(command: list[str], served: Served | None) -> None:
-        ended = run_command(command, folder, None, served)
-        if ended.code:
-            raise RuntimeError(ended.printed)
-
     make_model(model)
     chosen = [name for name in PLACES if options.only in name and not lacking(name if name in SERVED else "")]
-    worlds = make_worlds(model, home / "worlds", run, {name for name in chosen if name in SERVED})
+    worlds = make_worlds(model, home / "worlds", partial(must_run, folder), {name for name in chosen if name in SERVED})
     draw = random.Random(options.seed)
     for place in chosen:
         world = worlds[PLACES[place][2]]

@@ -20,6 +20,7 @@ from export.publish.object_store import open_store
 from export.publish.oci import open_oci
 from export.publish.web import Answer
 from tests.fuzz.mutate import in_json
+from tests.fuzz.replay import replay
 from tests.fuzz.target import Target, put
 
 _FILES = {"a.bin": b"weights" * 30, "SHA256SUMS": b"sums", "manifest.json": b"{}"}
@@ -87,16 +88,18 @@ def _pushed(content: Content) -> bytes:
 @contextmanager
 def _answering(data: bytes) -> Iterator[None]:
     """Every request gets the next of the answers, as a connection would bring it; then there is none."""
-    try:
-        tree = json.loads(data)
-    except (ValueError, RecursionError):
-        tree = [{"status": 200, "headers": {}, "body": data.decode("latin-1")}]
-    answers = iter(tree if isinstance(tree, list) else [tree])
+    answer = replay(data)
 
     def open_url(request: Request, host: str) -> Answer:
         for _ in request.data or ():  # type: ignore[union-attr]  # pieces, as web.py gives them
             pass
-        return _as_answer(next(answers, None), host)
+        found = answer()
+        if found is None:
+            raise web.PassingError(f"{host} can't be reached")
+        message = Message()
+        for name, value in found.headers:
+            message[name] = value
+        return Answer(found.status, message, io.BytesIO(found.body))
 
     before = web.open_url, web.WAITS, web.LONGEST_WAIT
     web.open_url, web.WAITS, web.LONGEST_WAIT = open_url, (0.0, 0.0, 0.0, 0.0), 0.0
@@ -104,23 +107,6 @@ def _answering(data: bytes) -> Iterator[None]:
         yield
     finally:
         web.open_url, web.WAITS, web.LONGEST_WAIT = before
-
-
-def _as_answer(entry: object, host: str) -> Answer:
-    found = entry if isinstance(entry, dict) else {}
-    status, headers, body = (found.get(name) for name in ("status", "headers", "body"))
-    if not isinstance(status, int) or not 100 <= status < 1000:
-        raise web.PassingError(f"{host} can't be reached")
-    message = Message()
-    for name, value in headers.items() if isinstance(headers, dict) else ():
-        message[_line(name)] = _line(value)
-    text = body if isinstance(body, str) else json.dumps(body)
-    return Answer(status, message, io.BytesIO(text.encode("utf-8", "surrogatepass")))
-
-
-def _line(value: object) -> str:
-    """As a header can bring it: one line of latin-1."""
-    return str(value).encode("latin-1", "replace").decode("latin-1").translate({10: " ", 13: " "})
 
 
 def _pull(out: Path, data: bytes) -> None:

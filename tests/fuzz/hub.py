@@ -19,6 +19,7 @@ from export.publish.hub_errors import HTTP
 from export.publish.publisher import publish
 from tests.fuzz.answers import EscapeError, content_of, filled
 from tests.fuzz.mutate import in_json
+from tests.fuzz.replay import Said, replay, said
 from tests.fuzz.target import Target
 from tests.support.hub_stand_in import TOKEN, hub_stand_in
 
@@ -110,7 +111,9 @@ def _recorder(answers: list[Answer]) -> Callable[[Any], Any]:
         if not isinstance(body, str):
             headers.pop("content-length", None)
         answers.append({"status": found.status_code, "headers": headers, "body": body})
-        return _made(answers[-1])
+        again = said(answers[-1])
+        assert again is not None
+        return _made(again)
 
     return answer
 
@@ -120,18 +123,13 @@ _OF_A_CONNECTION = ("date", "server", "connection")
 
 @contextmanager
 def _replayed(data: bytes, url: str, cache: Path) -> Iterator[None]:
-    try:
-        tree = json.loads(data)
-    except (ValueError, RecursionError):
-        tree = [{"status": 200, "headers": {}, "body": data.decode("latin-1")}]
-    answers = iter(tree if isinstance(tree, list) else [tree])
+    come = replay(data)
 
     def answer(_: Any) -> Any:
-        entry = next(answers, None)
-        found = _made(entry if isinstance(entry, dict) else {})
+        found = come()
         if found is None:
             raise httpx.ConnectError("the server is gone")
-        return found
+        return _made(found)
 
     before = _below(cache.parent, cache)
     with _quiet(url, cache), _by(answer):
@@ -144,15 +142,7 @@ def _below(folder: Path, cache: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if not path.is_relative_to(cache) and "out" not in path.parts)
 
 
-def _made(entry: Answer) -> Any:
-    """As a connection could bring it; None: it brings nothing."""
-    status, headers, body = (entry.get(name) for name in ("status", "headers", "body"))
-    if type(status) is not int or not 100 <= status < 1000:
-        return None
-    pairs = [(_line(name), _line(value)) for name, value in (headers.items() if isinstance(headers, dict) else ())]
-    text = body if isinstance(body, str) else json.dumps(body)
-    return httpx.Response(status, headers=pairs, content=text.encode("utf-8", "surrogatepass"))
-
-
-def _line(value: object) -> bytes:
-    return str(value).encode("latin-1", "replace").translate(None, b"\r\n\0")
+def _made(found: Said) -> Any:
+    """As a connection could bring it."""
+    pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in found.headers]
+    return httpx.Response(found.status, headers=pairs, content=found.body)

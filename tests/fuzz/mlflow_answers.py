@@ -20,6 +20,7 @@ from export.publish.mlflow import open_mlflow
 from export.publish.publisher import publish
 from tests.fuzz.answers import content_of, filled
 from tests.fuzz.mutate import in_json
+from tests.fuzz.replay import Said, replay
 from tests.fuzz.target import Target
 from tests.support.paths import ROOT
 
@@ -75,38 +76,26 @@ def _sending(send: Callable[..., Any]) -> Iterator[None]:
 
 @contextmanager
 def _replayed(data: bytes) -> Iterator[None]:
-    try:
-        tree = json.loads(data)
-    except (ValueError, RecursionError):
-        tree = [{"status": 200, "headers": {}, "body": data.decode("latin-1")}]
-    answers = iter(tree if isinstance(tree, list) else [tree])
+    answer = replay(data)
 
     def send(_: object, request: Any, **__: object) -> Any:
         for _piece in request.body if hasattr(request.body, "__iter__") else ():
             pass
-        return _made(next(answers, None), request)
+        return _made(answer(), request)
 
     with _sending(send):
         yield
 
 
-def _made(entry: object, request: Any) -> Any:
-    """As a connection could bring it; one without a status brings nothing."""
+def _made(found: Said | None, request: Any) -> Any:
+    """As a connection could bring it; None brings nothing."""
     import requests
     from urllib3 import HTTPResponse
 
-    found = entry if isinstance(entry, dict) else {}
-    status, headers, body = (found.get(name) for name in ("status", "headers", "body"))
-    if type(status) is not int or not 100 <= status < 1000:
+    if found is None:
         raise requests.exceptions.ConnectionError("the server is gone")
-    lines = {_line(name): _line(value) for name, value in (headers.items() if isinstance(headers, dict) else ())}
-    text = body if isinstance(body, str) else json.dumps(body)
-    raw = HTTPResponse(BytesIO(text.encode("utf-8", "surrogatepass")), lines, status, preload_content=False)
+    raw = HTTPResponse(BytesIO(found.body), dict(found.headers), found.status, preload_content=False)
     return requests.adapters.HTTPAdapter().build_response(request, raw)
-
-
-def _line(value: object) -> str:
-    return str(value).encode("latin-1", "replace").decode("latin-1").translate({10: " ", 13: " "})
 
 
 def record(url: str) -> None:
